@@ -1,0 +1,181 @@
+//! Accuracy over tasks and versions: pure arithmetic on counts.
+//!
+//! `a[l][j]` is the accuracy of the version after task `l` on task `j`'s held-out images, among all classes seen
+//! after `l`. Definitions: average incremental accuracy from Rebuffi et al. 2017 (iCaRL), backward transfer from
+//! Lopez-Paz & Ranzato 2017 (GEM), forgetting from Chaudhry et al. 2018.
+
+use serde::{Deserialize, Serialize};
+
+/// Right answers out of all asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Right answers.
+    pub correct: u32,
+    /// Images asked about.
+    pub total: u32,
+}
+
+impl Tally {
+    /// Share of right answers; `None` when nothing was asked.
+    pub fn accuracy(self) -> Option<f64> {
+        (self.total > 0).then(|| f64::from(self.correct) / f64::from(self.total))
+    }
+
+    /// The 95 % Wilson score interval of [`Self::accuracy`] (Wilson 1927).
+    pub fn interval(self) -> Option<[f64; 2]> {
+        const Z: f64 = 1.959_963_984_540_054;
+        let p = self.accuracy()?;
+        let n = f64::from(self.total);
+        let z2 = Z * Z;
+        let centre = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
+        let half = Z / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
+        Some([(centre - half).max(0.0), (centre + half).min(1.0)])
+    }
+}
+
+impl std::ops::Add for Tally {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            correct: self.correct + other.correct,
+            total: self.total + other.total,
+        }
+    }
+}
+
+impl std::iter::Sum for Tally {
+    fn sum<I: Iterator<Item = Self>>(tallies: I) -> Self {
+        tallies.fold(Self::default(), std::ops::Add::add)
+    }
+}
+
+/// The tallies of T versions, each learned on top of the one before, on T tasks. Row `l` holds tasks `0..=l`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AccuracyMatrix {
+    rows: Vec<Vec<Tally>>,
+}
+
+/// The figures that continual learning is reported in, as fractions.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Summary {
+    /// Mean over versions of the accuracy on all tasks up to then.
+    pub average: f64,
+    /// The newest version's accuracy on all tasks.
+    pub last: f64,
+    /// Mean over earlier tasks of the best accuracy before the newest version less the newest one's.
+    pub forgetting: f64,
+    /// Mean over earlier tasks of the newest accuracy less the one right after learning.
+    pub backward_transfer: f64,
+}
+
+impl AccuracyMatrix {
+    /// From rows of growing length: row `l` has `l + 1` tallies. `None` if a row has another length.
+    pub fn new(rows: Vec<Vec<Tally>>) -> Option<Self> {
+        rows.iter()
+            .enumerate()
+            .all(|(l, row)| row.len() == l + 1)
+            .then_some(Self { rows })
+    }
+
+    /// The rows, oldest version first.
+    pub fn rows(&self) -> &[Vec<Tally>] {
+        &self.rows
+    }
+
+    /// Row `l` over all its tasks, sample-weighted: `A_l`.
+    pub fn overall(&self) -> impl Iterator<Item = Tally> + '_ {
+        self.rows.iter().map(|row| row.iter().copied().sum())
+    }
+
+    /// How much of its best accuracy task `j` has lost by the newest version; `None` for the newest task and where
+    /// nothing was held out.
+    pub fn forgetting_of(&self, j: usize) -> Option<f64> {
+        let (newest, earlier) = self.rows.split_last()?;
+        let best = earlier
+            .iter()
+            .filter_map(|row| row.get(j)?.accuracy())
+            .reduce(f64::max)?;
+        Some(best - newest.get(j)?.accuracy()?)
+    }
+
+    fn backward_transfer_of(&self, j: usize) -> Option<f64> {
+        let (newest, earlier) = self.rows.split_last()?;
+        let at_learning = earlier.get(j)?.get(j)?.accuracy()?;
+        Some(newest[j].accuracy()? - at_learning)
+    }
+
+    /// The summary figures; `None` before the first version with held-out images. Means leave out tasks and versions
+    /// without held-out images; forgetting and backward transfer are 0 while there is one task.
+    pub fn summary(&self) -> Option<Summary> {
+        let overall: Vec<f64> = self.overall().filter_map(Tally::accuracy).collect();
+        let tasks = 0..self.rows.len().saturating_sub(1);
+        Some(Summary {
+            average: mean(overall.iter().copied())?,
+            last: *overall.last()?,
+            forgetting: mean(tasks.clone().filter_map(|j| self.forgetting_of(j))).unwrap_or(0.0),
+            backward_transfer: mean(tasks.filter_map(|j| self.backward_transfer_of(j))).unwrap_or(0.0),
+        })
+    }
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (count, sum) = values.fold((0_u32, 0.0), |(count, sum), value| (count + 1, sum + value));
+    (count > 0).then(|| sum / f64::from(count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(correct: u32) -> Tally {
+        Tally { correct, total: 100 }
+    }
+
+    #[test]
+    fn summary_of_a_hand_computed_matrix() {
+        let matrix = AccuracyMatrix::new(vec![
+            vec![tally(90)],
+            vec![tally(80), tally(95)],
+            vec![tally(85), tally(70), tally(60)],
+        ])
+        .expect("triangular");
+        let summary = matrix.summary().expect("held-out images exist");
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-12;
+        assert!(
+            close(summary.average, (0.9 + 0.875 + 215.0 / 300.0) / 3.0),
+            "{summary:?}"
+        );
+        assert!(close(summary.last, 215.0 / 300.0));
+        assert!(
+            close(summary.forgetting, f64::midpoint(0.05, 0.25)),
+            "best before is 0.90 and 0.95"
+        );
+        assert!(close(summary.backward_transfer, f64::midpoint(-0.05, -0.25)));
+        assert_eq!(matrix.forgetting_of(2), None);
+    }
+
+    #[test]
+    fn wilson_interval_of_known_counts() {
+        // R: prop.test(81, 263, correct = FALSE) gives 0.2553 to 0.3662 (Newcombe 1998, table I: 81/263).
+        let [low, high] = Tally {
+            correct: 81,
+            total: 263,
+        }
+        .interval()
+        .expect("asked");
+        assert!(
+            (low - 0.2553).abs() < 1e-4 && (high - 0.3662).abs() < 1e-4,
+            "{low} {high}"
+        );
+        let [low, high] = Tally { correct: 5, total: 5 }.interval().expect("asked");
+        assert!(low > 0.5 && (high - 1.0).abs() < 1e-12);
+        assert_eq!(Tally::default().interval(), None);
+    }
+
+    #[test]
+    fn only_triangles_are_matrices() {
+        assert_eq!(AccuracyMatrix::new(vec![vec![tally(1), tally(2)]]), None);
+        assert_eq!(AccuracyMatrix::default().summary(), None);
+    }
+}
