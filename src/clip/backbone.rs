@@ -1,0 +1,234 @@
+//! The frozen CLIP: both towers, their tokenizer and image processor.
+//!
+//! Owner: one device thread; everybody else holds the tokenizer, the image processor, or a handle to that thread.
+//! Invariants: weights never change; on the CPU a row of output depends on its own input alone, bit for bit, whatever
+//! shares the batch: predictions that were recorded can be repeated exactly.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::config::ClipConfig;
+use super::error::{BackboneError, EncodeError};
+use super::hub;
+use super::image_processor::ImageProcessor;
+use super::source::{BackboneFiles, BackboneSource};
+use super::text::TextTower;
+use super::tokenizer::ClipTokenizer;
+use super::vision::VisionTower;
+use super::weights::{Weights, WeightsFile};
+use crate::domain::Digest;
+
+/// The embedded backbone's name.
+const EMBEDDED_NAME: &str = "clipkeep/mini-clip";
+
+/// The frozen CLIP on its device.
+pub struct Backbone {
+    name: String,
+    digest: Digest,
+    config: ClipConfig,
+    logit_scale: f32,
+    vision: VisionTower,
+    text: TextTower,
+    tokenizer: ClipTokenizer,
+    image_processor: Arc<ImageProcessor>,
+    device: Device,
+    dtype: DType,
+}
+
+impl Backbone {
+    /// Loads a backbone that computes in f32 on `device`.
+    pub async fn load(source: &BackboneSource, device: &Device) -> Result<Self, BackboneError> {
+        Self::load_as(source, device, DType::F32).await
+    }
+
+    /// Loads a backbone that computes in `dtype`: F32 anywhere, BF16 and F16 on CUDA. Weights are converted from
+    /// whatever the file holds.
+    pub async fn load_as(
+        source: &BackboneSource,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self, BackboneError> {
+        if device.is_cpu() && dtype != DType::F32 {
+            return Err(BackboneError::Precision(dtype.as_str()));
+        }
+        let directory = match source {
+            BackboneSource::Embedded => None,
+            BackboneSource::Directory(directory) => Some(directory.clone()),
+            BackboneSource::Hub(id) => {
+                let fetched = hub::fetch(id).await;
+                Some(fetched.map_err(|source| BackboneError::Hub {
+                    id: id.clone(),
+                    source,
+                })?)
+            }
+        };
+        let name = name(source);
+        let device = device.clone();
+        // Reading, hashing and converting take seconds for a large model.
+        let build = move || {
+            let files = directory
+                .as_deref()
+                .map_or_else(|| Ok(BackboneFiles::embedded()), BackboneFiles::read)?;
+            Self::build(name, &files, device, dtype)
+        };
+        tokio::task::spawn_blocking(build)
+            .await
+            .unwrap_or(Err(BackboneError::Cancelled))
+    }
+
+    fn build(
+        name: String,
+        files: &BackboneFiles,
+        device: Device,
+        dtype: DType,
+    ) -> Result<Self, BackboneError> {
+        let config = ClipConfig::parse(&files.config)?;
+        let tokenizer = ClipTokenizer::parse(&files.tokenizer, &config.text)?;
+        let image_processor = ImageProcessor::parse(&files.preprocessor, config.vision.image_size)?;
+        let shards: Vec<_> = files
+            .weights
+            .iter()
+            .map(|(name, bytes)| WeightsFile {
+                name: name.clone(),
+                bytes,
+            })
+            .collect();
+        let mut weights = Weights::open(&shards, &device, dtype)?;
+        let vision = VisionTower::load(&mut weights, &config)?;
+        let text = TextTower::load(&mut weights, &config)?;
+        let logit_scale = weights.scalar("logit_scale")?.exp();
+        weights.finish()?;
+        Ok(Self {
+            name,
+            digest: files.digest,
+            config,
+            logit_scale,
+            vision,
+            text,
+            tokenizer,
+            image_processor: Arc::new(image_processor),
+            device,
+            dtype,
+        })
+    }
+
+    /// What people call it: the hub id, the directory's name, or `clipkeep/mini-clip`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// SHA-256 over weights, configuration, tokenizer and preprocessing: equal digests mean equal features
+    /// on one machine.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Width of features and embeddings (`projection_dim`).
+    pub fn dim(&self) -> usize {
+        self.config.projection_dim
+    }
+
+    /// The factor from cosine similarity to logit: the exponential of the checkpoint's parameter.
+    pub fn logit_scale(&self) -> f32 {
+        self.logit_scale
+    }
+
+    /// Edge of the square input image, in pixels.
+    pub fn image_size(&self) -> usize {
+        self.config.vision.image_size
+    }
+
+    /// Longest text in tokens, start and end included.
+    pub fn context_length(&self) -> usize {
+        self.config.text.context_length
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The tokenizer, for whoever parses prompts.
+    pub fn tokenizer(&self) -> ClipTokenizer {
+        self.tokenizer.clone()
+    }
+
+    /// The image processor, for the pool that decodes.
+    pub fn image_processor(&self) -> Arc<ImageProcessor> {
+        Arc::clone(&self.image_processor)
+    }
+
+    /// Features of images, not normalised: `(n, 3, image_size, image_size)` f32 pixels to `(n, dim)` f32.
+    pub fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, EncodeError> {
+        let size = self.image_size();
+        let n = match pixels.dims() {
+            &[n, 3, height, width] if height == size && width == size => n,
+            found => {
+                return Err(EncodeError::PixelShape {
+                    found: found.to_vec(),
+                    size,
+                });
+            }
+        };
+        let pixels = pixels.to_device(&self.device)?.to_dtype(self.dtype)?;
+        self.encode(n, |rows| {
+            self.vision.forward(&pixels.narrow(0, rows.start, rows.len())?)
+        })
+    }
+
+    /// Features of texts, not normalised: `n` lists of token ids to `(n, dim)` f32. Each list ends with the end token
+    /// and holds at most `context_length` ids; see [`ClipTokenizer::encode`].
+    pub fn encode_tokens(&self, ids: &[Vec<u32>]) -> Result<Tensor, EncodeError> {
+        let pooled = ids
+            .iter()
+            .enumerate()
+            .map(|(row, ids)| self.text.pooled_position(row, ids))
+            .collect::<Result<Vec<_>, _>>()?;
+        // What follows the pooled token has no influence.
+        let texts: Vec<&[u32]> = ids
+            .iter()
+            .zip(&pooled)
+            .map(|(ids, pooled)| &ids[..=*pooled])
+            .collect();
+        self.encode(texts.len(), |rows| {
+            self.text.forward(&texts[rows.clone()], &pooled[rows])
+        })
+    }
+
+    /// Runs a tower over `n` rows. On the CPU every row is computed alone, rows side by side on all cores: that keeps
+    /// its working set in the cache, and its result free of its neighbours (the matrix kernel's blocking, and with it
+    /// the order of its sums, may depend on the number of rows).
+    fn encode<F>(&self, n: usize, tower: F) -> Result<Tensor, EncodeError>
+    where
+        F: Fn(std::ops::Range<usize>) -> candle_core::Result<Tensor> + Sync,
+    {
+        if n == 0 {
+            return Ok(Tensor::zeros((0, self.dim()), DType::F32, &self.device)?);
+        }
+        if !self.device.is_cpu() {
+            return Ok(tower(0..n)?.to_dtype(DType::F32)?);
+        }
+        let rows = (0..n)
+            .into_par_iter()
+            .map(|row| tower(row..row + 1))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&rows, 0)?)
+    }
+}
+
+fn name(source: &BackboneSource) -> String {
+    match source {
+        BackboneSource::Embedded => EMBEDDED_NAME.to_owned(),
+        BackboneSource::Hub(id) => id.clone(),
+        BackboneSource::Directory(directory) => {
+            let resolved = directory.canonicalize();
+            let directory: &Path = resolved.as_deref().unwrap_or(directory);
+            directory
+                .file_name()
+                .map_or_else(|| "local".to_owned(), |name| name.to_string_lossy().into_owned())
+        }
+    }
+}

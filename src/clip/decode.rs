@@ -1,0 +1,144 @@
+//! Encoded bytes to upright 8-bit RGB, as Pillow and `transformers` do it.
+//!
+//! Owner: the image processor. Invariants: the format is read from the content, never from what a client claims; the
+//! pixel limit holds before a pixel is decoded, and what decoders allocate is bounded by it; of an animation only the
+//! first frame is looked at.
+
+use std::io::Cursor;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use thiserror::Error;
+
+/// What a client may make the server decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most pixels (width times height) of an image.
+    pub max_pixels: u64,
+}
+
+/// Bytes that a decoder may allocate for each pixel: the picture in its widest type (four channels of 16 bits), and
+/// as much again for its own planes and buffers.
+const DECODER_BYTES_PER_PIXEL: u64 = 16;
+/// What a decoder needs besides pixels: tables, metadata, the color profile.
+const DECODER_OVERHEAD: u64 = 16 << 20;
+
+/// An image that cannot be processed.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// The content is none of the known formats.
+    #[error("the content is no image of a known format (bmp, gif, jpeg, png, tiff, webp)")]
+    Unsupported,
+    /// The image has more pixels than is allowed. Nothing was decoded.
+    #[error("the image has {width}×{height} pixels, more than the {limit} that are allowed")]
+    TooManyPixels {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The limit on their product.
+        limit: u64,
+    },
+    /// The image has no pixels.
+    #[error("the image is empty")]
+    Empty,
+    /// The pixels are of a kind that has no agreed meaning as a photograph.
+    #[error("the image's pixels are {0}, which is not supported")]
+    UnsupportedPixels(&'static str),
+    /// The content is damaged, or uses a part of its format that is not supported.
+    #[error("the image cannot be decoded")]
+    Undecodable(#[source] image::ImageError),
+}
+
+/// Decodes to RGB with the EXIF orientation applied.
+pub(super) fn decode(bytes: &[u8], limits: Limits) -> Result<RgbImage, ImageError> {
+    let mut decoder = open(bytes, limits)?;
+    // A damaged orientation is no reason to refuse a picture.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let decoded = DynamicImage::from_decoder(decoder).map_err(ImageError::Undecodable)?;
+    let mut upright = DynamicImage::ImageRgb8(to_rgb(decoded)?);
+    upright.apply_orientation(orientation);
+    Ok(upright.into_rgb8())
+}
+
+/// Reads the header and checks it against the limits, before anything is decoded.
+pub(super) fn open(bytes: &[u8], limits: Limits) -> Result<impl ImageDecoder + '_, ImageError> {
+    let mut reader = ImageReader::new(Cursor::new(bytes));
+    // The reader's own limits hold while headers are parsed.
+    let mut allocations = image::Limits::no_limits();
+    allocations.max_alloc = Some(
+        limits
+            .max_pixels
+            .saturating_mul(DECODER_BYTES_PER_PIXEL)
+            .saturating_add(DECODER_OVERHEAD),
+    );
+    reader.limits(allocations);
+    let reader = reader
+        .with_guessed_format()
+        .map_err(|error| ImageError::Undecodable(error.into()))?;
+    if !reader.format().is_some_and(|format| format.reading_enabled()) {
+        return Err(ImageError::Unsupported);
+    }
+    let decoder = reader.into_decoder().map_err(ImageError::Undecodable)?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > limits.max_pixels {
+        return Err(ImageError::TooManyPixels {
+            width,
+            height,
+            limit: limits.max_pixels,
+        });
+    }
+    if width == 0 || height == 0 {
+        return Err(ImageError::Empty);
+    }
+    Ok(decoder)
+}
+
+/// To 8-bit RGB. Transparency is laid over white, as in `transformers`' `convert_to_rgb`. Of 16 bits the high byte
+/// counts, except in grey pictures without alpha: there Pillow cuts off at 255 what is above, and so do we, because
+/// the features must be those of the reference.
+fn to_rgb(decoded: DynamicImage) -> Result<RgbImage, ImageError> {
+    let (width, height) = (decoded.width(), decoded.height());
+    let pixels: Vec<u8> = match decoded {
+        DynamicImage::ImageRgb8(image) => return Ok(image),
+        DynamicImage::ImageLuma8(image) => image.iter().flat_map(|v| [*v; 3]).collect(),
+        DynamicImage::ImageLumaA8(image) => image
+            .pixels()
+            .flat_map(|p| [over_white(p.0[0], p.0[1]); 3])
+            .collect(),
+        DynamicImage::ImageRgba8(image) => image.pixels().flat_map(|p| composite(p.0)).collect(),
+        DynamicImage::ImageLuma16(image) => image.iter().flat_map(|v| [(*v).min(255) as u8; 3]).collect(),
+        DynamicImage::ImageLumaA16(image) => image
+            .pixels()
+            .flat_map(|p| [over_white(high_byte(p.0[0]), high_byte(p.0[1])); 3])
+            .collect(),
+        DynamicImage::ImageRgb16(image) => image.iter().map(|v| high_byte(*v)).collect(),
+        DynamicImage::ImageRgba16(image) => image
+            .pixels()
+            .flat_map(|p| composite(p.0.map(high_byte)))
+            .collect(),
+        _ => return Err(ImageError::UnsupportedPixels("floating-point numbers")),
+    };
+    RgbImage::from_raw(width, height, pixels).ok_or(ImageError::Empty)
+}
+
+fn high_byte(value: u16) -> u8 {
+    value.to_be_bytes()[0]
+}
+
+fn composite([red, green, blue, alpha]: [u8; 4]) -> [u8; 3] {
+    [
+        over_white(red, alpha),
+        over_white(green, alpha),
+        over_white(blue, alpha),
+    ]
+}
+
+/// `value` over white, in the fixed point of Pillow's `libImaging/AlphaComposite.c` for an opaque background.
+fn over_white(value: u8, alpha: u8) -> u8 {
+    const PRECISION: u32 = 7;
+    let (value, alpha) = (u32::from(value), u32::from(alpha));
+    let sum = ((value * alpha + 255 * (255 - alpha)) << PRECISION) + (0x80 << PRECISION);
+    // Divides by 255.
+    ((((sum >> 8) + sum) >> 8) >> PRECISION) as u8
+}

@@ -1,0 +1,172 @@
+//! Element-wise steps of a transformer layer that are one pass on the CPU.
+//!
+//! Owner: the encoder. candle's own operators take a pass (and fresh memory) for each of bias, activation and
+//! residual; here they are one loop over memory that is already ours. On other devices, and in other types than f32,
+//! the same formulas are composed of candle's operators. Invariant: a row's result depends on that row alone.
+
+use candle_core::{CpuStorage, DType, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
+use candle_nn::ops;
+
+use super::config::Activation;
+
+/// `LayerNorm(x) · weight + bias` over the last dimension of `x`, contiguous.
+pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    if !on_cpu(x) {
+        return ops::layer_norm(x, weight, bias, eps);
+    }
+    let out = x.copy()?;
+    out.inplace_op3(weight, bias, &LayerNorm { eps })?;
+    Ok(out)
+}
+
+/// `activation(x + bias)`; takes `x`, which must be nobody else's.
+pub(super) fn bias_activation(x: Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
+    if on_cpu(&x) {
+        x.inplace_op2(bias, &BiasActivation(activation))?;
+        return Ok(x);
+    }
+    let x = x.broadcast_add(bias)?;
+    match activation {
+        Activation::QuickGelu => &x * ops::sigmoid(&(&x * QUICK_GELU_SLOPE)?)?,
+        Activation::Gelu => x.gelu_erf(),
+    }
+}
+
+/// `x + bias + residual`; takes `x`, which must be nobody else's.
+pub(super) fn bias_residual(x: Tensor, bias: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    if on_cpu(&x) {
+        x.inplace_op3(bias, residual, &BiasResidual)?;
+        return Ok(x);
+    }
+    x.broadcast_add(bias)? + residual
+}
+
+/// The slope inside OpenAI's `x · sigmoid(1.702 x)` (<https://github.com/hendrycks/GELUs>).
+const QUICK_GELU_SLOPE: f64 = 1.702;
+
+fn on_cpu(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+struct BiasActivation(Activation);
+
+impl InplaceOp2 for BiasActivation {
+    fn name(&self) -> &'static str {
+        "bias-activation"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        x_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<()> {
+        let bias = values(bias, bias_layout)?;
+        let x = values_mut(x, x_layout)?;
+        for row in x.chunks_exact_mut(bias.len()) {
+            match self.0 {
+                Activation::QuickGelu => row
+                    .iter_mut()
+                    .zip(bias)
+                    .for_each(|(x, b)| *x = quick_gelu(*x + b)),
+                Activation::Gelu => row.iter_mut().zip(bias).for_each(|(x, b)| *x = gelu(*x + b)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn quick_gelu(x: f32) -> f32 {
+    x / (1.0 + (-QUICK_GELU_SLOPE as f32 * x).exp())
+}
+
+fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + candle_core::cpu::erf::erf_f32(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+struct BiasResidual;
+
+impl InplaceOp3 for BiasResidual {
+    fn name(&self) -> &'static str {
+        "bias-residual"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        x_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> Result<()> {
+        let bias = values(bias, bias_layout)?;
+        let residual = values(residual, residual_layout)?;
+        let x = values_mut(x, x_layout)?;
+        for (row, residual) in x
+            .chunks_exact_mut(bias.len())
+            .zip(residual.chunks_exact(bias.len()))
+        {
+            row.iter_mut()
+                .zip(bias)
+                .zip(residual)
+                .for_each(|((x, b), r)| *x += b + r);
+        }
+        Ok(())
+    }
+}
+
+struct LayerNorm {
+    eps: f32,
+}
+
+impl InplaceOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<()> {
+        let weight = values(weight, weight_layout)?;
+        let bias = values(bias, bias_layout)?;
+        let x = values_mut(x, x_layout)?;
+        let width = weight.len() as f32;
+        for row in x.chunks_exact_mut(weight.len()) {
+            // Two passes: the one-pass variance loses digits when the mean is far from zero, and CLIP's residual
+            // stream has channels of that kind.
+            let mean = sum(row.iter().copied()) / width;
+            let variance = sum(row.iter().map(|x| (x - mean) * (x - mean))) / width;
+            let scale = (variance + self.eps).sqrt().recip();
+            for ((x, w), b) in row.iter_mut().zip(weight).zip(bias) {
+                *x = (*x - mean) * scale * w + b;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sum(values: impl Iterator<Item = f32>) -> f32 {
+    values.sum()
+}
+
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("a fused step needs contiguous memory"),
+    }
+}
+
+fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
+        _ => bail!("a fused step needs contiguous f32 memory"),
+    }
+}

@@ -1,0 +1,37 @@
+//! The backbone: a frozen CLIP with its tokenizer and image processor.
+//!
+//! Owner: one device thread owns the [`Backbone`]; [`ClipTokenizer`] and [`ImageProcessor`] are handed out and used
+//! anywhere. Loading: [`BackboneSource`] names an embedded model, a Hugging Face directory or a hub repository; its
+//! files are read and hashed once, checked field by field and tensor by tensor, and only then is there a backbone.
+//!
+//! ```text
+//! image bytes ─ decode ─ resize ─ crop ─ normalise ─┐            ┌─ vision ─ features (n, dim)
+//!              └──────── ImageProcessor ───────────┘  Backbone ─┤
+//! prompt ──────────────── ClipTokenizer ─────────────           └─ text ─── features (n, dim)
+//! ```
+//!
+//! Invariants: nothing is silently initialised; every error names the file, field or tensor; weights never change;
+//! features are not normalised here; on the CPU a row of output depends on its input alone, bit for bit.
+
+mod backbone;
+mod config;
+mod decode;
+mod encoder;
+mod error;
+mod fused;
+mod hub;
+mod image_processor;
+mod resize;
+mod source;
+mod text;
+mod tokenizer;
+mod vision;
+mod weights;
+
+pub use backbone::Backbone;
+pub use decode::{ImageError, Limits};
+pub use error::{BackboneError, EncodeError};
+pub use hub::HubError;
+pub use image_processor::ImageProcessor;
+pub use source::BackboneSource;
+pub use tokenizer::ClipTokenizer;

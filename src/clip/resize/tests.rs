@@ -1,0 +1,158 @@
+//! Properties of the resampling. That it equals Pillow is tested on pictures, in `tests/backbone`.
+
+use proptest::prelude::*;
+
+use super::{Filter, Size, Window, resize};
+
+proptest! {
+    #[test]
+    fn a_constant_picture_stays_constant(
+        value: [u8; 3], size in sizes(60), target in sizes(60), filter in filters()
+    ) {
+        let pixels = value.repeat(size.width * size.height);
+        let out = resize::<3>(&pixels, size, target, &whole(target), filter);
+        prop_assert_eq!(out, value.repeat(target.width * target.height));
+    }
+
+    #[test]
+    fn the_size_it_has_changes_nothing((pixels, size) in pictures(), filter in filters()) {
+        prop_assert_eq!(resize::<1>(&pixels, size, size, &whole(size), filter), pixels);
+    }
+
+    #[test]
+    fn a_window_is_a_part_of_the_whole(
+        (pixels, size) in pictures(),
+        (target, window) in sizes(50).prop_flat_map(|target| (Just(target), windows(target))),
+        filter in filters(),
+    ) {
+        let all = resize::<1>(&pixels, size, target, &whole(target), filter);
+        let cut: Vec<u8> = window
+            .rows
+            .clone()
+            .flat_map(|row| all[row * target.width..][window.columns.clone()].to_vec())
+            .collect();
+        prop_assert_eq!(resize::<1>(&pixels, size, target, &window, filter), cut);
+    }
+
+    #[test]
+    fn channels_are_independent((pixels, size) in pictures(), target in sizes(40), filter in filters()) {
+        let inverted: Vec<u8> = pixels.iter().map(|value| !value).collect();
+        let pairs: Vec<u8> = pixels.iter().zip(&inverted).flat_map(|(a, b)| [*a, *b]).collect();
+        let of = |plane: &[u8]| resize::<1>(plane, size, target, &whole(target), filter);
+        let (first, second) = (of(&pixels), of(&inverted));
+        let both: Vec<u8> = first.iter().zip(&second).flat_map(|(a, b)| [*a, *b]).collect();
+        prop_assert_eq!(resize::<2>(&pairs, size, target, &whole(target), filter), both);
+    }
+
+    #[test]
+    fn each_pass_rounds_what_real_numbers_give((pixels, size) in pictures(), length in 1..=40_usize, cubic: bool) {
+        let (filter, kernel): (_, fn(f64) -> f64) =
+            if cubic { (Filter::Bicubic, catmull_rom) } else { (Filter::Bilinear, tent) };
+        let of = |target: Size| resize::<1>(&pixels, size, target, &whole(target), filter);
+
+        let wide = of(Size { width: length, ..size });
+        for (line, out) in pixels.chunks_exact(size.width).zip(wide.chunks_exact(length)) {
+            assert_rounded(out, &naive(line, length, kernel))?;
+        }
+        let high = of(Size { height: length, ..size });
+        for x in 0..size.width {
+            let column = |pixels: &[u8]| -> Vec<u8> { pixels.iter().skip(x).step_by(size.width).copied().collect() };
+            assert_rounded(&column(&high), &naive(&column(&pixels), length, kernel))?;
+        }
+    }
+}
+
+#[test]
+fn a_strip_costs_only_its_window() {
+    // The whole target would have 40 billion pixels.
+    let size = Size {
+        width: 1,
+        height: 20_000,
+    };
+    let target = Size {
+        width: 44_800,
+        height: 896_000,
+    };
+    let pixels: Vec<u8> = (0..size.height).map(|y| (y / 79) as u8).collect();
+    let window = Window {
+        columns: 22_288..22_512,
+        rows: 447_888..448_112,
+    };
+    let out = resize::<1>(&pixels, size, target, &window, Filter::Bicubic);
+    assert_eq!(out.len(), 224 * 224);
+    assert!(out.iter().all(|value| *value == (10_000_u32 / 79) as u8));
+}
+
+/// One line resampled in double precision over all its pixels, not rounded.
+fn naive(line: &[u8], length: usize, kernel: fn(f64) -> f64) -> Vec<f64> {
+    let scale = line.len() as f64 / length as f64;
+    let weight = |center: f64, x: usize| kernel(((x as f64 + 0.5 - center) / scale.max(1.0)).abs());
+    (0..length)
+        .map(|index| {
+            let center = (index as f64 + 0.5) * scale;
+            let (mut value, mut sum) = (0.0, 0.0);
+            for (x, pixel) in line.iter().enumerate() {
+                value += f64::from(*pixel) * weight(center, x);
+                sum += weight(center, x);
+            }
+            value / sum
+        })
+        .collect()
+}
+
+/// Each byte is the number rounded. Weights have 22 fractional bits, so 40 of them may move a sum by 40 · 255 / 2^23.
+fn assert_rounded(bytes: &[u8], numbers: &[f64]) -> Result<(), TestCaseError> {
+    prop_assert_eq!(bytes.len(), numbers.len());
+    for (byte, number) in bytes.iter().zip(numbers) {
+        let distance = (f64::from(*byte) - number.clamp(0.0, 255.0)).abs();
+        prop_assert!(distance <= 0.502, "{byte} for {number}");
+    }
+    Ok(())
+}
+
+fn tent(x: f64) -> f64 {
+    (1.0 - x).max(0.0)
+}
+
+/// Keys' cubic convolution with a = -1/2, expanded (<https://doi.org/10.1109/TASSP.1981.1163711>).
+fn catmull_rom(x: f64) -> f64 {
+    if x < 1.0 {
+        1.5 * x.powi(3) - 2.5 * x.powi(2) + 1.0
+    } else if x < 2.0 {
+        -0.5 * x.powi(3) + 2.5 * x.powi(2) - 4.0 * x + 2.0
+    } else {
+        0.0
+    }
+}
+
+fn whole(size: Size) -> Window {
+    Window {
+        columns: 0..size.width,
+        rows: 0..size.height,
+    }
+}
+
+fn sizes(limit: usize) -> impl Strategy<Value = Size> {
+    (1..=limit, 1..=limit).prop_map(|(width, height)| Size { width, height })
+}
+
+fn pictures() -> impl Strategy<Value = (Vec<u8>, Size)> {
+    sizes(40).prop_flat_map(|size| {
+        (
+            prop::collection::vec(any::<u8>(), size.width * size.height),
+            Just(size),
+        )
+    })
+}
+
+fn windows(size: Size) -> impl Strategy<Value = Window> {
+    let range = |length: usize| (0..length).prop_flat_map(move |start| (Just(start), start + 1..=length));
+    (range(size.width), range(size.height)).prop_map(|((left, right), (top, bottom))| Window {
+        columns: left..right,
+        rows: top..bottom,
+    })
+}
+
+fn filters() -> impl Strategy<Value = Filter> {
+    (0..6_u64).prop_map(|number| Filter::from_pillow(number).expect("a filter that Pillow has"))
+}

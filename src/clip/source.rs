@@ -1,0 +1,259 @@
+//! Where a backbone comes from, and its files in memory.
+//!
+//! Owner: the loader. Invariant: the digest covers exactly the bytes that are parsed, because each file is hashed
+//! while it is read and never read twice.
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::fmt;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use super::error::BackboneError;
+use super::{config, image_processor, tokenizer};
+use crate::domain::Digest;
+
+/// The usual, single weights file.
+pub(super) const WEIGHTS: &str = "model.safetensors";
+/// The list of shards that stands in its place for large models.
+pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+
+/// Which backbone to load.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum BackboneSource {
+    /// The small one inside this binary.
+    #[default]
+    Embedded,
+    /// A local directory in Hugging Face layout.
+    Directory(PathBuf),
+    /// A repository of the Hugging Face hub, `owner/name` or `owner/name@revision`.
+    Hub(String),
+}
+
+impl FromStr for BackboneSource {
+    type Err = Infallible;
+
+    /// What exists is a directory, and so is what looks like a path; `owner/name` is a repository of the hub;
+    /// `embedded` is the embedded one.
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            _ if Path::new(text).exists() => Self::Directory(text.into()),
+            "embedded" => Self::Embedded,
+            _ if is_repository(text) => Self::Hub(text.to_owned()),
+            _ => Self::Directory(text.into()),
+        })
+    }
+}
+
+impl fmt::Display for BackboneSource {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => out.write_str("embedded"),
+            Self::Directory(path) => write!(out, "{}", path.display()),
+            Self::Hub(id) => out.write_str(id),
+        }
+    }
+}
+
+/// Whether `text` has the form of a hub id: two names of letters, digits, `-`, `_` and `.`, none of them starting
+/// with a dot; the revision after `@` is free.
+fn is_repository(text: &str) -> bool {
+    let (id, revision) = text
+        .split_once('@')
+        .map_or((text, None), |(id, revision)| (id, Some(revision)));
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && !name.starts_with('.')
+            && name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    revision != Some("")
+        && id
+            .split_once('/')
+            .is_some_and(|(owner, name)| is_name(owner) && is_name(name))
+}
+
+/// The bytes of a backbone's files.
+pub(super) struct BackboneFiles {
+    pub(super) config: Bytes,
+    pub(super) tokenizer: Bytes,
+    pub(super) preprocessor: Bytes,
+    /// File name and bytes; one, or the shards in the order of their names.
+    pub(super) weights: Vec<(String, Bytes)>,
+    /// SHA-256 over the SHA-256 of weights, config, tokenizer and preprocessor, in this order.
+    pub(super) digest: Digest,
+}
+
+type Bytes = Cow<'static, [u8]>;
+
+impl BackboneFiles {
+    /// The files compiled into this binary.
+    pub(super) fn embedded() -> Self {
+        macro_rules! asset {
+            ($file:literal) => {
+                Hashed::of(include_bytes!(concat!(
+                    env!("CARGO_MANIFEST_DIR"),
+                    "/assets/mini-clip/",
+                    $file
+                )))
+            };
+        }
+        Self::assemble(
+            vec![(WEIGHTS.to_owned(), asset!("model.safetensors"))],
+            [
+                asset!("config.json"),
+                asset!("tokenizer.json"),
+                asset!("preprocessor_config.json"),
+            ],
+        )
+    }
+
+    /// The files of a local directory.
+    pub(super) fn read(directory: &Path) -> Result<Self, BackboneError> {
+        if !directory.is_dir() {
+            return Err(BackboneError::NoDirectory(directory.to_owned()));
+        }
+        let required = |file, hint| match Hashed::read(&directory.join(file))? {
+            Some(hashed) => Ok(hashed),
+            None => Err(BackboneError::MissingFile {
+                directory: directory.to_owned(),
+                file,
+                hint,
+            }),
+        };
+        // The small files first: what is wrong with them shows before a large one is read.
+        let small = [
+            required(config::FILE, "")?,
+            required(tokenizer::FILE, "; save it with transformers' CLIPTokenizerFast")?,
+            required(image_processor::FILE, "")?,
+        ];
+        let weights = match Hashed::read(&directory.join(WEIGHTS))? {
+            Some(single) => vec![(WEIGHTS.to_owned(), single)],
+            None => Self::read_shards(directory)?,
+        };
+        Ok(Self::assemble(weights, small))
+    }
+
+    fn read_shards(directory: &Path) -> Result<Vec<(String, Hashed)>, BackboneError> {
+        let missing = |file, hint| BackboneError::MissingFile {
+            directory: directory.to_owned(),
+            file,
+            hint,
+        };
+        let Some(index) = Hashed::read(&directory.join(WEIGHTS_INDEX))? else {
+            let hint = if directory.join("pytorch_model.bin").exists() {
+                "; pytorch_model.bin is not read, convert it with transformers' save_pretrained"
+            } else {
+                ""
+            };
+            return Err(missing(WEIGHTS, hint));
+        };
+        let read = |name: String| {
+            let absent = || BackboneError::Invalid {
+                file: WEIGHTS_INDEX,
+                reason: format!("it lists {name}, which is not there"),
+            };
+            let shard = Hashed::read(&directory.join(&name))?.ok_or_else(absent)?;
+            Ok((name, shard))
+        };
+        shard_names(&index.bytes)?.into_iter().map(read).collect()
+    }
+
+    fn assemble(weights: Vec<(String, Hashed)>, small: [Hashed; 3]) -> Self {
+        let mut digest = Sha256::new();
+        for hashed in weights.iter().map(|(_, hashed)| hashed).chain(&small) {
+            digest.update(hashed.digest);
+        }
+        let [config, tokenizer, preprocessor] = small.map(|hashed| hashed.bytes);
+        Self {
+            config,
+            tokenizer,
+            preprocessor,
+            weights: weights
+                .into_iter()
+                .map(|(name, hashed)| (name, hashed.bytes))
+                .collect(),
+            digest: Digest(digest.finalize().into()),
+        }
+    }
+}
+
+/// The shards that `model.safetensors.index.json` names, sorted, each once and each a plain file name.
+pub(super) fn shard_names(index: &[u8]) -> Result<Vec<String>, BackboneError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: std::collections::BTreeMap<String, String>,
+    }
+    let index: Index = serde_json::from_slice(index).map_err(|source| BackboneError::Json {
+        file: WEIGHTS_INDEX,
+        source,
+    })?;
+    let names: std::collections::BTreeSet<String> = index.weight_map.into_values().collect();
+    // A name with a separator would leave the directory.
+    match names.iter().find(|name| {
+        Path::new(name)
+            .file_name()
+            .is_none_or(|file| file != name.as_str())
+    }) {
+        Some(name) => {
+            let reason = format!("`{name}` is not a file name");
+            Err(BackboneError::Invalid {
+                file: WEIGHTS_INDEX,
+                reason,
+            })
+        }
+        None => Ok(names.into_iter().collect()),
+    }
+}
+
+/// A file's bytes with their SHA-256.
+struct Hashed {
+    bytes: Bytes,
+    digest: [u8; 32],
+}
+
+impl Hashed {
+    fn of(bytes: &'static [u8]) -> Self {
+        Self {
+            bytes: Cow::Borrowed(bytes),
+            digest: Sha256::digest(bytes).into(),
+        }
+    }
+
+    /// Reads and hashes in one pass; `None` if there is no such file.
+    fn read(path: &Path) -> Result<Option<Self>, BackboneError> {
+        match read_and_hash(path) {
+            Ok(hashed) => Ok(Some(hashed)),
+            Err(source) if source.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(BackboneError::Read {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+}
+
+/// Bytes that are hashed while they are still in the cache.
+const CHUNK: usize = 1 << 20;
+
+fn read_and_hash(path: &Path) -> std::io::Result<Hashed> {
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
+    let mut hasher = Sha256::new();
+    loop {
+        let before = bytes.len();
+        if file.by_ref().take(CHUNK as u64).read_to_end(&mut bytes)? == 0 {
+            return Ok(Hashed {
+                bytes: Cow::Owned(bytes),
+                digest: hasher.finalize().into(),
+            });
+        }
+        hasher.update(&bytes[before..]);
+    }
+}

@@ -1,0 +1,116 @@
+//! The text tower: token ids to features.
+//!
+//! Owner: the backbone. Source: `transformers`' `CLIPTextModel` with `text_projection`. Invariant: attention is
+//! causal, so what follows the pooled token cannot change the result; padding needs no mask of its own.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::config::{ClipConfig, Pooling, TextConfig};
+use super::encoder::{Encoder, LayerNorm};
+use super::error::{BackboneError, EncodeError};
+use super::weights::Weights;
+
+/// The text tower's weights.
+pub(super) struct TextTower {
+    config: TextConfig,
+    /// `(vocabulary, width)`.
+    tokens: Tensor,
+    /// `(context_length, width)`.
+    positions: Tensor,
+    /// `(context_length, context_length)`: zero up to the diagonal, minus infinity above.
+    mask: Tensor,
+    encoder: Encoder,
+    final_norm: LayerNorm,
+    /// `(width, dim)`.
+    projection: Tensor,
+}
+
+impl TextTower {
+    /// Takes `text_model.…` and `text_projection`.
+    pub(super) fn load(weights: &mut Weights, clip: &ClipConfig) -> std::result::Result<Self, BackboneError> {
+        let config = clip.text;
+        let (width, context) = (config.encoder.width, config.context_length);
+        let tokens = weights.take(
+            "text_model.embeddings.token_embedding.weight",
+            &[config.vocabulary, width],
+        )?;
+        let positions = weights.take(
+            "text_model.embeddings.position_embedding.weight",
+            &[context, width],
+        )?;
+        let projection = weights.take("text_projection.weight", &[clip.projection_dim, width])?;
+        Ok(Self {
+            config,
+            mask: causal_mask(context, tokens.device(), tokens.dtype())?,
+            tokens,
+            positions,
+            encoder: Encoder::load(weights, "text_model.encoder", &config.encoder)?,
+            final_norm: LayerNorm::load(weights, "text_model.final_layer_norm", &config.encoder)?,
+            projection: projection.t()?.contiguous()?,
+        })
+    }
+
+    /// Checks text number `row` of a batch and returns the position that stands for it.
+    pub(super) fn pooled_position(&self, row: usize, ids: &[u32]) -> std::result::Result<usize, EncodeError> {
+        let TextConfig {
+            context_length: limit,
+            vocabulary,
+            pooling,
+            ..
+        } = self.config;
+        if ids.is_empty() || ids.len() > limit {
+            return Err(EncodeError::TokenCount {
+                row,
+                found: ids.len(),
+                limit,
+            });
+        }
+        if let Some(id) = ids.iter().copied().find(|id| *id as usize >= vocabulary) {
+            return Err(EncodeError::UnknownToken { row, id, vocabulary });
+        }
+        let end = match pooling {
+            Pooling::FirstOf(end) => Some(end),
+            Pooling::LargestId => ids.iter().max().copied(),
+        };
+        ids.iter()
+            .position(|id| Some(*id) == end)
+            .ok_or(EncodeError::NoEnd(row))
+    }
+
+    /// Texts and their pooled positions to `(n, dim)` features. All are padded to the longest of them.
+    pub(super) fn forward(&self, texts: &[&[u32]], pooled: &[usize]) -> Result<Tensor> {
+        let longest = texts.iter().map(|ids| ids.len()).max().unwrap_or(0);
+        // Any id will do as padding: no pooled token sees it.
+        let padded = texts
+            .iter()
+            .flat_map(|ids| ids.iter().copied().chain(std::iter::repeat(0)).take(longest));
+        let ids = Tensor::from_iter(padded, self.tokens.device())?;
+        let states =
+            self.tokens
+                .index_select(&ids, 0)?
+                .reshape((texts.len(), longest, self.config.encoder.width))?;
+        let states = states.broadcast_add(&self.positions.narrow(0, 0, longest)?)?;
+        let mask = self.mask.narrow(0, 0, longest)?.narrow(1, 0, longest)?;
+        let states = self.encoder.forward(states, Some(&mask))?;
+        let rows = pooled
+            .iter()
+            .enumerate()
+            .map(|(row, position)| (row * longest + position) as u32);
+        let rows = Tensor::from_iter(rows, states.device())?;
+        let pooled = states.flatten(0, 1)?.index_select(&rows, 0)?;
+        self.final_norm.forward(&pooled)?.matmul(&self.projection)
+    }
+}
+
+fn causal_mask(length: usize, device: &Device, dtype: DType) -> Result<Tensor> {
+    let values = (0..length * length).map(|i| {
+        if i % length > i / length {
+            f32::NEG_INFINITY
+        } else {
+            0.0
+        }
+    });
+    Tensor::from_iter(values, device)?
+        .reshape((length, length))?
+        .to_dtype(dtype)
+}

@@ -1,0 +1,85 @@
+//! The image tower: pixels to features.
+//!
+//! Owner: the backbone. Source: `transformers`' `CLIPVisionModel` with `visual_projection`. Invariant: an image's
+//! features do not depend on the images that share its batch; on the CPU bit for bit, because each image is computed
+//! alone (see `Backbone::encode_images`).
+
+use candle_core::{Result, Tensor};
+
+use super::config::ClipConfig;
+use super::encoder::{Encoder, LayerNorm};
+use super::error::BackboneError;
+use super::weights::Weights;
+
+/// The image tower's weights.
+pub(super) struct VisionTower {
+    patch_size: usize,
+    grid: usize,
+    /// `(3 · patch², width)`: the patch convolution as a matrix.
+    patch_weight: Tensor,
+    /// `(1, 1, width)`: the class token with its position added.
+    class_token: Tensor,
+    /// `(patches, width)`.
+    positions: Tensor,
+    pre_norm: LayerNorm,
+    encoder: Encoder,
+    post_norm: LayerNorm,
+    /// `(width, dim)`.
+    projection: Tensor,
+}
+
+impl VisionTower {
+    /// Takes `vision_model.…` and `visual_projection`.
+    pub(super) fn load(weights: &mut Weights, clip: &ClipConfig) -> std::result::Result<Self, BackboneError> {
+        let config = &clip.vision;
+        let (width, patch, grid) = (config.encoder.width, config.patch_size, config.grid());
+        let patches = grid * grid;
+        let patch_weight = weights.take(
+            "vision_model.embeddings.patch_embedding.weight",
+            &[width, 3, patch, patch],
+        )?;
+        let class = weights.take("vision_model.embeddings.class_embedding", &[width])?;
+        let positions = weights.take(
+            "vision_model.embeddings.position_embedding.weight",
+            &[patches + 1, width],
+        )?;
+        let projection = weights.take("visual_projection.weight", &[clip.projection_dim, width])?;
+        Ok(Self {
+            patch_size: patch,
+            grid,
+            patch_weight: patch_weight.reshape((width, ()))?.t()?.contiguous()?,
+            class_token: (class + positions.get(0)?)?.reshape((1, 1, width))?,
+            positions: positions.narrow(0, 1, patches)?.contiguous()?,
+            // The missing letters are in the checkpoints.
+            pre_norm: LayerNorm::load(weights, "vision_model.pre_layrnorm", &config.encoder)?,
+            encoder: Encoder::load(weights, "vision_model.encoder", &config.encoder)?,
+            post_norm: LayerNorm::load(weights, "vision_model.post_layernorm", &config.encoder)?,
+            projection: projection.t()?.contiguous()?,
+        })
+    }
+
+    /// `(n, 3, image_size, image_size)` pixels to `(n, dim)` features.
+    pub(super) fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+        let n = pixels.dim(0)?;
+        let patches = self
+            .unfold(pixels)?
+            .broadcast_matmul(&self.patch_weight)?
+            .broadcast_add(&self.positions)?;
+        let class = self.class_token.broadcast_as((n, 1, self.class_token.dim(2)?))?;
+        let tokens = Tensor::cat(&[&class, &patches], 1)?;
+        let states = self.encoder.forward(self.pre_norm.forward(&tokens)?, None)?;
+        let pooled = states.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
+        self.post_norm.forward(&pooled)?.matmul(&self.projection)
+    }
+
+    /// Patches as rows, `(n, grid², 3 · patch²)`, each in the order of the convolution's weights. A product with
+    /// these is the convolution, and much faster on the CPU.
+    fn unfold(&self, pixels: &Tensor) -> Result<Tensor> {
+        let (n, patch, grid) = (pixels.dim(0)?, self.patch_size, self.grid);
+        let seen = pixels.narrow(2, 0, grid * patch)?.narrow(3, 0, grid * patch)?;
+        let blocks = seen
+            .reshape((n, 3, grid, patch, grid, patch))?
+            .permute((0, 2, 4, 1, 3, 5))?;
+        blocks.reshape((n, grid * grid, 3 * patch * patch))
+    }
+}

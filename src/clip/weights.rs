@@ -1,0 +1,211 @@
+//! Tensors out of safetensors bytes, by their Hugging Face keys.
+//!
+//! Owner: the loader. Invariants: every tensor handed out has the shape that was asked for and only finite values;
+//! nothing is silently initialised; every error names the tensor.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{DType, Device, Tensor};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
+
+use super::error::BackboneError;
+
+/// One safetensors file in memory.
+pub(super) struct WeightsFile<'a> {
+    pub(super) name: String,
+    pub(super) bytes: &'a [u8],
+}
+
+/// All tensors of a checkpoint, in one file or several shards.
+pub(super) struct Weights<'a> {
+    tensors: BTreeMap<String, Stored<'a>>,
+    taken: BTreeSet<String>,
+    device: Device,
+    dtype: DType,
+}
+
+/// A tensor as it lies in the file.
+struct Stored<'a> {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: &'a [u8],
+}
+
+impl<'a> Weights<'a> {
+    /// Reads the headers of `files`; tensors will be placed on `device` as `dtype`.
+    pub(super) fn open(
+        files: &[WeightsFile<'a>],
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self, BackboneError> {
+        let mut tensors = BTreeMap::new();
+        for file in files {
+            tensors.extend(read_header(file)?);
+        }
+        Ok(Self {
+            tensors,
+            taken: BTreeSet::new(),
+            device: device.clone(),
+            dtype,
+        })
+    }
+
+    /// The tensor `key` with exactly `shape`.
+    pub(super) fn take(&mut self, key: &str, shape: &[usize]) -> Result<Tensor, BackboneError> {
+        let values = self.values(key, shape)?;
+        Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
+    }
+
+    /// The single number `key`, stored with shape `[]` or `[1]`.
+    pub(super) fn scalar(&mut self, key: &str) -> Result<f32, BackboneError> {
+        let shape: &[usize] = match self.tensors.get(key) {
+            Some(stored) if stored.shape == [1] => &[1],
+            _ => &[],
+        };
+        Ok(self.values(key, shape)?[0])
+    }
+
+    /// Checks that nothing of importance was left behind: a layer that nobody took means that the configuration
+    /// describes another model. Anything else beyond the towers (position ids, training state) is ignored.
+    pub(super) fn finish(self) -> Result<(), BackboneError> {
+        for key in self.tensors.into_keys().filter(|key| !self.taken.contains(key)) {
+            if key.contains(".encoder.layers.") {
+                return Err(BackboneError::ExtraLayer(key));
+            }
+            tracing::debug!(
+                tensor = key,
+                "the weights hold a tensor that the towers do not need"
+            );
+        }
+        Ok(())
+    }
+
+    fn values(&mut self, key: &str, shape: &[usize]) -> Result<Vec<f32>, BackboneError> {
+        let stored = self
+            .tensors
+            .get(key)
+            .ok_or_else(|| BackboneError::MissingTensor(key.to_owned()))?;
+        if stored.shape != shape {
+            return Err(BackboneError::Shape {
+                tensor: key.to_owned(),
+                expected: shape.to_vec(),
+                found: stored.shape.clone(),
+            });
+        }
+        let values = decode(stored.dtype, stored.bytes).ok_or_else(|| BackboneError::Dtype {
+            tensor: key.to_owned(),
+            dtype: format!("{:?}", stored.dtype),
+        })?;
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(BackboneError::NotFinite(key.to_owned()));
+        }
+        self.taken.insert(key.to_owned());
+        Ok(values)
+    }
+}
+
+/// The tensors that a file's header lists, each with its bytes.
+fn read_header<'a>(file: &WeightsFile<'a>) -> Result<Vec<(String, Stored<'a>)>, BackboneError> {
+    let (start, metadata) = match SafeTensors::read_metadata(file.bytes) {
+        Ok((header, metadata)) => (LENGTH_BYTES + header, metadata),
+        Err(SafeTensorError::MetadataIncompleteBuffer) => return Err(truncated(file)),
+        Err(source) => return Err(header_error(file, source)),
+    };
+    let stored = |(key, info): (String, &TensorInfo)| {
+        let (from, to) = info.data_offsets;
+        let bytes = file
+            .bytes
+            .get(start + from..start + to)
+            .ok_or_else(|| truncated(file))?;
+        Ok((
+            key,
+            Stored {
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                bytes,
+            },
+        ))
+    };
+    metadata.tensors().into_iter().map(stored).collect()
+}
+
+/// A safetensors file opens with the length of its header, as eight bytes.
+const LENGTH_BYTES: usize = 8;
+
+/// Says which tensor a file that is too short (or too long) breaks off in. The header itself is whole: the
+/// safetensors crate checked it before it compared lengths.
+fn truncated(file: &WeightsFile<'_>) -> BackboneError {
+    let available = file.bytes.len();
+    let length = file
+        .bytes
+        .first_chunk::<LENGTH_BYTES>()
+        .map_or(0, |bytes| u64::from_le_bytes(*bytes) as usize);
+    let start = LENGTH_BYTES + length;
+    let metadata = file
+        .bytes
+        .get(LENGTH_BYTES..start)
+        .and_then(|header| serde_json::from_slice::<Metadata>(header).ok());
+    let ends = metadata.iter().flat_map(|metadata| {
+        metadata
+            .tensors()
+            .into_iter()
+            .map(|(key, info)| (start + info.data_offsets.1, key))
+            .collect::<Vec<_>>()
+    });
+    match ends.filter(|(end, _)| *end > available).min() {
+        Some((needed, tensor)) => BackboneError::Truncated {
+            file: file.name.clone(),
+            tensor,
+            needed: needed as u64,
+            available: available as u64,
+        },
+        // All tensors are there, so the file has bytes too many.
+        None => header_error(file, SafeTensorError::MetadataIncompleteBuffer),
+    }
+}
+
+fn header_error(file: &WeightsFile<'_>, source: SafeTensorError) -> BackboneError {
+    BackboneError::WeightsHeader {
+        file: file.name.clone(),
+        source,
+    }
+}
+
+/// Little-endian bytes as numbers; `None` if the type is none of the three that checkpoints use.
+fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    // Half floats are converted in bulk, where the half crate has instructions for it.
+    match dtype {
+        Dtype::F32 => Some(
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .copied()
+                .map(f32::from_le_bytes)
+                .collect(),
+        ),
+        Dtype::F16 => {
+            let halves: Vec<f16> = bytes
+                .as_chunks()
+                .0
+                .iter()
+                .copied()
+                .map(f16::from_le_bytes)
+                .collect();
+            Some(halves.to_f32_vec())
+        }
+        Dtype::BF16 => {
+            let halves: Vec<bf16> = bytes
+                .as_chunks()
+                .0
+                .iter()
+                .copied()
+                .map(bf16::from_le_bytes)
+                .collect();
+            Some(halves.to_f32_vec())
+        }
+        _ => None,
+    }
+}
