@@ -1,0 +1,53 @@
+//! From features to embeddings.
+
+use candle_core::{D, Device, Result, Tensor};
+
+use crate::domain::Features;
+
+/// Lengths below this count as this, so that an all-zero row stays zero instead of becoming not-a-number.
+const SHORTEST: f64 = 1e-12;
+
+/// Stored features as one tensor (n, D) of f32.
+///
+/// # Errors
+/// When the rows differ in length.
+pub fn stack(features: &[Features], device: &Device) -> Result<Tensor> {
+    let dim = features.first().map_or(0, Features::dim);
+    let values: Vec<f32> = features.iter().flat_map(Features::values).collect();
+    if features.iter().any(|row| row.dim() != dim) {
+        candle_core::bail!("features of different lengths");
+    }
+    Tensor::from_vec(values, (features.len(), dim), device)
+}
+
+/// Rows (n, D) scaled to length 1.
+pub fn normalise(rows: &Tensor) -> Result<Tensor> {
+    rows.broadcast_div(&lengths(rows)?)
+}
+
+/// The Euclidean length of each row of (n, D), as (n, 1).
+pub(super) fn lengths(rows: &Tensor) -> Result<Tensor> {
+    rows.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(SHORTEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directions_do_not_depend_on_length_and_zero_stays_zero() -> Result<()> {
+        let rows = Tensor::new(&[[3.0_f32, 4.0], [30.0, 40.0], [0.0, 0.0]], &Device::Cpu)?;
+        let expected = vec![vec![0.6, 0.8], vec![0.6, 0.8], vec![0.0, 0.0]];
+        assert_eq!(normalise(&rows)?.to_vec2::<f32>()?, expected);
+        Ok(())
+    }
+
+    #[test]
+    fn features_stack_row_by_row() -> Result<()> {
+        let row = |values: &[f32]| Features::from_f32(values).expect("in range");
+        let stacked = stack(&[row(&[1.0, 2.0]), row(&[3.0, 4.0])], &Device::Cpu)?;
+        assert_eq!(stacked.to_vec2::<f32>()?, vec![vec![1.0, 2.0], vec![3.0, 4.0]]);
+        assert!(stack(&[row(&[1.0]), row(&[1.0, 2.0])], &Device::Cpu).is_err());
+        Ok(())
+    }
+}

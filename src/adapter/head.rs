@@ -1,0 +1,211 @@
+//! A head turns features into scores over the classes of a version.
+
+use candle_core::{D, Device, Result, Tensor};
+
+use super::embedding::normalise;
+use super::linear::Linear;
+
+/// Rows scored by one product.
+///
+/// Every product has exactly this many rows, the last one padded: matrix kernels order their sums by the shapes they
+/// are given, so a fixed shape makes a row's scores the same bits whatever shares its batch.
+const BLOCK: usize = 16;
+
+/// What stands between the embedding and the anchors.
+#[derive(Debug, Clone)]
+pub enum Adapter {
+    /// Nothing: zero-shot CLIP.
+    Identity,
+    /// The linear adapter.
+    Linear(Linear),
+}
+
+/// Scores features against classes: `logit_c = scale · cos(adapt(f), anchor_c)`.
+#[derive(Debug, Clone)]
+pub struct Head {
+    adapter: Adapter,
+    anchors: Tensor,
+    scale: f64,
+}
+
+impl Head {
+    /// A head over `anchors` (C, D), the classes' text embeddings as unit rows, with the backbone's logit `scale`
+    /// (100 for OpenAI's CLIP).
+    ///
+    /// # Errors
+    /// When the adapter's width is not the anchors'.
+    pub fn new(adapter: Adapter, anchors: Tensor, scale: f64) -> Result<Self> {
+        let (_, dim) = anchors.dims2()?;
+        match &adapter {
+            Adapter::Linear(linear) if linear.dim()? != dim => {
+                candle_core::bail!("an adapter of width {} and anchors of width {dim}", linear.dim()?)
+            }
+            Adapter::Linear(_) | Adapter::Identity => Ok(Self {
+                adapter,
+                anchors,
+                scale,
+            }),
+        }
+    }
+
+    /// The backbone's own classifier over `anchors` (C, D): no adapter is applied.
+    pub fn zero_shot(anchors: Tensor, scale: f64) -> Result<Self> {
+        Self::new(Adapter::Identity, anchors, scale)
+    }
+
+    /// What is applied to embeddings.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// The classes' anchors (C, D), one row a column of the scores.
+    pub fn anchors(&self) -> &Tensor {
+        &self.anchors
+    }
+
+    /// What cosines are multiplied with.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// C, the number of columns.
+    pub fn columns(&self) -> usize {
+        self.anchors.dims()[0]
+    }
+
+    /// D, the number of values in a feature row.
+    pub fn dim(&self) -> usize {
+        self.anchors.dims()[1]
+    }
+
+    /// Where its tensors are.
+    pub fn device(&self) -> &Device {
+        self.anchors.device()
+    }
+
+    /// Features (n, D) to logits (n, C). A row's logits do not depend on the other rows, down to the last bit.
+    pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
+        let (rows, _) = features.dims2()?;
+        if rows == 0 {
+            return Tensor::zeros((0, self.columns()), features.dtype(), features.device());
+        }
+        let blocks: Vec<Tensor> = (0..rows)
+            .step_by(BLOCK)
+            .map(|start| self.block(features, start))
+            .collect::<Result<_>>()?;
+        Tensor::cat(&blocks, 0)
+    }
+
+    /// Features (n, D) to n rows of C probabilities: the softmax of [`Self::logits`].
+    pub fn probabilities(&self, features: &Tensor) -> Result<Vec<Vec<f32>>> {
+        let logits = self.logits(features)?;
+        if logits.elem_count() == 0 {
+            return Ok(vec![Vec::new(); features.dim(0)?]);
+        }
+        candle_nn::ops::softmax(&logits, D::Minus1)?.to_vec2()
+    }
+
+    fn block(&self, features: &Tensor, start: usize) -> Result<Tensor> {
+        let length = BLOCK.min(features.dim(0)? - start);
+        let rows = features
+            .narrow(0, start, length)?
+            .pad_with_zeros(0, 0, BLOCK - length)?;
+        let embeddings = normalise(&rows)?;
+        let adapted = match &self.adapter {
+            Adapter::Identity => embeddings,
+            Adapter::Linear(linear) => normalise(&linear.apply(&embeddings)?)?,
+        };
+        (adapted.matmul(&self.anchors.t()?)? * self.scale)?.narrow(0, 0, length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::domain::Initialisation;
+
+    fn random(rows: usize, dim: usize, seed: u64) -> Result<Tensor> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let values = Linear::initial(Initialisation::Kaiming, rows.max(dim), &mut rng, &Device::Cpu)?.weight;
+        values.narrow(0, 0, rows)?.narrow(1, 0, dim)?.contiguous()
+    }
+
+    fn linear(dim: usize) -> Result<Adapter> {
+        Ok(Adapter::Linear(Linear {
+            weight: random(dim, dim, 3)?,
+            bias: random(1, dim, 4)?.squeeze(0)?,
+        }))
+    }
+
+    fn bits(tensor: &Tensor) -> Result<Vec<Vec<u32>>> {
+        let rows = tensor.to_vec2::<f32>()?;
+        Ok(rows
+            .into_iter()
+            .map(|row| row.into_iter().map(f32::to_bits).collect())
+            .collect())
+    }
+
+    #[test]
+    fn a_rows_scores_are_the_same_bits_in_any_company() -> Result<()> {
+        for (dim, columns) in [(512, 1000), (512, 3), (64, 17), (7, 1)] {
+            let features = random(70, dim, 1)?;
+            let head = Head::new(linear(dim)?, normalise(&random(columns, dim, 2)?)?, 100.0)?;
+            let alone: Vec<Vec<u32>> = (0..70)
+                .map(|row| Ok(bits(&head.logits(&features.narrow(0, row, 1)?)?)?.remove(0)))
+                .collect::<Result<_>>()?;
+            for (start, rows) in [(0, 70), (3, 2), (5, 16), (1, 17), (20, 33)] {
+                let together = bits(&head.logits(&features.narrow(0, start, rows)?)?)?;
+                assert_eq!(
+                    together,
+                    alone[start..start + rows],
+                    "{rows} rows of {dim} against {columns}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_untrained_adapter_is_zero_shot_and_length_does_not_matter() -> Result<()> {
+        let features = random(9, 64, 5)?;
+        let anchors = normalise(&random(11, 64, 6)?)?;
+        let zero_shot = Head::zero_shot(anchors.clone(), 100.0)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let identity = Linear::initial(Initialisation::Identity, 64, &mut rng, &Device::Cpu)?;
+        let untrained = Head::new(Adapter::Linear(identity), anchors, 100.0)?;
+        let expected = zero_shot.logits(&features)?;
+        for other in [
+            untrained.logits(&features)?,
+            zero_shot.logits(&(features * 12.5)?)?,
+        ] {
+            let apart = (&other - &expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(apart < 1e-4, "{apart}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn probabilities_are_a_stable_softmax() -> Result<()> {
+        let anchors = Tensor::new(&[[1.0_f32, 0.0], [0.0, 1.0]], &Device::Cpu)?;
+        let head = Head::zero_shot(anchors, 1000.0)?;
+        let features = Tensor::new(&[[2.0_f32, 2.0], [5.0, 0.0]], &Device::Cpu)?;
+        assert_eq!(
+            head.probabilities(&features)?,
+            vec![vec![0.5, 0.5], vec![1.0, 0.0]]
+        );
+        assert_eq!(
+            head.probabilities(&features.narrow(0, 0, 0)?)?,
+            Vec::<Vec<f32>>::new()
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn widths_must_match() -> Result<()> {
+        assert!(Head::new(linear(4)?, random(3, 5, 1)?, 1.0).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,38 @@
+//! What is trained on top of the frozen backbone, and how it learns without forgetting.
+//!
+//! Synchronous functions over tensors: no I/O, no clock that decides anything, no database. A *head* scores features
+//! against the classes of a version; a *fit* learns a task on top of a head and returns the next one; a *snapshot* is
+//! a head with its classes, frozen and ready to be written down.
+//!
+//! ```text
+//! base head ─┐
+//! statistics ┤ rehearsal ─┐
+//! features ──┴────────────┴→ fit → retention → head → snapshot → bytes
+//! ```
+//!
+//! Every function takes *features*, the backbone's un-normalised output, and works on *embeddings*, their
+//! directions. So nothing here depends on how long a backbone's features happen to be.
+//!
+//! What must not happen: a fit that changes a head it started from. Tensors are never written in place here; each
+//! optimiser step makes new ones.
+
+pub mod codec;
+pub mod embedding;
+pub mod evaluate;
+pub mod fit;
+pub mod head;
+pub mod linear;
+mod objective;
+mod optimiser;
+mod rehearsal;
+mod retention;
+pub mod snapshot;
+pub mod statistics;
+mod training;
+
+pub use codec::CodecError;
+pub use fit::{Base, FitError, FitInput, FitProgress, FitReport, Fitted, fit};
+pub use head::{Adapter, Head};
+pub use linear::Linear;
+pub use snapshot::{Snapshot, SnapshotError};
+pub use statistics::ClassStatistics;

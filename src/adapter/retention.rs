@@ -1,0 +1,106 @@
+//! Which of the weights that a task moved stay moved.
+//!
+//! Applied once, when a task's training ends, from the second task on (arXiv 2310.20348).
+
+use candle_core::{Result, Tensor};
+
+use super::linear::Linear;
+use crate::domain::Retention;
+
+/// The adapter after a task, from the one before it and the trained one.
+pub(super) fn apply(rule: Retention, old: &Linear, new: Linear) -> Result<Linear> {
+    match rule {
+        Retention::None => Ok(new),
+        Retention::Importance { ratio } => Ok(Linear {
+            weight: keep_furthest(&old.weight, &new.weight, ratio)?,
+            bias: new.bias,
+        }),
+    }
+}
+
+/// Takes `new` where it moved at least as far as the k-th furthest entry, k = ⌊ratio · entries⌋, and `old` elsewhere.
+/// Entries that tie with the k-th are all taken.
+fn keep_furthest(old: &Tensor, new: &Tensor, ratio: f64) -> Result<Tensor> {
+    let before = old.flatten_all()?.to_vec1::<f32>()?;
+    let after = new.flatten_all()?.to_vec1::<f32>()?;
+    let moved: Vec<f32> = before
+        .iter()
+        .zip(&after)
+        .map(|(old, new)| (new - old).abs())
+        .collect();
+    let Some(threshold) = kth_largest(&moved, (ratio * moved.len() as f64) as usize) else {
+        return Ok(old.clone());
+    };
+    let pairs = before.iter().zip(&after).zip(&moved);
+    let kept: Vec<f32> = pairs
+        .map(|((&old, &new), &far)| if far >= threshold { new } else { old })
+        .collect();
+    Tensor::from_vec(kept, new.shape(), new.device())
+}
+
+/// `None` for k = 0.
+fn kth_largest(values: &[f32], k: usize) -> Option<f32> {
+    let mut values = values.to_vec();
+    let (_, kth, _) = values.select_nth_unstable_by(k.checked_sub(1)?, |a, b| b.total_cmp(a));
+    Some(*kth)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kept(old: &[f32], new: &[f32], ratio: f64) -> Vec<f32> {
+        let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu).expect("a tensor");
+        keep_furthest(&tensor(old), &tensor(new), ratio)
+            .expect("kept")
+            .to_vec1()
+            .expect("values")
+    }
+
+    #[test]
+    fn the_furthest_share_is_new_and_ties_are_taken() {
+        assert_eq!(
+            kept(&[0.0; 5], &[5.0, -4.0, 3.0, 2.0, 1.0], 0.4),
+            [5.0, -4.0, 0.0, 0.0, 0.0]
+        );
+        assert_eq!(
+            kept(&[0.0; 5], &[1.0, -1.0, 1.0, 0.5, 2.0], 0.4),
+            [1.0, -1.0, 1.0, 0.0, 2.0]
+        );
+        assert_eq!(
+            kept(&[7.0, 7.0], &[8.0, 9.0], 0.3),
+            [7.0, 7.0],
+            "less than one entry"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn every_entry_is_old_or_new_and_at_least_k_are_new(
+            pairs in prop::collection::vec((-9.0_f32..9.0, -9.0_f32..9.0), 1..200),
+            ratio in 0.001..=1.0_f64,
+        ) {
+            let (old, new): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let result = kept(&old, &new, ratio);
+            let k = (ratio * old.len() as f64) as usize;
+            let taken: Vec<usize> = (0..old.len()).filter(|&i| result[i].to_bits() == new[i].to_bits()).collect();
+            prop_assert!(taken.len() >= k);
+            let moved = |i: usize| (new[i] - old[i]).abs();
+            let nearest_taken = taken.iter().map(|&i| moved(i)).fold(f32::INFINITY, f32::min);
+            for i in 0..old.len() {
+                if !taken.contains(&i) {
+                    prop_assert_eq!(result[i].to_bits(), old[i].to_bits());
+                    prop_assert!(moved(i) < nearest_taken || taken.len() == k);
+                }
+            }
+        }
+
+        #[test]
+        fn a_ratio_of_one_takes_everything(new in prop::collection::vec(-9.0_f32..9.0, 1..100)) {
+            prop_assert_eq!(kept(&vec![0.5; new.len()], &new, 1.0), new);
+        }
+    }
+}
