@@ -1,0 +1,374 @@
+//! Inference: from bytes to features, and from features to probabilities.
+//!
+//! ```text
+//! bytes ──▶ decode pool (CPU) ──▶ bounded queue ──▶ device thread: batch, encode, heads ──▶ reply
+//! ```
+//!
+//! The backbone belongs to the device thread alone; everyone else holds an [`Engine`], a cheap handle. A full
+//! queue is an error for the caller, work nobody awaits any more is skipped, and every reply says how long each
+//! stage took.
+
+mod anchors;
+pub mod batching;
+mod decode;
+mod device;
+mod queue;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use candle_core::{Device, Tensor};
+use tokio::sync::oneshot;
+
+use crate::adapter::Head;
+use crate::clip::{Backbone, ClipTokenizer, ImageError, ImageProcessor, Limits};
+use crate::domain::Digest;
+use crate::metrics;
+
+use anchors::TextCache;
+pub use anchors::normalised;
+use batching::Policy;
+use decode::DecodePool;
+use device::DeviceThread;
+use queue::PushError;
+
+/// Why the engine gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The image could not be used.
+    #[error("the image cannot be used")]
+    Image(#[from] ImageError),
+    /// The queue or the decode pool is full; try again later.
+    #[error("the server is overloaded")]
+    Overloaded,
+    /// The engine is shutting down or its device thread ended.
+    #[error("the inference engine is not running")]
+    Stopped,
+    /// The backbone failed on this input.
+    #[error("the backbone failed: {0}")]
+    Backbone(String),
+    /// The backbone gave a value that is not a finite number.
+    #[error("the backbone gave a value that is not a finite number")]
+    NotFinite,
+}
+
+/// Who waits for a piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// A person or program waits for the answer.
+    Interactive,
+    /// A job; runs in the gaps.
+    Background,
+}
+
+/// How the engine is sized.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// When and how much is batched.
+    pub policy: Policy,
+    /// Images that may wait for the device, for each priority.
+    pub queue_capacity: usize,
+    /// Threads that decode and resize.
+    pub decode_threads: usize,
+    /// Images that may be decoded or wait for a decode thread at a time.
+    pub decode_capacity: usize,
+    /// Bounds on one image.
+    pub limits: Limits,
+    /// Text embeddings that are remembered.
+    pub text_cache: usize,
+}
+
+/// What the loaded backbone is.
+#[derive(Debug, Clone)]
+pub struct BackboneInfo {
+    /// Its name: hub id, directory or the embedded one's.
+    pub name: String,
+    /// SHA-256 over its files.
+    pub digest: Digest,
+    /// D, the number of values in a feature row.
+    pub dim: usize,
+    /// Side of the square input in pixels.
+    pub image_size: usize,
+    /// Most tokens in a text.
+    pub context_length: usize,
+    /// What cosines are multiplied with before the softmax.
+    pub logit_scale: f64,
+    /// The device that runs it, such as `cpu` or `cuda:0`.
+    pub device: String,
+}
+
+/// A decoded, resized and normalised image: 3·s·s values, channel first.
+pub struct Pixels(Vec<f32>);
+
+/// One image's answer.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// The un-normalised feature row, D values.
+    pub features: Vec<f32>,
+    /// The head's probabilities, one a class; empty when no head was asked for.
+    pub probabilities: Vec<f32>,
+    /// How long it took.
+    pub timing: Timing,
+}
+
+/// How long an image spent in each stage of its batch.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timing {
+    /// From the queue's entrance to the start of the batch.
+    pub queue: Duration,
+    /// The backbone's forward of the whole batch.
+    pub encode: Duration,
+    /// The heads of the whole batch.
+    pub head: Duration,
+}
+
+/// One unit of the device thread's work and where its result goes.
+struct Work {
+    input: Input,
+    enqueued: Instant,
+    reply: oneshot::Sender<Result<Output, EngineError>>,
+}
+
+enum Input {
+    Image { pixels: Pixels, head: Option<Arc<Head>> },
+    Text { tokens: Vec<u32> },
+}
+
+impl Work {
+    fn is_awaited(&self) -> bool {
+        !self.reply.is_closed()
+    }
+}
+
+/// A handle on the inference engine; clones share it.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    info: BackboneInfo,
+    target: Device,
+    processor: Arc<ImageProcessor>,
+    tokenizer: ClipTokenizer,
+    limits: Limits,
+    decode: DecodePool,
+    device: DeviceThread,
+    texts: TextCache,
+}
+
+impl Engine {
+    /// Moves the backbone to a thread of its own and starts the decode pool.
+    ///
+    /// # Errors
+    /// When the operating system refuses a thread.
+    pub fn start(backbone: Backbone, config: &EngineConfig) -> std::io::Result<Self> {
+        let info = BackboneInfo {
+            name: backbone.name().to_owned(),
+            digest: backbone.digest(),
+            dim: backbone.dim(),
+            image_size: backbone.image_size(),
+            context_length: backbone.context_length(),
+            logit_scale: f64::from(backbone.logit_scale()),
+            device: match backbone.device() {
+                Device::Cpu => "cpu".to_owned(),
+                other => format!("{other:?}").to_lowercase(),
+            },
+        };
+        let shared = Shared {
+            info,
+            target: backbone.device().clone(),
+            processor: backbone.image_processor(),
+            tokenizer: backbone.tokenizer(),
+            limits: config.limits,
+            decode: DecodePool::start(config.decode_threads, config.decode_capacity)?,
+            texts: TextCache::new(config.text_cache),
+            device: DeviceThread::start(backbone, config.policy, config.queue_capacity)?,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// What the backbone is.
+    pub fn info(&self) -> &BackboneInfo {
+        &self.shared.info
+    }
+
+    /// Decodes, resizes and normalises one image on the CPU pool.
+    ///
+    /// # Errors
+    /// [`EngineError::Image`], or [`EngineError::Overloaded`] when interactive work finds the pool full; background
+    /// work waits instead.
+    pub async fn decode(&self, bytes: Bytes, priority: Priority) -> Result<Pixels, EngineError> {
+        let processor = Arc::clone(&self.shared.processor);
+        let limits = self.shared.limits;
+        let decode = move || {
+            let started = Instant::now();
+            let decoded = processor.process(&bytes, limits);
+            metrics::image_decoded(started.elapsed());
+            decoded
+        };
+        Ok(Pixels(self.shared.decode.run(priority, decode).await??))
+    }
+
+    /// Checks from the header alone that an image is of a known format and within the limits.
+    ///
+    /// # Errors
+    /// As [`Self::decode`] would give for a bad header.
+    pub fn inspect(&self, bytes: &[u8]) -> Result<(), ImageError> {
+        self.shared.processor.inspect(bytes, self.shared.limits)
+    }
+
+    /// Encodes images and, with a head, classifies them. One result an image, in order.
+    ///
+    /// # Errors
+    /// [`EngineError::Overloaded`] when the queue has no room for all of them.
+    pub async fn encode(
+        &self,
+        images: Vec<Pixels>,
+        head: Option<Arc<Head>>,
+        priority: Priority,
+    ) -> Result<Vec<Output>, EngineError> {
+        let inputs = images.into_iter().map(|pixels| Input::Image {
+            pixels,
+            head: head.clone(),
+        });
+        self.run(inputs, priority).await
+    }
+
+    /// Unit-length embeddings of texts as they stand, D values each, from the cache where known.
+    ///
+    /// # Errors
+    /// [`EngineError::Overloaded`] when the queue has no room for all that are not cached.
+    pub async fn embed_texts(
+        &self,
+        texts: &[String],
+        priority: Priority,
+    ) -> Result<Vec<Arc<[f32]>>, EngineError> {
+        let known = self.shared.texts.get(texts);
+        let missing: Vec<&String> = texts
+            .iter()
+            .zip(&known)
+            .filter(|(_, row)| row.is_none())
+            .map(|(text, _)| text)
+            .collect();
+        let mut inputs = Vec::with_capacity(missing.len());
+        for text in &missing {
+            let tokens = self
+                .shared
+                .tokenizer
+                .encode(text)
+                .map_err(|e| EngineError::Backbone(e.to_string()))?;
+            inputs.push(Input::Text { tokens });
+        }
+        let outputs = self.run(inputs.into_iter(), priority).await?;
+        let mut fresh = missing.into_iter().zip(outputs).map(|(text, output)| {
+            let row: Arc<[f32]> = anchors::normalised(output.features).into();
+            self.shared.texts.insert(text.clone(), Arc::clone(&row));
+            row
+        });
+        Ok(known
+            .into_iter()
+            .filter_map(|row| row.or_else(|| fresh.next()))
+            .collect())
+    }
+
+    /// Class anchors: for each class the mean of its words' unit embeddings under every template, made unit length
+    /// again (`method.md`'s t_c). D values a class.
+    ///
+    /// # Errors
+    /// As [`Self::embed_texts`].
+    pub async fn anchors(
+        &self,
+        words: &[String],
+        templates: &[String],
+        priority: Priority,
+    ) -> Result<Vec<Vec<f32>>, EngineError> {
+        let prompts = anchors::prompts(words, templates);
+        let rows = self.embed_texts(&prompts, priority).await?;
+        Ok(rows.chunks(templates.len()).map(anchors::mean).collect())
+    }
+
+    /// The head that chooses among `anchors` (C rows of D values) with no adapter.
+    ///
+    /// # Errors
+    /// [`EngineError::Backbone`] when the rows are not of one length.
+    pub fn zero_shot(&self, anchors: Vec<Vec<f32>>) -> Result<Head, EngineError> {
+        let head = || {
+            Head::zero_shot(
+                Tensor::new(anchors, &self.shared.target)?,
+                self.shared.info.logit_scale,
+            )
+        };
+        head().map_err(|e| EngineError::Backbone(e.to_string()))
+    }
+
+    /// The device that runs the backbone, where heads have to be.
+    pub fn device(&self) -> &Device {
+        &self.shared.target
+    }
+
+    /// Interactive and background work that waits for the device.
+    pub fn queue_depth(&self) -> (usize, usize) {
+        self.shared.device.queue_depth()
+    }
+
+    /// Whether the device thread lives and its last forward gave finite numbers. Runs a forward of its own when the
+    /// last one is older than `max_age`.
+    ///
+    /// # Errors
+    /// What went wrong, as [`Self::encode`] would say it.
+    pub async fn check(&self, max_age: Duration) -> Result<(), EngineError> {
+        if self
+            .shared
+            .device
+            .last_success()
+            .is_some_and(|at| at.elapsed() <= max_age)
+        {
+            return Ok(());
+        }
+        let side = self.shared.info.image_size;
+        let grey = Pixels(vec![0.0; 3 * side * side]);
+        self.encode(vec![grey], None, Priority::Interactive)
+            .await
+            .map(|_| ())
+    }
+
+    /// Finishes the accepted work, then ends the device thread. Blocks; later calls do nothing.
+    pub fn stop(&self) {
+        self.shared.device.stop();
+    }
+
+    async fn run(
+        &self,
+        inputs: impl Iterator<Item = Input>,
+        priority: Priority,
+    ) -> Result<Vec<Output>, EngineError> {
+        let enqueued = Instant::now();
+        let mut replies = Vec::new();
+        let mut work = Vec::new();
+        for input in inputs {
+            let (reply, receiver) = oneshot::channel();
+            work.push(Work {
+                input,
+                enqueued,
+                reply,
+            });
+            replies.push(receiver);
+        }
+        if work.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.shared.device.push(work, priority).map_err(|e| match e {
+            PushError::Full => EngineError::Overloaded,
+            PushError::Closed => EngineError::Stopped,
+        })?;
+        let mut outputs = Vec::with_capacity(replies.len());
+        for reply in replies {
+            outputs.push(reply.await.map_err(|_| EngineError::Stopped)??);
+        }
+        Ok(outputs)
+    }
+}
