@@ -1,0 +1,160 @@
+//! What can go wrong in the store.
+
+use std::error::Error;
+
+use sqlx::migrate::MigrateError;
+
+use crate::domain::{JobState, Label, ModelName, TaskName, VersionNumber};
+
+/// A failure of the store itself.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database cannot be reached, is busy for too long, or refused a statement. Trying again later may help.
+    #[error("the database does not answer")]
+    Unavailable(#[source] sqlx::Error),
+    /// The database holds something that this program did not write that way.
+    #[error("the store's {what} is damaged")]
+    Corrupt {
+        /// What was read.
+        what: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The schema cannot be brought up to date: a migration failed, or a newer program has been here.
+    #[error("the database's schema cannot be brought up to date")]
+    Migrate(#[source] MigrateError),
+    /// Not the location of a database.
+    #[error("not the location of a database: {0}")]
+    Location(&'static str),
+}
+
+impl StoreError {
+    pub(super) fn corrupt(what: &'static str, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Corrupt {
+            what,
+            source: source.into(),
+        }
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::corrupt("row", error),
+            other => Self::Unavailable(other),
+        }
+    }
+}
+
+/// Why a model was not created.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateModelError {
+    /// The name is taken.
+    #[error("the model {0} exists already")]
+    Exists(ModelName),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a job was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum EnqueueError {
+    /// There is no such model.
+    #[error("there is no model {0}")]
+    UnknownModel(ModelName),
+    /// The job itself brings a label twice.
+    #[error("the label {0} occurs twice")]
+    LabelTwice(Label),
+    /// The active version knows a task of that name.
+    #[error("the model knows a task {0} already")]
+    TaskExists(TaskName),
+    /// The active version knows the label.
+    #[error("the model knows the label {0} already")]
+    LabelExists(Label),
+    /// Another job of the model that is queued or running learns a task of that name.
+    #[error("the task {0} is being learned")]
+    TaskInFlight(TaskName),
+    /// Another job of the model that is queued or running brings the label.
+    #[error("the label {0} is being learned")]
+    LabelInFlight(Label),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a job was not cancelled.
+#[derive(Debug, thiserror::Error)]
+pub enum CancelError {
+    /// It has ended already.
+    #[error("the job has ended already: {}", .0.as_str())]
+    Final(JobState),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a version was not published. Nothing of it is left in the store.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The job is no longer this owner's: its lease ran out and another took it up, or it was cancelled.
+    #[error("the job's lease is lost")]
+    LeaseLost,
+    /// Another version became active since the work began.
+    #[error("the model's active version has changed")]
+    BaseMoved {
+        /// The one that is active now.
+        active: Option<VersionNumber>,
+    },
+    /// The base knows a task of that name.
+    #[error("the base knows a task {0} already")]
+    TaskExists(TaskName),
+    /// The base knows the label.
+    #[error("the base knows the label {0} already")]
+    LabelExists(Label),
+    /// The snapshot's bytes do not have the digest that was given.
+    #[error("the snapshot does not match its digest")]
+    DigestMismatch,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a version was not activated.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// There is no such model.
+    #[error("there is no model {0}")]
+    UnknownModel(ModelName),
+    /// The model has no such version.
+    #[error("the model has no version {0}")]
+    UnknownVersion(VersionNumber),
+    /// Another version is active than the caller expected.
+    #[error("the model's active version is not the expected one")]
+    ActiveMoved {
+        /// The one that is active.
+        active: Option<VersionNumber>,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+macro_rules! from_sqlx {
+    ($($error:ident),+) => {
+        $(impl From<sqlx::Error> for $error {
+            fn from(error: sqlx::Error) -> Self {
+                Self::Store(error.into())
+            }
+        })+
+    };
+}
+
+from_sqlx!(
+    CreateModelError,
+    EnqueueError,
+    CancelError,
+    PublishError,
+    ActivateError
+);

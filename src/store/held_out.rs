@@ -1,0 +1,157 @@
+//! The held-out examples of a version's tasks, and how versions do on them.
+
+use std::collections::HashMap;
+
+use super::Store;
+use super::codec::{features, number, parse, version};
+use super::error::StoreError;
+use super::lineage::along_lineage;
+use crate::domain::{AccuracyMatrix, ClassId, Digest, Features, ModelName, Tally, VersionNumber};
+
+/// A held-out example.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeldOut {
+    /// Its class.
+    pub class: ClassId,
+    /// Of the content that the features came of.
+    pub digest: Digest,
+    /// Its features.
+    pub features: Features,
+}
+
+/// How a version does on one task, against the bare backbone choosing among the same classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskTally {
+    /// The version that brought the task.
+    pub task: VersionNumber,
+    /// The version's right answers.
+    pub tally: Tally,
+    /// The bare backbone's.
+    pub zero_shot: Tally,
+}
+
+/// How a version does on every task that it knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionTallies {
+    /// The version.
+    pub version: VersionNumber,
+    /// One tally for each version from the root to this one: row `l` of an accuracy matrix.
+    pub tasks: Vec<TaskTally>,
+}
+
+/// How a line of versions did over time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    /// Each version on each task that it knows.
+    pub matrix: AccuracyMatrix,
+    /// The bare backbone on the same examples among the same classes.
+    pub zero_shot: AccuracyMatrix,
+}
+
+impl Store {
+    /// The held-out examples of the one task that a version brought, in the order in which they were published. For
+    /// all that a version knows, ask for each of its [`Store::lineage`].
+    pub async fn held_out_of(
+        &self,
+        model: &ModelName,
+        number: VersionNumber,
+    ) -> Result<Vec<HeldOut>, StoreError> {
+        let rows: Vec<(String, String, Vec<u8>)> = sqlx::query_as(
+            "select class, digest, features from held_out
+             where model = $1 and version = $2 order by position",
+        )
+        .bind(model.as_str())
+        .bind(i64::from(number.0))
+        .fetch_all(&self.reader)
+        .await?;
+        rows.into_iter()
+            .map(|(class, digest, bytes)| {
+                Ok(HeldOut {
+                    class: parse("class's id", &class)?,
+                    digest: parse("digest", &digest)?,
+                    features: features(&bytes)?,
+                })
+            })
+            .collect()
+    }
+
+    /// [`Store::tallies`] as two matrices, the versions' own and the bare backbone's.
+    pub async fn accuracy(&self, model: &ModelName, number: VersionNumber) -> Result<History, StoreError> {
+        let tallies = self.tallies(model, number).await?;
+        let matrix = |pick: fn(&TaskTally) -> Tally| {
+            let rows = tallies
+                .iter()
+                .map(|row| row.tasks.iter().map(pick).collect())
+                .collect();
+            AccuracyMatrix::new(rows).ok_or_else(|| StoreError::corrupt("tallies", "they form no triangle"))
+        };
+        Ok(History {
+            matrix: matrix(|task| task.tally)?,
+            zero_shot: matrix(|task| task.zero_shot)?,
+        })
+    }
+
+    /// How each version from the root to `number` did on the tasks that it knows. Always a triangle: a task without
+    /// tally counts 0 of 0.
+    pub async fn tallies(
+        &self,
+        model: &ModelName,
+        number: VersionNumber,
+    ) -> Result<Vec<VersionTallies>, StoreError> {
+        let lineage = self.lineage(model, number).await?;
+        let rows: Vec<TallyRow> = sqlx::query_as(along_lineage!(
+            "select version, task_version, correct, zero_shot_correct, total from tally
+             where model = $1 and version in (select number from lineage)"
+        ))
+        .bind(model.as_str())
+        .bind(i64::from(number.0))
+        .fetch_all(&self.reader)
+        .await?;
+        let mut found = HashMap::with_capacity(rows.len());
+        for row in rows {
+            let tally = row.tally()?;
+            found.insert((version(row.version)?, tally.task), tally);
+        }
+        let row = |(row, &version): (usize, &VersionNumber)| VersionTallies {
+            version,
+            tasks: lineage[..=row]
+                .iter()
+                .map(|&task| {
+                    let none = TaskTally {
+                        task,
+                        tally: Tally::default(),
+                        zero_shot: Tally::default(),
+                    };
+                    found.get(&(version, task)).copied().unwrap_or(none)
+                })
+                .collect(),
+        };
+        Ok(lineage.iter().enumerate().map(row).collect())
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct TallyRow {
+    version: i64,
+    task_version: i64,
+    correct: i64,
+    zero_shot_correct: i64,
+    total: i64,
+}
+
+impl TallyRow {
+    fn tally(&self) -> Result<TaskTally, StoreError> {
+        let total = number("count", self.total)?;
+        Ok(TaskTally {
+            task: version(self.task_version)?,
+            tally: Tally {
+                correct: number("count", self.correct)?,
+                total,
+            },
+            zero_shot: Tally {
+                correct: number("count", self.zero_shot_correct)?,
+                total,
+            },
+        })
+    }
+}

@@ -1,0 +1,270 @@
+//! The one transaction that turns a finished job into a version that answers.
+
+use jiff::Timestamp;
+use serde_json::Value;
+use sqlx::AnyConnection;
+
+use super::Store;
+use super::activations;
+use super::codec::{micros, timestamp, to_column, to_json, version, version_or_none};
+use super::error::{PublishError, StoreError};
+use super::held_out::HeldOut;
+use super::jobs::{self, JobRow};
+use super::lineage::{Clash, clash};
+use super::owner::Owner;
+use crate::domain::{Activation, Class, Digest, Job, JobId, ModelConfig, Tally, Version, VersionNumber};
+
+/// What a job has made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Publication<'a> {
+    /// The job; it names the model and the task.
+    pub job: JobId,
+    /// Who runs it.
+    pub owner: &'a Owner,
+    /// The version that it was learned on top of, which must still be the active one; `None` where none was.
+    pub base: Option<VersionNumber>,
+    /// The snapshot.
+    pub snapshot: &'a [u8],
+    /// Of the snapshot.
+    pub digest: Digest,
+    /// What rehearsal needs of the new classes later on.
+    pub statistics: &'a [u8],
+    /// The configuration that it was learned with.
+    pub config: ModelConfig,
+    /// What the job found out, for the version and as the job's last word.
+    pub report: Value,
+    /// The new classes in column order. Their task is the job's, whatever they say.
+    pub classes: Vec<Class>,
+    /// The held-out examples to keep, of the new classes.
+    pub held_out: Vec<HeldOut>,
+    /// How many examples it was fitted on.
+    pub train_count: u32,
+    /// How many were held out, kept or not.
+    pub held_out_count: u32,
+    /// How it does on each task that it knows.
+    pub scores: Vec<TaskScore>,
+    /// Who activates it.
+    pub actor: String,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// How a version that has no number yet does on a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskScore {
+    /// The version that brought the task; `None` for the one that is being published.
+    pub task: Option<VersionNumber>,
+    /// The new version's right answers.
+    pub tally: Tally,
+    /// The bare backbone's right answers among the same classes, out of the same total.
+    pub zero_shot: Tally,
+}
+
+impl Store {
+    /// Publishes and activates a version: its number, snapshot, classes, held-out examples and tallies, the entry in
+    /// the log, the job's success and the end of the job's examples, all at once or not at all.
+    ///
+    /// # Errors
+    /// [`PublishError`] when the lease is lost, the base is no longer active or knows the task or one of the labels,
+    /// or the digest is not the snapshot's. Nothing is left of it then.
+    pub async fn publish(&self, new: Publication<'_>) -> Result<(Version, Activation), PublishError> {
+        if Digest::of(new.snapshot) != new.digest {
+            return Err(PublishError::DigestMismatch);
+        }
+        let mut tx = self.write().await?;
+        let job = owned_job(&mut tx, &new).await?;
+        let (number, active) = next_number(&mut tx, &job).await?;
+        if active != new.base {
+            return Err(PublishError::BaseMoved { active });
+        }
+        if let Some(base) = new.base {
+            match clash(&mut tx, &job, base, new.classes.iter().map(|class| &class.label)).await? {
+                None => {}
+                Some(Clash::Task) => return Err(PublishError::TaskExists(job.task)),
+                Some(Clash::Label(label)) => return Err(PublishError::LabelExists(label)),
+            }
+        }
+        let version = Version {
+            number,
+            parent: new.base,
+            task: job.task.clone(),
+            job: job.id,
+            digest: new.digest,
+            bytes: new.snapshot.len() as u64,
+            created_at: timestamp(micros(new.now))?,
+            config: new.config.clone(),
+            report: new.report.clone(),
+        };
+        let activation = Activation {
+            model: job.model.clone(),
+            version: number,
+            previous: active,
+            actor: new.actor.clone(),
+            reason: None,
+            at: version.created_at,
+        };
+        insert_version(&mut tx, &job, &version, &new).await?;
+        insert_classes(&mut tx, &job, number, &new.classes).await?;
+        insert_held_out(&mut tx, &job, number, &new.held_out).await?;
+        insert_tallies(&mut tx, &job, number, &new.scores).await?;
+        activations::insert(&mut tx, &activation).await?;
+        let job = succeed(&mut tx, number, &new).await?;
+        jobs::close(&mut tx, &job, new.now).await?;
+        tx.commit().await?;
+        Ok((version, activation))
+    }
+}
+
+/// The job, if the publication's owner runs it.
+async fn owned_job(connection: &mut AnyConnection, new: &Publication<'_>) -> Result<Job, PublishError> {
+    let row: Option<JobRow> = sqlx::query_as(jobs::with_job_columns!(
+        "select",
+        "from job where id = $1 and owner = $2"
+    ))
+    .bind(new.job.to_string())
+    .bind(new.owner.to_string())
+    .fetch_optional(connection)
+    .await?;
+    match row {
+        Some(row) => Ok(Job::try_from(row)?),
+        None => Err(PublishError::LeaseLost),
+    }
+}
+
+/// Takes the model's next number and reads its active version. The model's row stays locked: whoever publishes or
+/// activates beside us waits, and reads what we leave.
+async fn next_number(
+    connection: &mut AnyConnection,
+    job: &Job,
+) -> Result<(VersionNumber, Option<VersionNumber>), StoreError> {
+    let (next, active): (i64, Option<i64>) = sqlx::query_as(
+        "update model set next_version = next_version + 1 where name = $1 returning next_version, active",
+    )
+    .bind(job.model.as_str())
+    .fetch_one(connection)
+    .await?;
+    Ok((version(next - 1)?, version_or_none(active)?))
+}
+
+async fn insert_version(
+    connection: &mut AnyConnection,
+    job: &Job,
+    version: &Version,
+    new: &Publication<'_>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into version (model, number, parent, task, job, digest, bytes, config, report, train, held_out,
+                              created_at, statistics, snapshot)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+    )
+    .bind(job.model.as_str())
+    .bind(i64::from(version.number.0))
+    .bind(to_column(version.parent))
+    .bind(version.task.as_str())
+    .bind(version.job.to_string())
+    .bind(version.digest.to_string())
+    .bind(i64::try_from(version.bytes).unwrap_or(i64::MAX))
+    .bind(to_json("version's configuration", &version.config)?)
+    .bind(version.report.to_string())
+    .bind(i64::from(new.train_count))
+    .bind(i64::from(new.held_out_count))
+    .bind(micros(version.created_at))
+    .bind(new.statistics)
+    .bind(new.snapshot)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn insert_classes(
+    connection: &mut AnyConnection,
+    job: &Job,
+    number: VersionNumber,
+    classes: &[Class],
+) -> Result<(), StoreError> {
+    for (position, class) in (0_i64..).zip(classes) {
+        sqlx::query(
+            "insert into class (id, model, version, position, label, prompt) values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(class.id.to_string())
+        .bind(job.model.as_str())
+        .bind(i64::from(number.0))
+        .bind(position)
+        .bind(class.label.as_str())
+        .bind(class.prompt.as_deref())
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn insert_held_out(
+    connection: &mut AnyConnection,
+    job: &Job,
+    number: VersionNumber,
+    held_out: &[HeldOut],
+) -> Result<(), StoreError> {
+    for (position, example) in (0_i64..).zip(held_out) {
+        sqlx::query(
+            "insert into held_out (model, version, position, class, digest, features)
+             values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(job.model.as_str())
+        .bind(i64::from(number.0))
+        .bind(position)
+        .bind(example.class.to_string())
+        .bind(example.digest.to_string())
+        .bind(example.features.to_le_bytes())
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn insert_tallies(
+    connection: &mut AnyConnection,
+    job: &Job,
+    number: VersionNumber,
+    scores: &[TaskScore],
+) -> Result<(), StoreError> {
+    for score in scores {
+        sqlx::query(
+            "insert into tally (model, version, task_version, correct, zero_shot_correct, total)
+             values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(job.model.as_str())
+        .bind(i64::from(number.0))
+        .bind(i64::from(score.task.unwrap_or(number).0))
+        .bind(i64::from(score.tally.correct))
+        .bind(i64::from(score.zero_shot.correct))
+        .bind(i64::from(score.tally.total))
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Last, because only here the lease is checked on the locked row.
+async fn succeed(
+    connection: &mut AnyConnection,
+    number: VersionNumber,
+    new: &Publication<'_>,
+) -> Result<Job, PublishError> {
+    let row: Option<JobRow> = sqlx::query_as(jobs::with_job_columns!(
+        "update job set state = 'succeeded', phase = 'commit', progress = 1, version = $3, report = $4,
+                        owner = null, lease_until = null, updated_at = $5
+         where id = $1 and owner = $2 returning",
+        ""
+    ))
+    .bind(new.job.to_string())
+    .bind(new.owner.to_string())
+    .bind(i64::from(number.0))
+    .bind(new.report.to_string())
+    .bind(micros(new.now))
+    .fetch_optional(connection)
+    .await?;
+    match row {
+        Some(row) => Ok(Job::try_from(row)?),
+        None => Err(PublishError::LeaseLost),
+    }
+}
