@@ -1,0 +1,318 @@
+//! Which snapshot serves: one watch channel a model, and a bounded cache of pinned older versions.
+//!
+//! The store is the truth. A version is published here only after the transaction that made it active, and
+//! [`Registry::refresh`] brings in what others activated in the same store. Readers take one [`Arc`] and keep it for
+//! a whole batch, so that an answer never mixes versions.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use candle_core::Device;
+use jiff::Timestamp;
+use lru::LruCache;
+use tokio::sync::watch;
+
+use crate::adapter::{Head, Snapshot, SnapshotError};
+use crate::domain::{Activation, Digest, Model, ModelConfig, ModelName, VersionNumber};
+use crate::metrics;
+use crate::store::{Activate, ActivateError, Activated, CreateModelError, Store, StoreError};
+
+/// Why a version could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// No such model.
+    #[error("there is no model {0}")]
+    UnknownModel(ModelName),
+    /// The model has no such version.
+    #[error("model {model} has no version {version}")]
+    UnknownVersion {
+        /// The model.
+        model: ModelName,
+        /// The version asked for.
+        version: VersionNumber,
+    },
+    /// The store failed.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    /// A stored snapshot cannot be used.
+    #[error("version {version} of model {model} cannot be loaded")]
+    Snapshot {
+        /// The model.
+        model: ModelName,
+        /// The version.
+        version: VersionNumber,
+        /// What is wrong with it.
+        source: SnapshotError,
+    },
+    /// Another version is active than the caller expected.
+    #[error("the active version of model {model} is not the expected one")]
+    ActiveMoved {
+        /// The model.
+        model: ModelName,
+        /// The version that is active.
+        active: Option<VersionNumber>,
+    },
+    /// The version was learned on another backbone than the one loaded.
+    #[error("version {version} of model {model} was learned on another backbone ({backbone})")]
+    OtherBackbone {
+        /// The model.
+        model: ModelName,
+        /// The version.
+        version: VersionNumber,
+        /// Digest of the backbone it was learned on.
+        backbone: String,
+    },
+}
+
+/// A version, ready to answer.
+pub struct Serving {
+    /// The model.
+    pub model: ModelName,
+    /// Its number.
+    pub number: VersionNumber,
+    /// Digest of the snapshot's bytes.
+    pub digest: Digest,
+    /// Its classes and head.
+    pub snapshot: Snapshot,
+    /// The snapshot's head, to be shared with the device thread.
+    pub head: Arc<Head>,
+}
+
+impl Serving {
+    /// A snapshot as the version it is.
+    pub fn new(model: ModelName, number: VersionNumber, digest: Digest, snapshot: Snapshot) -> Self {
+        // Tensors are shared, so this copies no weights.
+        let head = Arc::new(snapshot.head().clone());
+        Self {
+            model,
+            number,
+            digest,
+            snapshot,
+            head,
+        }
+    }
+}
+
+/// Models read from the store at a time.
+const PAGE: u32 = 200;
+
+type Slot = watch::Sender<Option<Arc<Serving>>>;
+
+/// The owner of what serves.
+pub struct Registry {
+    store: Store,
+    device: Device,
+    backbone: Digest,
+    active: RwLock<HashMap<ModelName, Slot>>,
+    pinned: Mutex<LruCache<(ModelName, VersionNumber), Arc<Serving>>>,
+    following: tokio::sync::Mutex<()>,
+}
+
+impl Registry {
+    /// An empty registry; [`Self::refresh`] fills it. Keeps at most `pinned` inactive versions in memory.
+    pub fn new(store: Store, device: Device, backbone: Digest, pinned: NonZeroUsize) -> Self {
+        Self {
+            store,
+            device,
+            backbone,
+            active: RwLock::default(),
+            pinned: Mutex::new(LruCache::new(pinned)),
+            following: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Makes what serves equal to what the store says is active.
+    ///
+    /// # Errors
+    /// When the store fails. A model whose active version cannot be loaded is logged and keeps what it served.
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        let mut names = Vec::new();
+        loop {
+            let page = self.store.models(names.last(), PAGE).await?;
+            let is_last = page.len() < PAGE as usize;
+            names.extend(page.into_iter().map(|model| model.name));
+            if is_last {
+                break;
+            }
+        }
+        self.forget_all_but(&names);
+        for name in names {
+            match self.follow(&name).await {
+                Ok(()) => {}
+                Err(RegistryError::Store(error)) => return Err(error),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, model = %name, "the active version cannot be served");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the version answer that the store says is active. Whoever changed that calls this afterwards; calls are
+    /// served one at a time, so that the last one leaves what the store holds.
+    ///
+    /// # Errors
+    /// When the store fails or the version cannot be served; what served before still does.
+    pub async fn follow(&self, model: &ModelName) -> Result<(), RegistryError> {
+        let _turn = self.following.lock().await;
+        let unknown = || RegistryError::UnknownModel(model.clone());
+        let active = self.store.model(model).await?.ok_or_else(unknown)?.active;
+        let slot = self.slot(model);
+        let served = slot.borrow().as_ref().map(|serving| serving.number);
+        let Some(number) = active.filter(|&active| served != Some(active)) else {
+            return Ok(());
+        };
+        let serving = self.version(model, number).await?;
+        metrics::version_activated(model, number);
+        if let Some(summary) = self.store.accuracy(model, number).await?.matrix.summary() {
+            metrics::accuracy_measured(model, &summary);
+        }
+        if let Some(previous) = slot.send_replace(Some(serving)) {
+            // The version one would roll back to stays at hand.
+            self.keep(previous);
+        }
+        Ok(())
+    }
+
+    /// Keeps a version in memory for [`Self::version`] and [`Self::follow`].
+    pub fn keep(&self, serving: Arc<Serving>) {
+        let key = (serving.model.clone(), serving.number);
+        self.pinned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .put(key, serving);
+    }
+
+    /// Creates a model that has learned nothing.
+    ///
+    /// # Errors
+    /// [`CreateModelError`] when the name is taken.
+    pub async fn create(
+        &self,
+        name: &ModelName,
+        config: &ModelConfig,
+        now: Timestamp,
+    ) -> Result<Model, CreateModelError> {
+        let model = self.store.create_model(name, config, now).await?;
+        self.slot(name);
+        Ok(model)
+    }
+
+    /// What answers for a model now; `None` inside until its first task is learned.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownModel`].
+    pub fn active(&self, model: &ModelName) -> Result<Option<Arc<Serving>>, RegistryError> {
+        let active = self.active.read().unwrap_or_else(PoisonError::into_inner);
+        let slot = active
+            .get(model)
+            .ok_or_else(|| RegistryError::UnknownModel(model.clone()))?;
+        Ok(slot.borrow().clone())
+    }
+
+    /// A version by number, active or not.
+    ///
+    /// # Errors
+    /// When it does not exist, cannot be read, or belongs to another backbone.
+    pub async fn version(
+        &self,
+        model: &ModelName,
+        number: VersionNumber,
+    ) -> Result<Arc<Serving>, RegistryError> {
+        if let Some(serving) = self.active(model)?.filter(|serving| serving.number == number) {
+            return Ok(serving);
+        }
+        let key = (model.clone(), number);
+        if let Some(serving) = self
+            .pinned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+        {
+            return Ok(Arc::clone(serving));
+        }
+        let serving = Arc::new(self.load(model, number).await?);
+        self.keep(Arc::clone(&serving));
+        Ok(serving)
+    }
+
+    /// Activates an existing version: loads it, commits the activation, then lets it answer.
+    ///
+    /// # Errors
+    /// As [`Self::version`]; nothing has changed then.
+    pub async fn activate(&self, wish: Activate) -> Result<Activation, RegistryError> {
+        let model = wish.model.clone();
+        // Loaded first: a version that cannot be served must not become active.
+        self.version(&model, wish.version).await?;
+        let activated = self.store.activate(wish).await.map_err(|error| match error {
+            ActivateError::UnknownModel(model) => RegistryError::UnknownModel(model),
+            ActivateError::UnknownVersion(version) => RegistryError::UnknownVersion {
+                model: model.clone(),
+                version,
+            },
+            ActivateError::ActiveMoved { active } => RegistryError::ActiveMoved {
+                model: model.clone(),
+                active,
+            },
+            ActivateError::Store(error) => error.into(),
+        })?;
+        self.follow(&model).await?;
+        Ok(match activated {
+            Activated::Changed(activation) | Activated::Unchanged(activation) => activation,
+        })
+    }
+
+    /// Where snapshots live: the device that runs the backbone.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    async fn load(&self, model: &ModelName, number: VersionNumber) -> Result<Serving, RegistryError> {
+        let unknown = || RegistryError::UnknownVersion {
+            model: model.clone(),
+            version: number,
+        };
+        let (bytes, digest) = self.store.snapshot(model, number).await?.ok_or_else(unknown)?;
+        let device = self.device.clone();
+        let decoded = tokio::task::spawn_blocking(move || Snapshot::decode(&bytes, &device)).await;
+        let snapshot = decoded
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+            .map_err(|source| RegistryError::Snapshot {
+                model: model.clone(),
+                version: number,
+                source,
+            })?;
+        if snapshot.backbone() != self.backbone.to_string() {
+            let backbone = snapshot.backbone().to_owned();
+            return Err(RegistryError::OtherBackbone {
+                model: model.clone(),
+                version: number,
+                backbone,
+            });
+        }
+        Ok(Serving::new(model.clone(), number, digest, snapshot))
+    }
+
+    fn slot(&self, model: &ModelName) -> Slot {
+        if let Some(slot) = self
+            .active
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(model)
+        {
+            return slot.clone();
+        }
+        let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
+        active
+            .entry(model.clone())
+            .or_insert_with(|| watch::channel(None).0)
+            .clone()
+    }
+
+    fn forget_all_but(&self, models: &[ModelName]) {
+        let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
+        active.retain(|name, _| models.contains(name));
+    }
+}
