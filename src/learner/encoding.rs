@@ -1,0 +1,79 @@
+//! The first phase of a job: every image becomes features, saved chunk by chunk.
+
+use std::time::Instant;
+
+use futures::future::join_all;
+
+use super::Learner;
+use super::learn::Learn;
+use super::stop::{Stop, held};
+use crate::domain::{Features, Phase};
+use crate::engine::{EngineError, Priority};
+use crate::store::PendingExample;
+
+impl Learn<'_> {
+    /// Turns every image that is left into features, saved chunk by chunk.
+    pub(super) async fn encode(&mut self) -> Result<(), Stop> {
+        let started = Instant::now();
+        loop {
+            let counts = self.learner.store.example_counts(self.job.id).await?;
+            let done = f64::from(counts.encoded + counts.discarded) / f64::from(counts.total.max(1));
+            self.report(Phase::Encode, done, None).await?;
+            let chunk = self
+                .learner
+                .store
+                .pending_images(self.job.id, None, self.learner.config.chunk)
+                .await?;
+            if chunk.is_empty() {
+                break;
+            }
+            self.encode_chunk(chunk).await?;
+        }
+        self.took("encode", started);
+        Ok(())
+    }
+
+    async fn encode_chunk(&mut self, chunk: Vec<PendingExample>) -> Result<(), Stop> {
+        let engine = &self.learner.engine;
+        let decode = |example: PendingExample| async move {
+            (
+                example.position,
+                engine.decode(example.image.into(), Priority::Background).await,
+            )
+        };
+        let mut positions = Vec::with_capacity(chunk.len());
+        let mut pixels = Vec::with_capacity(chunk.len());
+        for (position, decoded) in join_all(chunk.into_iter().map(decode)).await {
+            match decoded {
+                Ok(image) => {
+                    positions.push(position);
+                    pixels.push(image);
+                }
+                Err(EngineError::Image(error)) => self.discard(position, &error.to_string()).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let outputs = engine.encode(pixels, None, Priority::Background).await?;
+        let mut features = Vec::with_capacity(outputs.len());
+        for (position, output) in positions.into_iter().zip(outputs) {
+            match Features::from_f32(&output.features) {
+                Some(row) => features.push((position, row)),
+                None => {
+                    self.discard(position, "its features leave the range of float16")
+                        .await?;
+                }
+            }
+        }
+        held(
+            self.learner
+                .store
+                .save_features(self.job.id, &self.learner.owner, &features)
+                .await?,
+        )
+    }
+
+    async fn discard(&self, position: u32, error: &str) -> Result<(), Stop> {
+        let Learner { store, owner, .. } = self.learner;
+        held(store.discard_example(self.job.id, owner, position, error).await?)
+    }
+}

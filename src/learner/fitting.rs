@@ -1,0 +1,162 @@
+//! The second phase of a job: the adapter is trained, on threads of its own.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Learner;
+use super::learn::{Examples, Learn};
+use super::stop::Stop;
+use crate::adapter::{
+    Base, ClassStatistics, FitError, FitInput, FitProgress, Fitted, embedding, fit, statistics,
+};
+use crate::domain::{Features, Model, NewClass, Phase};
+use crate::engine::Priority;
+use crate::registry::Serving;
+
+/// What a fit starts from, owned so that it can move to a thread.
+pub(super) struct FitJob {
+    pub(super) model: Model,
+    pub(super) base: Option<Arc<Serving>>,
+    statistics: Vec<ClassStatistics>,
+    anchors: Tensor,
+    features: Tensor,
+    labels: Vec<u32>,
+    scale: f64,
+}
+
+impl Learn<'_> {
+    /// Gathers what the fit needs: the base and what it remembers, anchors, and the examples as tensors.
+    pub(super) async fn prepare(&self, classes: &[NewClass], examples: &Examples) -> Result<FitJob, Stop> {
+        let Learner {
+            engine,
+            registry,
+            store,
+            ..
+        } = self.learner;
+        let model = self.model().await?;
+        let base = match model.active {
+            Some(active) => Some(registry.version(&model.name, active).await?),
+            None => None,
+        };
+        let mut remembered = Vec::new();
+        if let Some(base) = &base {
+            for (_, bytes) in store.statistics(&model.name, base.number).await? {
+                let of_task = statistics::decode(&bytes, registry.device());
+                remembered.extend(of_task.map_err(|e| Stop::failed("statistics", &e))?);
+            }
+        }
+        let words: Vec<String> = classes
+            .iter()
+            .map(|class| class.prompt.clone().unwrap_or_else(|| class.label.words()))
+            .collect();
+        let rows = engine
+            .anchors(&words, &model.config.templates, Priority::Background)
+            .await?;
+        let known = base
+            .as_ref()
+            .map_or(0, |base| base.snapshot.head().columns() as u32);
+        let features: Vec<Features> = examples
+            .train
+            .iter()
+            .map(|example| example.features.clone())
+            .collect();
+        let tensors = || -> candle_core::Result<(Tensor, Tensor)> {
+            let new = Tensor::new(rows, registry.device())?;
+            let anchors = match &base {
+                Some(base) => Tensor::cat(&[base.snapshot.head().anchors(), &new], 0)?,
+                None => new,
+            };
+            Ok((anchors, embedding::stack(&features, registry.device())?))
+        };
+        let (anchors, features) = tensors().map_err(|e| Stop::failed("tensors", &e))?;
+        Ok(FitJob {
+            labels: examples
+                .train
+                .iter()
+                .map(|example| known + example.class)
+                .collect(),
+            scale: engine.info().logit_scale,
+            statistics: remembered,
+            model,
+            base,
+            anchors,
+            features,
+        })
+    }
+
+    /// Runs the fit on its own threads and reports from it; told to stop, it stops after the step under way.
+    pub(super) async fn fit(&mut self, job: FitJob) -> Result<Fitted, Stop> {
+        let (said, mut hear) = watch::channel::<Option<FitProgress>>(None);
+        let abandon = CancellationToken::new();
+        let abandoned = abandon.clone();
+        let pool = Arc::clone(&self.learner.fit_pool);
+        let mut running = tokio::task::spawn_blocking(move || {
+            let base = job.base.as_ref().map(|base| Base {
+                version: base.number,
+                head: base.snapshot.head(),
+                statistics: &job.statistics,
+            });
+            let input = FitInput {
+                base,
+                anchors: &job.anchors,
+                features: &job.features,
+                labels: &job.labels,
+                scale: job.scale,
+                config: &job.model.config,
+            };
+            pool.install(|| {
+                fit(&input, &mut |progress| {
+                    said.send_replace(Some(progress));
+                    if abandoned.is_cancelled() {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                })
+            })
+        });
+        let mut stopped = None;
+        let finished = loop {
+            tokio::select! {
+                finished = &mut running => break finished,
+                () = self.stop.cancelled(), if stopped.is_none() => stopped = Some(Stop::Told),
+                Ok(()) = hear.changed(), if stopped.is_none() => {
+                    let progress = *hear.borrow_and_update();
+                    if let Some(progress) = progress {
+                        let share = progress.step as f64 / progress.steps.max(1) as f64;
+                        stopped = self.report(Phase::Fit, share, Some(shown(&progress))).await.err();
+                    }
+                }
+            }
+            if stopped.is_some() {
+                abandon.cancel();
+            }
+        };
+        match (stopped, finished) {
+            (Some(stop), _) => Err(stop),
+            (None, Ok(Ok(fitted))) => Ok(fitted),
+            (None, Ok(Err(error @ FitError::NotFinite { .. }))) => Err(Stop::failed("diverged", &error)),
+            (None, Ok(Err(error))) => Err(Stop::failed("fit", &error)),
+            (None, Err(panic)) => Err(Stop::failed("fit_panicked", &panic)),
+        }
+    }
+}
+
+fn shown(progress: &FitProgress) -> Map<String, Value> {
+    let entries = [
+        ("epoch", json!(progress.epoch)),
+        ("epochs", json!(progress.epochs)),
+        ("step", json!(progress.step)),
+        ("steps", json!(progress.steps)),
+        ("loss", json!(progress.loss)),
+    ];
+    entries
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}

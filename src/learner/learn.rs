@@ -1,0 +1,269 @@
+//! One job that learns a task, phase by phase.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::Learner;
+use super::progress::Reporter;
+use super::split::{self, Candidate};
+use super::stop::{Stop, held};
+use crate::adapter::{Fitted, Snapshot, statistics};
+use crate::domain::{Class, ClassId, Digest, Job, Model, ModelConfig, NewClass, Phase, Split, VersionNumber};
+use crate::registry::Serving;
+use crate::store::{EncodedExample, HeldOut, Publication, PublishError, TaskScore};
+
+/// How often a job starts over from its saved features because another version was activated meanwhile.
+const REBASES: usize = 5;
+
+/// The task's examples, as features.
+pub(super) struct Examples {
+    pub(super) train: Vec<EncodedExample>,
+    pub(super) held_out: Vec<EncodedExample>,
+    /// Images that could not be decoded.
+    discarded: Vec<String>,
+}
+
+/// A version that is not published yet.
+struct Learned {
+    base: Option<VersionNumber>,
+    config: ModelConfig,
+    /// The classes of the task.
+    new: Vec<Class>,
+    /// The classes of the version.
+    columns: Vec<Class>,
+    fitted: Fitted,
+    scores: Vec<TaskScore>,
+}
+
+pub(super) struct Learn<'a> {
+    pub(super) learner: &'a Learner,
+    pub(super) job: Job,
+    pub(super) stop: &'a CancellationToken,
+    reporter: Reporter<'a>,
+    seconds: Map<String, Value>,
+}
+
+impl<'a> Learn<'a> {
+    pub(super) fn new(learner: &'a Learner, job: Job, stop: &'a CancellationToken) -> Self {
+        let reporter = Reporter::new(learner, job.id);
+        Self {
+            learner,
+            job,
+            stop,
+            reporter,
+            seconds: Map::new(),
+        }
+    }
+
+    /// Takes the job to its end: the published version, or why there is none.
+    pub(super) async fn run(mut self) -> Result<VersionNumber, Stop> {
+        let classes = self.learner.store.job_classes(self.job.id).await?;
+        self.encode().await?;
+        let examples = self.examples(&classes).await?;
+        for _ in 0..REBASES {
+            if let Some(version) = self.learn_on_active(&classes, &examples).await? {
+                return Ok(version);
+            }
+            tracing::info!("another version was activated meanwhile; learning on top of that one");
+        }
+        let detail = format!("the active version changed {REBASES} times during the job");
+        Err(Stop::Failed {
+            code: "base_moved",
+            detail,
+        })
+    }
+
+    /// Reads all features back and splits them.
+    async fn examples(&self, classes: &[NewClass]) -> Result<Examples, Stop> {
+        let encoded = self.learner.store.encoded_examples(self.job.id).await?;
+        let discarded = self.learner.store.discarded_examples(self.job.id).await?;
+        let discarded = discarded
+            .into_iter()
+            .map(|(position, why)| format!("example {position}: {why}"))
+            .collect();
+        let share = self.model().await?.config.held_out;
+        let candidates: Vec<Candidate> = encoded
+            .iter()
+            .map(|e| Candidate {
+                class: e.class as usize,
+                chosen: e.split,
+                digest: e.digest,
+            })
+            .collect();
+        let splits = split::assign(&candidates, share);
+        let (train, held_out): (Vec<_>, Vec<_>) = encoded
+            .into_iter()
+            .zip(splits)
+            .partition(|(_, split)| *split == Split::Train);
+        let only =
+            |side: Vec<(EncodedExample, Split)>| side.into_iter().map(|(example, _)| example).collect();
+        let examples = Examples {
+            train: only(train),
+            held_out: only(held_out),
+            discarded,
+        };
+        let has_examples = |class: usize| examples.train.iter().any(|e| e.class as usize == class);
+        match (0..classes.len()).find(|&class| !has_examples(class)) {
+            Some(class) => Err(Stop::Failed {
+                code: "class_without_examples",
+                detail: format!("class {} has no usable image to learn from", classes[class].label),
+            }),
+            None => Ok(examples),
+        }
+    }
+
+    /// Learns on top of the version that is active now; `None` when another one became active meanwhile.
+    async fn learn_on_active(
+        &mut self,
+        classes: &[NewClass],
+        examples: &Examples,
+    ) -> Result<Option<VersionNumber>, Stop> {
+        self.report(Phase::Fit, 0.0, None).await?;
+        let started = Instant::now();
+        let fit_job = self.prepare(classes, examples).await?;
+        let base = fit_job.base.clone();
+        let config = fit_job.model.config.clone();
+        let fitted = self.fit(fit_job).await?;
+        self.took("fit", started);
+
+        let started = Instant::now();
+        let new: Vec<Class> = classes.iter().map(|class| self.named(class)).collect();
+        let known = base.iter().flat_map(|base| base.snapshot.classes());
+        let columns: Vec<Class> = known.chain(&new).cloned().collect();
+        let scores = self
+            .evaluate(&fitted.head, base.as_deref(), &columns, examples)
+            .await?;
+        self.took("evaluate", started);
+
+        let learned = Learned {
+            base: base.map(|base| base.number),
+            config,
+            new,
+            columns,
+            fitted,
+            scores,
+        };
+        self.publish(learned, examples).await
+    }
+
+    /// A new class with an id of its own.
+    fn named(&self, class: &NewClass) -> Class {
+        Class {
+            id: ClassId::new(),
+            label: class.label.clone(),
+            prompt: class.prompt.clone(),
+            task: self.job.task.clone(),
+        }
+    }
+
+    /// Writes everything in one transaction, then lets the version answer; `None` when the base is no longer active.
+    async fn publish(
+        &mut self,
+        learned: Learned,
+        examples: &Examples,
+    ) -> Result<Option<VersionNumber>, Stop> {
+        self.report(Phase::Commit, 0.0, None).await?;
+        let Learned {
+            base,
+            config,
+            new,
+            columns,
+            fitted,
+            scores,
+        } = learned;
+        let backbone = self.learner.engine.info().digest.to_string();
+        let snapshot =
+            Snapshot::new(columns, fitted.head, backbone).map_err(|e| Stop::failed("snapshot", &e))?;
+        let bytes = snapshot.encode().map_err(|e| Stop::failed("snapshot", &e))?;
+        let statistics =
+            statistics::encode(&fitted.statistics).map_err(|e| Stop::failed("statistics", &e))?;
+        let digest = Digest::of(&bytes);
+        let held_out = examples.held_out.iter().map(|e| HeldOut {
+            class: new[e.class as usize].id,
+            digest: e.digest,
+            features: e.features.clone(),
+        });
+        let published = self.learner.store.publish(Publication {
+            job: self.job.id,
+            owner: &self.learner.owner,
+            base,
+            snapshot: &bytes,
+            digest,
+            statistics: &statistics,
+            config,
+            report: json!({
+                "fit": fitted.report,
+                "seconds": self.seconds,
+                "examples": {
+                    "train": examples.train.len(),
+                    "held_out": examples.held_out.len(),
+                    "discarded": examples.discarded,
+                },
+            }),
+            held_out: held_out.collect(),
+            classes: new,
+            train_count: examples.train.len() as u32,
+            held_out_count: examples.held_out.len() as u32,
+            scores,
+            actor: format!("job:{}", self.job.id),
+            now: Timestamp::now(),
+        });
+        let version = match published.await {
+            Ok((version, _)) => version.number,
+            Err(PublishError::BaseMoved { .. }) => return Ok(None),
+            Err(PublishError::LeaseLost) => return Err(Stop::LeaseLost),
+            Err(PublishError::Store(error)) => return Err(error.into()),
+            Err(error @ PublishError::TaskExists(_)) => return Err(Stop::failed("task_exists", &error)),
+            Err(error @ PublishError::LabelExists(_)) => return Err(Stop::failed("label_exists", &error)),
+            Err(error @ PublishError::DigestMismatch) => return Err(Stop::failed("snapshot", &error)),
+        };
+        // Only now: what serves is what is committed.
+        let registry = &self.learner.registry;
+        registry.keep(Arc::new(Serving::new(
+            self.job.model.clone(),
+            version,
+            digest,
+            snapshot,
+        )));
+        if let Err(error) = registry.follow(&self.job.model).await {
+            // The version is published; the registry's next refresh brings it in.
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the new version does not serve yet"
+            );
+        }
+        Ok(Some(version))
+    }
+
+    pub(super) async fn model(&self) -> Result<Model, Stop> {
+        self.learner
+            .store
+            .model(&self.job.model)
+            .await?
+            .ok_or_else(|| Stop::Failed {
+                code: "unknown_model",
+                detail: format!("there is no model {} any more", self.job.model),
+            })
+    }
+
+    pub(super) async fn report(
+        &mut self,
+        phase: Phase,
+        share: f64,
+        details: Option<Map<String, Value>>,
+    ) -> Result<(), Stop> {
+        if self.stop.is_cancelled() {
+            return Err(Stop::Told);
+        }
+        held(self.reporter.report(phase, share, details).await?)
+    }
+
+    pub(super) fn took(&mut self, phase: &str, started: Instant) {
+        self.seconds
+            .insert(phase.to_owned(), json!(started.elapsed().as_secs_f64()));
+    }
+}

@@ -1,0 +1,94 @@
+//! Jobs: from labelled examples to a published version, while the server serves.
+//!
+//! ```text
+//! upload ─▶ submit ─▶ job in the store ─▶ worker: encode ─▶ fit ─▶ evaluate ─▶ publish (one transaction) ─▶ serve
+//! ```
+//!
+//! The worker's input is the store, never a message: [`Worker::tick`] claims a job under a lease and takes it as far
+//! as it gets. A crash at any point loses no example and publishes nothing or everything; the job is taken up again
+//! where its last saved features are. [`Learner::submit`] only wakes the worker earlier.
+
+mod encoding;
+mod evaluation;
+mod fitting;
+mod layout;
+mod learn;
+mod progress;
+mod split;
+mod stop;
+mod submit;
+mod upload;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rayon::ThreadPool;
+use tokio::sync::Notify;
+
+use crate::engine::Engine;
+use crate::registry::Registry;
+use crate::store::{Owner, Store};
+
+pub use layout::LayoutError;
+pub use submit::{NewTask, SubmitError};
+pub use upload::{ArchiveKind, Item, Upload, UploadError, UploadLimits};
+pub use worker::{Outcome, Worker};
+
+/// How jobs are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LearnerConfig {
+    /// Threads that fit and evaluate.
+    pub fit_threads: usize,
+    /// Images decoded and encoded between two savings of features.
+    pub chunk: u32,
+    /// How long a worker may go silent before another takes its job.
+    pub lease: Duration,
+    /// How often an idle worker looks for jobs that others left.
+    pub poll: Duration,
+}
+
+/// Accepts tasks and makes workers; owns the threads that fit.
+pub struct Learner {
+    engine: Engine,
+    registry: Arc<Registry>,
+    store: Store,
+    owner: Owner,
+    config: LearnerConfig,
+    fit_pool: Arc<ThreadPool>,
+    wake: Notify,
+}
+
+impl Learner {
+    /// A learner for this boot of the server.
+    ///
+    /// # Errors
+    /// When the operating system refuses a thread.
+    pub fn new(
+        engine: Engine,
+        registry: Arc<Registry>,
+        store: Store,
+        owner: Owner,
+        config: LearnerConfig,
+    ) -> std::io::Result<Self> {
+        let fit_pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.fit_threads)
+            .thread_name(|n| format!("fit-{n}"))
+            .build()
+            .map_err(std::io::Error::other)?;
+        Ok(Self {
+            engine,
+            registry,
+            store,
+            owner,
+            config,
+            fit_pool: Arc::new(fit_pool),
+            wake: Notify::new(),
+        })
+    }
+
+    /// A worker that runs this learner's jobs.
+    pub fn worker(self: &Arc<Self>) -> Worker {
+        Worker::new(Arc::clone(self))
+    }
+}

@@ -1,0 +1,134 @@
+//! Accepting a task: every example is looked at once, and all of them or none enter the store.
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use super::Learner;
+use super::upload::{Upload, UploadError};
+use crate::clip::ImageError;
+use crate::domain::{Digest, Job, JobId, JobKind, ModelName, TaskName};
+use crate::store::{EnqueueError, NewExample, NewJob, StoreError};
+
+/// Unusable images that are named in one answer.
+const NAMED_IMAGES: usize = 20;
+/// Examples read ahead of the store.
+const READ_AHEAD: usize = 4;
+
+/// A task to learn.
+pub struct NewTask {
+    /// The model that learns it.
+    pub model: ModelName,
+    /// Its name.
+    pub name: TaskName,
+    /// Its classes and examples.
+    pub upload: Upload,
+}
+
+/// Why a task was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The upload is unusable.
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+    /// Some examples are no usable images: their names and what is wrong, the first of them.
+    #[error("some examples are no usable images")]
+    Images(Vec<(String, ImageError)>),
+    /// The model does not exist, or knows or is about to know the task or one of its labels.
+    #[error(transparent)]
+    Enqueue(#[from] EnqueueError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Learner {
+    /// Checks a task, puts it into the store as a job and wakes the worker.
+    ///
+    /// Only headers of images are looked at; an image that turns out damaged later is left out and reported.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; nothing is stored then.
+    pub async fn submit(&self, task: NewTask, now: Timestamp) -> Result<Job, SubmitError> {
+        let NewTask { model, name, upload } = task;
+        upload.check()?;
+        let upload = self.check_images(upload).await?;
+        let classes = upload.classes().to_vec();
+        let new = NewJob {
+            id: JobId::new(),
+            kind: JobKind::Learn,
+            model,
+            task: name,
+            classes,
+            now,
+        };
+        let mut draft = self.store.begin_job(new).await?;
+        let mut examples = read_ahead(upload);
+        while let Some(example) = examples.recv().await {
+            let (example, image) = example?;
+            draft.add_image(example, &image).await?;
+        }
+        let job = draft.commit().await?;
+        self.wake.notify_one();
+        Ok(job)
+    }
+
+    async fn check_images(&self, mut upload: Upload) -> Result<Upload, SubmitError> {
+        let engine = self.engine.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            let mut unusable = Vec::new();
+            for index in 0..upload.len() {
+                let (item, bytes) = upload.read(index)?;
+                if let Err(error) = engine.inspect(&bytes) {
+                    unusable.push((item.name.clone(), error));
+                    if unusable.len() == NAMED_IMAGES {
+                        break;
+                    }
+                }
+            }
+            upload.rewind();
+            if unusable.is_empty() {
+                Ok(upload)
+            } else {
+                Err(SubmitError::Images(unusable))
+            }
+        });
+        joined(checked).await
+    }
+}
+
+/// Reads the examples on a blocking thread, a few ahead of whoever receives them.
+fn read_ahead(mut upload: Upload) -> mpsc::Receiver<Result<(NewExample, Vec<u8>), UploadError>> {
+    let (sender, receiver) = mpsc::channel(READ_AHEAD);
+    tokio::task::spawn_blocking(move || {
+        for index in 0..upload.len() {
+            let example = upload.read(index).map(|(item, image)| {
+                let digest = Digest::of(&image);
+                (
+                    NewExample {
+                        class: item.class as u32,
+                        split: item.split,
+                        digest,
+                    },
+                    image,
+                )
+            });
+            let failed = example.is_err();
+            // The receiver goes away when the store fails; there is nobody left to read for.
+            if sender.blocking_send(example).is_err() || failed {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// The result of a blocking task; its panic, if it panicked, is the caller's.
+pub(super) async fn joined<T>(task: tokio::task::JoinHandle<T>) -> T {
+    match task.await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => unreachable!("blocking tasks are never cancelled: {error}"),
+        },
+    }
+}

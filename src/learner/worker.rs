@@ -1,0 +1,145 @@
+//! The worker: claims jobs one after another and sees each to its end.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::Learner;
+use super::learn::Learn;
+use super::stop::Stop;
+use crate::domain::{Job, JobError, JobId, JobState};
+use crate::metrics;
+use crate::store::{Lease, StoreError};
+
+/// How often a job is taken up. One that brings down its server each time must not do so for ever.
+const MOST_ATTEMPTS: u32 = 10;
+
+/// What a tick did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// There was no job to run.
+    Idle,
+    /// A job came to its end.
+    Ended(JobState),
+    /// A job went back into the queue because the worker was told to stop.
+    Requeued,
+    /// A job was lost to another worker, or cancelled, while this one worked on it.
+    Lost,
+}
+
+/// Runs jobs, one at a time.
+pub struct Worker {
+    learner: Arc<Learner>,
+}
+
+impl Worker {
+    pub(super) fn new(learner: Arc<Learner>) -> Self {
+        Self { learner }
+    }
+
+    /// Runs jobs until told to stop; the job under way then goes back into the queue.
+    pub async fn run(self, stop: CancellationToken) {
+        let learner = &self.learner;
+        while !stop.is_cancelled() {
+            match self.tick(&stop).await {
+                Ok(Outcome::Idle) => {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = learner.wake.notified() => {}
+                        () = tokio::time::sleep(learner.config.poll) => {}
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    // The job keeps its lease and is taken up again once the store answers and the lease ran out.
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "the worker could not reach the store"
+                    );
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(learner.config.poll) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Claims one job, if there is one, and takes it as far as it gets.
+    ///
+    /// # Errors
+    /// When the store fails. The job is then as it was last saved.
+    pub async fn tick(&self, stop: &CancellationToken) -> Result<Outcome, StoreError> {
+        let learner = &*self.learner;
+        let claimed = learner
+            .store
+            .claim_job(&learner.owner, Timestamp::now(), learner.config.lease)
+            .await?;
+        let Some(job) = claimed else {
+            return Ok(Outcome::Idle);
+        };
+        let span = tracing::info_span!("job", id = %job.id, model = %job.model, task = %job.task);
+        self.see_through(job, stop).instrument(span).await
+    }
+
+    async fn see_through(&self, job: Job, stop: &CancellationToken) -> Result<Outcome, StoreError> {
+        let learner = &*self.learner;
+        let id = job.id;
+        let started = Instant::now();
+        tracing::info!(attempt = job.attempts, "job started");
+        let ended = if job.attempts > MOST_ATTEMPTS {
+            let detail = format!("it was taken up {MOST_ATTEMPTS} times and never came to an end");
+            Err(Stop::Failed {
+                code: "too_many_attempts",
+                detail,
+            })
+        } else {
+            Learn::new(learner, job, stop).run().await
+        };
+        let outcome = match ended {
+            Ok(version) => {
+                tracing::info!(%version, seconds = started.elapsed().as_secs_f64(), "job succeeded");
+                Outcome::Ended(JobState::Succeeded)
+            }
+            Err(Stop::Failed { code, detail }) => self.fail(id, code, detail).await?,
+            Err(Stop::Told) => {
+                tracing::info!("job goes back into the queue");
+                let requeued = learner
+                    .store
+                    .requeue(id, &learner.owner, Timestamp::now())
+                    .await?;
+                unless_lost(requeued, Outcome::Requeued)
+            }
+            Err(Stop::LeaseLost) => Outcome::Lost,
+            Err(Stop::Store(error)) => return Err(error),
+        };
+        if outcome == Outcome::Lost {
+            tracing::warn!("job was taken over or cancelled");
+        }
+        if let Outcome::Ended(state) = outcome {
+            metrics::job_ended(state, started.elapsed());
+        }
+        Ok(outcome)
+    }
+
+    async fn fail(&self, id: JobId, code: &str, detail: String) -> Result<Outcome, StoreError> {
+        tracing::warn!(code, detail, "job failed");
+        let Learner { store, owner, .. } = &*self.learner;
+        let error = JobError {
+            code: code.to_owned(),
+            detail,
+        };
+        let failed = store.fail_job(id, owner, &error, Timestamp::now()).await?;
+        Ok(unless_lost(failed, Outcome::Ended(JobState::Failed)))
+    }
+}
+
+fn unless_lost(lease: Lease, outcome: Outcome) -> Outcome {
+    match lease {
+        Lease::Held => outcome,
+        Lease::Lost => Outcome::Lost,
+    }
+}
