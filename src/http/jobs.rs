@@ -1,0 +1,171 @@
+//! `/v1/jobs/{id}`: poll a job, or follow its events.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures::{Stream, StreamExt as _, stream};
+use tokio::time::Instant;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::Api;
+use super::problem::Problem;
+use crate::domain::{Job, JobId, JobState, ModelName};
+use crate::store::{JobEvent, StoreError};
+
+/// How often the store is asked about a job that somebody watches.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+/// Events read from the store at a time.
+const PAGE: u32 = 64;
+/// The longest `Prefer: wait`, in seconds.
+const LONGEST_WAIT: u64 = 600;
+
+pub(super) fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(one)).routes(routes!(events))
+}
+
+/// Describe a job
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}", tag = "learn", operation_id = "job",
+    params(("id" = Uuid, Path, description = "The job's id")),
+    responses((status = 200, description = "The job", body = Job), (status = "default", response = super::openapi::ProblemResponse))
+)]
+async fn one(State(api): State<Api>, Path(id): Path<Uuid>, headers: HeaderMap) -> Result<Json<Job>, Problem> {
+    let job = existing(&api, JobId(id)).await?;
+    match preferred_wait(&headers) {
+        Some(seconds) => wait_for_end(&api, job, seconds).await.map(Json),
+        None => Ok(Json(job)),
+    }
+}
+
+/// Follow a job
+///
+/// Server-sent events `state` and `progress`, from the first or from the one after `Last-Event-ID`. The stream ends
+/// with the job.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/events", tag = "learn", operation_id = "job_events",
+    params(
+        ("id" = Uuid, Path, description = "The job's id"),
+        ("last-event-id" = Option<u64>, Header, description = "The last event that was seen")
+    ),
+    responses((status = 200, description = "The events", body = String, content_type = "text/event-stream"), (status = "default", response = super::openapi::ProblemResponse))
+)]
+async fn events(
+    State(api): State<Api>,
+    Path(id): Path<Uuid>,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    let job = existing(&api, JobId(id)).await?;
+    let seen = headers
+        .get("last-event-id")
+        .and_then(|id| id.to_str().ok()?.parse().ok())
+        .unwrap_or(0);
+    let stopping = api.stopping.clone();
+    let stream = stream::unfold(Some((api, seen)), move |cursor| {
+        follow(cursor, job.id, job.model.clone())
+    })
+    .flat_map(stream::iter)
+    .take_until(stopping.cancelled_owned());
+    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10))))
+}
+
+type Cursor = Option<(Api, u64)>;
+
+/// The next events of a job, waiting for them where there are none yet; `None` after the last.
+async fn follow(
+    cursor: Cursor,
+    job: JobId,
+    model: ModelName,
+) -> Option<(Vec<Result<Event, Infallible>>, Cursor)> {
+    let (api, seen) = cursor?;
+    loop {
+        // The state is read before the events: what a final state wrote is then among them.
+        let step = async {
+            let ended = api.store.job(job).await?.is_none_or(|job| job.state.is_final());
+            Ok::<_, StoreError>((ended, api.store.job_events(job, seen, PAGE).await?))
+        };
+        match step.await {
+            Ok((_, events)) if !events.is_empty() => {
+                let seen = events.last().map_or(seen, |event| event.sequence);
+                let is_success = |event: &JobEvent| event.data["state"] == JobState::Succeeded.as_str();
+                if events.iter().any(is_success) {
+                    let_serve(&api, &model).await;
+                }
+                return Some((
+                    events.into_iter().map(|event| Ok(shown(event))).collect(),
+                    Some((api, seen)),
+                ));
+            }
+            Ok((true, _)) => return None,
+            Ok((false, _)) => tokio::time::sleep(WATCH_INTERVAL).await,
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "an event stream ended early"
+                );
+                return None;
+            }
+        }
+    }
+}
+
+fn shown(event: JobEvent) -> Event {
+    Event::default()
+        .id(event.sequence.to_string())
+        .event(event.name)
+        .data(event.data.to_string())
+}
+
+async fn existing(api: &Api, id: JobId) -> Result<Job, Problem> {
+    let job = api.store.job(id).await?;
+    let job = job.ok_or_else(|| Problem::unknown("unknown_job", format!("there is no job {id}")))?;
+    if job.state == JobState::Succeeded {
+        let_serve(api, &job.model).await;
+    }
+    Ok(job)
+}
+
+/// Whoever is told that a job has succeeded may ask at once for what it learned, also on another server than the one
+/// that ran it, and between the commit and the publication there.
+async fn let_serve(api: &Api, model: &ModelName) {
+    if let Err(error) = api.registry.follow(model).await {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the new version does not serve yet"
+        );
+    }
+}
+
+/// The seconds of a `Prefer: wait=N` header (RFC 7240).
+pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
+    let preferences = headers
+        .get_all("prefer")
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let mut waits = preferences
+        .flat_map(|value| value.split(','))
+        .filter_map(|preference| {
+            preference
+                .trim()
+                .strip_prefix("wait=")?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        });
+    waits.next().map(|seconds| seconds.min(LONGEST_WAIT))
+}
+
+/// The job once it has ended, or as it is after `seconds`.
+pub(super) async fn wait_for_end(api: &Api, mut job: Job, seconds: u64) -> Result<Job, Problem> {
+    let until = Instant::now() + Duration::from_secs(seconds);
+    while !job.state.is_final() && Instant::now() < until && !api.stopping.is_cancelled() {
+        tokio::time::sleep(WATCH_INTERVAL).await;
+        job = existing(api, job.id).await?;
+    }
+    Ok(job)
+}

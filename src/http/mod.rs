@@ -1,0 +1,143 @@
+//! The HTTP interface: one file per resource, each with its bodies, handlers and `router()`.
+//!
+//! A handler extracts, makes one call and shapes the answer; nothing here computes. [`router`] assembles the
+//! resources and the layers every request passes:
+//!
+//! ```text
+//! request id ─▶ trace and metrics ─▶ problem documents ─▶ panics ─▶ admission ─▶ body limit ─▶ handler
+//! ```
+
+mod accuracy;
+mod activations;
+mod admission;
+mod classify;
+mod embed;
+mod health;
+mod images;
+mod inference;
+mod jobs;
+mod models;
+mod observe;
+pub mod openapi;
+mod page;
+mod pages;
+mod problem;
+mod tasks;
+mod upload;
+mod versions;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, FromRef};
+use axum::middleware;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceBuilder;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+use utoipa::OpenApi as _;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::domain::{Model, ModelName};
+use crate::engine::Engine;
+use crate::learner::{Learner, UploadLimits};
+use crate::registry::{Registry, RegistryError};
+use crate::store::Store;
+use problem::Problem;
+
+/// Bounds on what a caller may ask for.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Most bytes in a body, uploads of tasks aside.
+    pub body_bytes: usize,
+    /// Most images in a request.
+    pub images: usize,
+    /// Most pixels of one image.
+    pub pixels: u64,
+    /// Most ad-hoc labels or texts in a request.
+    pub labels: usize,
+    /// Most bytes in the body of a task.
+    pub upload_bytes: usize,
+    /// Bounds on a task's examples.
+    pub upload: UploadLimits,
+    /// Requests that are worked on at a time.
+    pub requests: usize,
+    /// How long a request may take, uploads and event streams aside.
+    pub deadline: Duration,
+}
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    /// Images in, features and probabilities out.
+    pub engine: Engine,
+    /// Which version answers.
+    pub registry: Arc<Registry>,
+    /// Accepts tasks.
+    pub learner: Arc<Learner>,
+    /// History, read only here.
+    pub store: Store,
+    /// Bounds on requests.
+    pub limits: Arc<Limits>,
+    /// The metrics' text form.
+    pub metrics: PrometheusHandle,
+    /// Where uploads are spooled.
+    pub spool: Arc<PathBuf>,
+    /// Cancelled when the server begins to shut down.
+    pub stopping: CancellationToken,
+}
+
+impl FromRef<Api> for Limits {
+    fn from_ref(api: &Api) -> Self {
+        Self::clone(&api.limits)
+    }
+}
+
+impl Api {
+    /// A model, or 404.
+    async fn model(&self, name: &ModelName) -> Result<Model, Problem> {
+        let model = self.store.model(name).await?;
+        model.ok_or_else(|| RegistryError::UnknownModel(name.clone()).into())
+    }
+}
+
+/// Every resource and its description.
+fn resources(upload_bytes: usize) -> OpenApiRouter<Api> {
+    OpenApiRouter::with_openapi(openapi::Description::openapi())
+        .merge(classify::router())
+        .merge(embed::router())
+        .merge(tasks::router(upload_bytes))
+        .merge(jobs::router())
+        .merge(accuracy::router())
+        .merge(versions::router())
+        .merge(activations::router())
+        .merge(models::router())
+        .merge(health::router())
+}
+
+/// The whole service.
+pub fn router(api: Api) -> Router {
+    let limits = Arc::clone(&api.limits);
+    let (resources, description) = resources(limits.upload_bytes).split_for_parts();
+    let layers = ServiceBuilder::new()
+        .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(middleware::from_fn(observe::observe))
+        .layer(middleware::from_fn(problem::finish))
+        .layer(CatchPanicLayer::custom(problem::from_panic))
+        .layer(middleware::from_fn_with_state(
+            admission::Admission::new(&limits),
+            admission::admit,
+        ))
+        .layer(DefaultBodyLimit::max(limits.body_bytes));
+    resources
+        .with_state(api)
+        .merge(pages::router())
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", description))
+        .method_not_allowed_fallback(pages::method_not_allowed)
+        .layer(layers)
+}

@@ -1,0 +1,227 @@
+//! `/v1/models/{model}/tasks`: teach a task, and read what was taught.
+
+use axum::Json;
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::accuracy::Accuracy;
+use super::problem::Problem;
+use super::{Api, jobs, upload};
+use crate::domain::{
+    AccuracyMatrix, JobId, JobState, Label, ModelName, Tally, Task, TaskName, VersionNumber,
+};
+use crate::learner::NewTask;
+
+pub(super) fn router(upload_bytes: usize) -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(teach, list))
+        .layer(DefaultBodyLimit::max(upload_bytes))
+        .routes(routes!(one))
+}
+
+/// How a task is taught.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct TeachQuery {
+    /// The task's name; a multipart body may say it in a `name` field instead.
+    name: Option<String>,
+}
+
+/// A task was accepted.
+#[derive(Debug, Serialize, ToSchema)]
+struct TeachResponse {
+    /// The job that learns it.
+    job: JobId,
+    /// The task's name.
+    task: TaskName,
+    /// Where the job stands.
+    state: JobState,
+}
+
+/// The tasks that the active version knows, oldest first.
+#[derive(Debug, Serialize, ToSchema)]
+struct TasksResponse {
+    /// The tasks.
+    tasks: Vec<TaskSummary>,
+    /// Where the next page starts; null on the last.
+    next: Option<String>,
+}
+
+/// What was taught, and how well it is known.
+#[derive(Debug, Serialize, ToSchema)]
+struct TaskSummary {
+    name: TaskName,
+    /// Its classes, in column order.
+    classes: Vec<Label>,
+    examples: ExampleCount,
+    /// The version that learned it.
+    version: VersionNumber,
+    /// The job that learned it.
+    job: JobId,
+    /// When that version was published.
+    #[schema(value_type = String, format = DateTime)]
+    learned_at: Timestamp,
+    accuracy: TaskAccuracy,
+    /// The best accuracy it ever had less the active version's; null where nothing was held out, 0 for the newest task.
+    forgetting: Option<f64>,
+}
+
+/// How many examples a task has.
+#[derive(Debug, Serialize, ToSchema)]
+struct ExampleCount {
+    /// Fitted on.
+    train: u32,
+    /// Held out.
+    held_out: u32,
+}
+
+/// A task's accuracy among all classes, then and now; null where nothing was held out.
+#[derive(Debug, Serialize, ToSchema)]
+struct TaskAccuracy {
+    /// By the version that learned it.
+    at_learning: Option<Accuracy>,
+    /// By the active version.
+    now: Option<Accuracy>,
+}
+
+/// Teach a task
+///
+/// Examples come as multipart parts named after their class, as archives of class folders in parts named `archive`,
+/// `train` or `test`, or as one zip or tar archive. Folders `train/` and `test/` above the classes choose the split;
+/// without one, a share of each class is held out. The optional parts `name` and `classes` (a JSON list of
+/// `{"label", "prompt"}`) say the task's name and which words describe a class. With `Prefer: wait=N` the answer
+/// waits up to N seconds for the job to end.
+#[utoipa::path(
+    post, path = "/v1/models/{model}/tasks", tag = "learn", operation_id = "teach",
+    params(("model" = String, Path, description = "The model's name"), TeachQuery),
+    request_body(content((Vec<u8> = "application/zip"), (Vec<u8> = "application/x-tar"), (super::openapi::TaskParts = "multipart/form-data"))),
+    responses((status = 202, description = "Accepted; the Location is the job", body = TeachResponse), (status = "default", response = super::openapi::ProblemResponse))
+)]
+async fn teach(
+    State(api): State<Api>,
+    Path(model): Path<ModelName>,
+    Query(query): Query<TeachQuery>,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
+    // What can be refused without reading the body is refused first.
+    let name = query.name.as_deref().map(str::parse::<TaskName>).transpose()?;
+    api.model(&model).await?;
+    let received = upload::receive(&api, request).await?;
+    let name = name.or(received.name).ok_or_else(|| {
+        Problem::invalid(
+            "missing_name",
+            "name the task: ?name=… or a multipart field `name`",
+        )
+    })?;
+    let task = NewTask {
+        model,
+        name,
+        upload: received.upload,
+    };
+    let mut job = api.learner.submit(task, Timestamp::now()).await?;
+    if let Some(seconds) = jobs::preferred_wait(&headers) {
+        job = jobs::wait_for_end(&api, job, seconds).await?;
+    }
+    let location = format!("/v1/jobs/{}", job.id);
+    let headers = [
+        (header::LOCATION, location),
+        (header::RETRY_AFTER, "1".to_owned()),
+    ];
+    let body = TeachResponse {
+        job: job.id,
+        task: job.task,
+        state: job.state,
+    };
+    Ok((StatusCode::ACCEPTED, headers, Json(body)).into_response())
+}
+
+/// List the tasks
+///
+/// The tasks that the active version knows, oldest first.
+#[utoipa::path(
+    get, path = "/v1/models/{model}/tasks", tag = "history", operation_id = "tasks",
+    params(("model" = String, Path, description = "The model's name")),
+    responses((status = 200, description = "The tasks", body = TasksResponse), (status = "default", response = super::openapi::ProblemResponse))
+)]
+async fn list(State(api): State<Api>, Path(model): Path<ModelName>) -> Result<Json<TasksResponse>, Problem> {
+    Ok(Json(TasksResponse {
+        tasks: summaries(&api, &model).await?,
+        next: None,
+    }))
+}
+
+/// Describe a task
+#[utoipa::path(
+    get, path = "/v1/models/{model}/tasks/{task}", tag = "history", operation_id = "task",
+    params(("model" = String, Path, description = "The model's name"), ("task" = String, Path, description = "The task's name")),
+    responses((status = 200, description = "The task", body = TaskSummary), (status = "default", response = super::openapi::ProblemResponse))
+)]
+async fn one(
+    State(api): State<Api>,
+    Path((model, task)): Path<(ModelName, TaskName)>,
+) -> Result<Json<TaskSummary>, Problem> {
+    let known = summaries(&api, &model)
+        .await?
+        .into_iter()
+        .find(|known| known.name == task);
+    known.map(Json).ok_or_else(|| {
+        Problem::unknown(
+            "unknown_task",
+            format!("the active version of model {model} knows no task {task}"),
+        )
+    })
+}
+
+async fn summaries(api: &Api, model: &ModelName) -> Result<Vec<TaskSummary>, Problem> {
+    let Some(active) = api.model(model).await?.active else {
+        return Ok(Vec::new());
+    };
+    let tasks = api.store.tasks(model, active).await?;
+    let history = api.store.accuracy(model, active).await?;
+    let matrix = history.matrix;
+    Ok(tasks
+        .into_iter()
+        .enumerate()
+        .map(|(j, task)| TaskSummary::new(task, j, &matrix))
+        .collect())
+}
+
+impl TaskSummary {
+    fn new(task: Task, j: usize, matrix: &AccuracyMatrix) -> Self {
+        let at = |row: Option<&Vec<Tally>>| {
+            row.and_then(|row| row.get(j))
+                .and_then(|tally| Accuracy::of(*tally))
+        };
+        let rows = matrix.rows();
+        let now = at(rows.last());
+        let newest = j + 1 == rows.len();
+        Self {
+            name: task.name,
+            classes: task.classes.into_iter().map(|class| class.label).collect(),
+            examples: ExampleCount {
+                train: task.train,
+                held_out: task.held_out,
+            },
+            version: task.version,
+            job: task.job,
+            learned_at: task.learned_at,
+            forgetting: if newest {
+                now.as_ref().map(|_| 0.0)
+            } else {
+                matrix.forgetting_of(j)
+            },
+            accuracy: TaskAccuracy {
+                at_learning: at(rows.get(j)),
+                now,
+            },
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Every metric's name and meaning, one function an event.
+//!
+//! Base units and OpenTelemetry names. No label carries a value that a caller chooses, except the model's name,
+//! which exists because an operator created it.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::domain::{JobState, ModelName, Summary, VersionNumber};
+
+const HTTP_DURATION: &str = "http_server_request_duration_seconds";
+const HTTP_SHED: &str = "clipkeep_requests_shed_total";
+const QUEUE_WAIT: &str = "clipkeep_queue_wait_seconds";
+const QUEUE_DEPTH: &str = "clipkeep_queue_depth";
+const DECODE: &str = "clipkeep_decode_seconds";
+const ENCODE: &str = "clipkeep_encode_seconds";
+const HEAD: &str = "clipkeep_head_seconds";
+const BATCH: &str = "clipkeep_batch_size";
+const JOBS: &str = "clipkeep_jobs_total";
+const JOB_DURATION: &str = "clipkeep_job_duration_seconds";
+const ACTIVE: &str = "clipkeep_active_version";
+const ACCURACY: &str = "clipkeep_accuracy_ratio";
+const FORGETTING: &str = "clipkeep_forgetting_ratio";
+
+const SECONDS: [f64; 14] = [
+    0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+const JOB_SECONDS: [f64; 9] = [0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0];
+const IMAGES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// Installs the process's recorder and describes every metric.
+///
+/// # Errors
+/// When a recorder is installed already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets(&SECONDS)?
+        .set_buckets_for_metric(Matcher::Full(JOB_DURATION.to_owned()), &JOB_SECONDS)?
+        .set_buckets_for_metric(Matcher::Full(BATCH.to_owned()), &IMAGES)?
+        .install_recorder()?;
+    describe_histogram!(
+        HTTP_DURATION,
+        Unit::Seconds,
+        "Time from a request's head to its response's head"
+    );
+    describe_counter!(HTTP_SHED, "Requests refused because the server was at a limit");
+    describe_histogram!(QUEUE_WAIT, Unit::Seconds, "Time an image waited for the device");
+    describe_gauge!(QUEUE_DEPTH, "Images that wait for the device");
+    describe_histogram!(
+        DECODE,
+        Unit::Seconds,
+        "Time to decode, resize and normalise one image"
+    );
+    describe_histogram!(ENCODE, Unit::Seconds, "Time of one batch in the backbone");
+    describe_histogram!(HEAD, Unit::Seconds, "Time of one batch in its heads");
+    describe_histogram!(BATCH, "Images or texts in a batch");
+    describe_counter!(JOBS, "Jobs that ended, by outcome");
+    describe_histogram!(JOB_DURATION, Unit::Seconds, "Time a job ran");
+    describe_gauge!(ACTIVE, "The version that answers");
+    describe_gauge!(ACCURACY, "The active version's accuracy on all held-out images");
+    describe_gauge!(FORGETTING, "The active version's mean forgetting");
+    Ok(handle)
+}
+
+/// A request was answered. `route` is the matched pattern, never the path.
+pub fn request_answered(method: &'static str, route: &str, status: u16, took: Duration) {
+    histogram!(HTTP_DURATION, "http_request_method" => method, "http_route" => route.to_owned(),
+        "http_response_status_code" => status.to_string())
+    .record(took);
+}
+
+/// A request was refused because the server was at a limit.
+pub fn request_shed() {
+    counter!(HTTP_SHED).increment(1);
+}
+
+/// An image or text left the queue.
+pub fn queue_waited(time: Duration) {
+    histogram!(QUEUE_WAIT).record(time);
+}
+
+/// What waits for the device now.
+pub fn queue_depth(interactive: usize, background: usize) {
+    gauge!(QUEUE_DEPTH, "priority" => "interactive").set(interactive as f64);
+    gauge!(QUEUE_DEPTH, "priority" => "background").set(background as f64);
+}
+
+/// An image was decoded, resized and normalised.
+pub fn image_decoded(took: Duration) {
+    histogram!(DECODE).record(took);
+}
+
+/// A batch went through the backbone and its heads.
+pub fn batch_encoded(size: usize, encode: Duration, head: Duration) {
+    histogram!(BATCH).record(size as f64);
+    histogram!(ENCODE).record(encode);
+    histogram!(HEAD).record(head);
+}
+
+/// A job came to its end.
+pub fn job_ended(outcome: JobState, took: Duration) {
+    counter!(JOBS, "outcome" => outcome.as_str()).increment(1);
+    histogram!(JOB_DURATION).record(took);
+}
+
+/// A version answers from now on.
+pub fn version_activated(model: &ModelName, version: VersionNumber) {
+    gauge!(ACTIVE, "model" => model.to_string()).set(f64::from(version.0));
+}
+
+/// What the active version reaches on the held-out images.
+pub fn accuracy_measured(model: &ModelName, summary: &Summary) {
+    gauge!(ACCURACY, "model" => model.to_string()).set(summary.last);
+    gauge!(FORGETTING, "model" => model.to_string()).set(summary.forgetting);
+}
