@@ -1,0 +1,254 @@
+//! The composition root: what is started in which order, and how it all stops.
+//!
+//! Start: store, backbone, engine, registry, learner, interface; readiness only then. Stop, on a signal: readiness
+//! fails, requests drain within a bound, the worker puts its job back into the queue, the engine ends, the store
+//! closes.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use candle_core::Device;
+use jiff::Timestamp;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clip::Backbone;
+use crate::config::{DeviceChoice, ServeConfig};
+use crate::domain::ModelConfig;
+use crate::engine::Engine;
+use crate::http::{self, Api};
+use crate::learner::Learner;
+use crate::registry::Registry;
+use crate::store::{Owner, Store};
+
+/// How often the registry compares what serves with what the store says.
+const REFRESH: Duration = Duration::from_secs(5);
+
+/// A server that is bound and ready to run.
+pub struct App {
+    listener: TcpListener,
+    addr: SocketAddr,
+    api: Api,
+    store: Store,
+    drain: Duration,
+    /// Held for as long as the server lives; a killed one's is released by the system.
+    lock: File,
+}
+
+impl App {
+    /// Opens the store, loads the backbone, restores what serves and binds the address.
+    ///
+    /// # Errors
+    /// Whatever keeps the server from starting, in words for an operator.
+    pub async fn build(config: &ServeConfig, metrics: PrometheusHandle) -> anyhow::Result<Self> {
+        refuse_open_address(config)?;
+        let spool = config.data_dir.join("spool");
+        std::fs::create_dir_all(&spool).with_context(|| format!("cannot create {}", spool.display()))?;
+        let lock = lock_directory(&config.data_dir)?;
+        let owner = Owner::persisted(&config.data_dir.join("server-id"))
+            .with_context(|| format!("cannot keep the server's id in {}", config.data_dir.display()))?;
+
+        let store = Store::connect(config.location()?, config.database_connections).await?;
+        let model = "default".parse().context("the default model's name")?;
+        store
+            .ensure_model(&model, &ModelConfig::default(), Timestamp::now())
+            .await?;
+        let left = store.requeue_orphans(&owner, Timestamp::now()).await?;
+        if left > 0 {
+            tracing::info!(jobs = left, "taking up jobs that the last run left");
+        }
+
+        let engine = start_engine(config).await?;
+        let registry = Arc::new(Registry::new(
+            store.clone(),
+            engine.device().clone(),
+            engine.info().digest,
+            config.engine.pinned_versions,
+        ));
+        registry.refresh().await?;
+        let learner = Learner::new(
+            engine.clone(),
+            Arc::clone(&registry),
+            store.clone(),
+            owner,
+            config.learner_config(),
+        )?;
+
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.listen))?;
+        let addr = listener.local_addr()?;
+        let api = Api {
+            engine,
+            registry,
+            learner: Arc::new(learner),
+            store: store.clone(),
+            limits: Arc::new(config.http_limits()),
+            metrics,
+            spool: Arc::new(spool),
+            stopping: CancellationToken::new(),
+        };
+        Ok(Self {
+            lock,
+            listener,
+            addr,
+            api,
+            store,
+            drain: Duration::from_secs(config.drain_seconds),
+        })
+    }
+
+    /// The address that was bound.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Cancelling it stops the server as a signal does.
+    pub fn stopping(&self) -> CancellationToken {
+        self.api.stopping.clone()
+    }
+
+    /// Serves until [`Self::stopping`] is cancelled, then stops in order.
+    ///
+    /// # Errors
+    /// When the listener fails.
+    pub async fn run_until_stopped(self) -> anyhow::Result<()> {
+        let Self {
+            lock: _lock,
+            listener,
+            api,
+            store,
+            drain,
+            ..
+        } = self;
+        let stopping = api.stopping.clone();
+        let workers = TaskTracker::new();
+        workers.spawn(api.learner.worker().run(stopping.clone()));
+        workers.spawn(follow_store(
+            Arc::clone(&api.registry),
+            store.clone(),
+            stopping.clone(),
+        ));
+        workers.close();
+
+        let engine = api.engine.clone();
+        let router = http::router(api);
+        let serve = axum::serve(listener, router).with_graceful_shutdown(stopping.clone().cancelled_owned());
+        let bounded = async {
+            stopping.cancelled().await;
+            tokio::time::sleep(drain).await;
+        };
+        tokio::select! {
+            served = serve.into_future() => {
+                stopping.cancel();
+                served?;
+            }
+            () = bounded => tracing::warn!("some requests did not end in time and are dropped"),
+        }
+        workers.wait().await;
+        tokio::task::spawn_blocking(move || engine.stop()).await?;
+        store.close().await;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// There is no authentication yet, so only this machine may connect unless the operator insists.
+fn refuse_open_address(config: &ServeConfig) -> anyhow::Result<()> {
+    if config.listen.ip().is_loopback() || config.allow_remote {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "{} can be reached from other machines and anybody there could teach and roll back; pass --allow-remote \
+         where something in front of the server authenticates",
+        config.listen
+    )
+}
+
+/// One server a data directory: two would take each other's jobs for their own.
+fn lock_directory(directory: &Path) -> anyhow::Result<File> {
+    let path = directory.join("lock");
+    let lock = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    lock.try_lock()
+        .with_context(|| format!("another server uses {}", directory.display()))?;
+    Ok(lock)
+}
+
+async fn start_engine(config: &ServeConfig) -> anyhow::Result<Engine> {
+    let started = Instant::now();
+    // The pool that tensors are computed on; a second server in the same process shares the first one's.
+    if rayon::ThreadPoolBuilder::new()
+        .num_threads(config.threads())
+        .build_global()
+        .is_err()
+    {
+        tracing::debug!("the tensor threads run already");
+    }
+    let device = open_device(config.engine.device)?;
+    let source = config.engine.backbone.clone().unwrap_or_default();
+    let backbone = Backbone::load(&source, &device)
+        .await
+        .context("cannot load the backbone")?;
+    let engine = Engine::start(backbone, &config.engine_config())?;
+    engine
+        .check(Duration::ZERO)
+        .await
+        .context("the backbone's first forward failed")?;
+    let info = engine.info();
+    let ms = started.elapsed().as_millis() as u64;
+    tracing::info!(backbone = info.name, digest = %info.digest, dim = info.dim, device = info.device, ms, "backbone ready");
+    Ok(engine)
+}
+
+fn open_device(choice: DeviceChoice) -> anyhow::Result<Device> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto => Ok(Device::cuda_if_available(0).unwrap_or(Device::Cpu)),
+        DeviceChoice::Cuda(number) => Device::new_cuda(number).with_context(|| {
+            format!("cannot open cuda:{number}; was this binary built with the cuda feature?")
+        }),
+    }
+}
+
+/// Brings in activations that others made in the same store: at once where the store announces them, and always
+/// within [`REFRESH`].
+async fn follow_store(registry: Arc<Registry>, store: Store, stopping: CancellationToken) {
+    let mut feed = match store.activation_feed().await {
+        Ok(feed) => feed,
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "activations are not announced; polling"
+            );
+            None
+        }
+    };
+    loop {
+        let announced = async {
+            match &mut feed {
+                Some(feed) => feed.next().await.map(|_| ()),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(REFRESH) => {}
+            heard = announced => if heard.is_err() {
+                // The store is away; the refresh below says so. Do not ask in a tight loop.
+                tokio::time::sleep(REFRESH / 5).await;
+            },
+        }
+        if let Err(error) = registry.refresh().await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot see what is active"
+            );
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What an operator can set: flags, each also as `CLIPKEEP_…` in the environment.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::clip::{self, BackboneSource};
+use crate::engine::EngineConfig;
+use crate::engine::batching::Policy;
+use crate::http;
+use crate::learner::{LearnerConfig, UploadLimits};
+use crate::store::{Location, StoreError};
+
+const MIB: usize = 1 << 20;
+
+/// Everything `clipkeep serve` can be told.
+#[derive(Debug, Clone, Args)]
+pub struct ServeConfig {
+    /// Address to listen on; port 0 picks a free one.
+    #[arg(long, env = "CLIPKEEP_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Listen on an address that other machines can reach, although there is no authentication.
+    #[arg(long, env = "CLIPKEEP_ALLOW_REMOTE")]
+    pub allow_remote: bool,
+    /// Directory for the database file and for uploads on their way in.
+    #[arg(long, env = "CLIPKEEP_DATA_DIR", default_value = "clipkeep-data")]
+    pub data_dir: PathBuf,
+    /// PostgreSQL (`postgres://…`) or another SQLite file (`sqlite:…`) instead of `clipkeep.db` in the data directory.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// Connections to the database.
+    #[arg(long, env = "CLIPKEEP_DATABASE_CONNECTIONS", default_value_t = 8)]
+    pub database_connections: u32,
+    /// The engine's part.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// The learner's part.
+    #[command(flatten)]
+    pub learner: LearnerArgs,
+    /// The interface's part.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// How long requests may go on after a signal to stop, in seconds.
+    #[arg(long, env = "CLIPKEEP_DRAIN_SECONDS", default_value_t = 30)]
+    pub drain_seconds: u64,
+}
+
+/// Backbone, device and batching.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Inference")]
+pub struct EngineArgs {
+    /// A Hugging Face CLIP: a local directory, or a hub id such as openai/clip-vit-base-patch16. Without it, the small
+    /// one in the binary.
+    #[arg(long, env = "CLIPKEEP_BACKBONE", value_name = "PATH|HUB_ID")]
+    pub backbone: Option<BackboneSource>,
+    /// Where the backbone runs: `auto` takes the first GPU there is.
+    #[arg(
+        long,
+        env = "CLIPKEEP_DEVICE",
+        default_value = "auto",
+        value_name = "auto|cpu|cuda:N"
+    )]
+    pub device: DeviceChoice,
+    /// Threads for tensors on the CPU, and as many again for decoding. As many as there are cores unless given.
+    #[arg(long, env = "CLIPKEEP_THREADS")]
+    pub threads: Option<NonZeroUsize>,
+    /// Most images in a batch.
+    #[arg(long, env = "CLIPKEEP_BATCH_SIZE", default_value = "32")]
+    pub batch_size: NonZeroUsize,
+    /// How long an image may wait for others to join its batch, in microseconds.
+    #[arg(long, env = "CLIPKEEP_BATCH_WAIT_MICROS", default_value_t = 500)]
+    pub batch_wait_micros: u64,
+    /// Most images in a batch of a job: a classification waits for at most one such batch.
+    #[arg(long, env = "CLIPKEEP_JOB_BATCH_SIZE", default_value = "8")]
+    pub job_batch_size: NonZeroUsize,
+    /// Images that may wait for the device.
+    #[arg(long, env = "CLIPKEEP_QUEUE", default_value_t = 256)]
+    pub queue: usize,
+    /// Text embeddings that are remembered.
+    #[arg(long, env = "CLIPKEEP_TEXT_CACHE", default_value_t = 4096)]
+    pub text_cache: usize,
+    /// Inactive versions that are kept in memory.
+    #[arg(long, env = "CLIPKEEP_PINNED_VERSIONS", default_value = "4")]
+    pub pinned_versions: NonZeroUsize,
+}
+
+/// How jobs are run.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Learning")]
+pub struct LearnerArgs {
+    /// Threads that fit and evaluate.
+    #[arg(long, env = "CLIPKEEP_FIT_THREADS", default_value = "1")]
+    pub fit_threads: NonZeroUsize,
+    /// How long a worker may go silent before another server takes its job, in seconds.
+    #[arg(long, env = "CLIPKEEP_LEASE_SECONDS", default_value_t = 60)]
+    pub lease_seconds: u64,
+}
+
+/// Bounds on requests.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Most MiB in a body, uploads of tasks aside.
+    #[arg(long, env = "CLIPKEEP_MAX_BODY_MIB", default_value_t = 32)]
+    pub max_body_mib: usize,
+    /// Most images in a request.
+    #[arg(long, env = "CLIPKEEP_MAX_IMAGES", default_value_t = 64)]
+    pub max_images: usize,
+    /// Most megapixels of one image.
+    #[arg(long, env = "CLIPKEEP_MAX_MEGAPIXELS", default_value_t = 50)]
+    pub max_megapixels: u64,
+    /// Most ad-hoc labels or texts in a request.
+    #[arg(long, env = "CLIPKEEP_MAX_LABELS", default_value_t = 256)]
+    pub max_labels: usize,
+    /// Requests that are worked on at a time; times the largest body, this bounds the memory for bodies.
+    #[arg(long, env = "CLIPKEEP_MAX_REQUESTS", default_value_t = 128)]
+    pub max_requests: usize,
+    /// Most MiB in the body of a task; it is spooled to disk.
+    #[arg(long, env = "CLIPKEEP_MAX_UPLOAD_MIB", default_value_t = 1024)]
+    pub max_upload_mib: usize,
+    /// Most examples in a task.
+    #[arg(long, env = "CLIPKEEP_MAX_EXAMPLES", default_value_t = 20_000)]
+    pub max_examples: usize,
+    /// Most MiB of all examples of a task, unpacked.
+    #[arg(long, env = "CLIPKEEP_MAX_UNPACKED_MIB", default_value_t = 4096)]
+    pub max_unpacked_mib: usize,
+    /// How long a request may take, uploads and event streams aside, in seconds.
+    #[arg(long, env = "CLIPKEEP_DEADLINE_SECONDS", default_value_t = 30)]
+    pub deadline_seconds: u64,
+}
+
+/// Where the backbone runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU, or the CPU where there is none.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU by its number.
+    Cuda(usize),
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For a person.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("cuda")) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            (_, Some("")) => Ok(Self::Cuda(0)),
+            (_, Some(number)) => {
+                let number = number.strip_prefix(':').and_then(|n| n.parse().ok());
+                number
+                    .map(Self::Cuda)
+                    .ok_or_else(|| format!("{text:?} is not a device; try cuda:0"))
+            }
+            _ => Err(format!("{text:?} is neither auto, cpu nor cuda:N")),
+        }
+    }
+}
+
+impl ServeConfig {
+    /// Where the store is.
+    ///
+    /// # Errors
+    /// When the URL is of no known kind.
+    pub fn location(&self) -> Result<Location, StoreError> {
+        match &self.database_url {
+            Some(url) => Location::from_url(url),
+            None => Location::file(&self.data_dir.join("clipkeep.db")),
+        }
+    }
+
+    /// Bounds for the interface.
+    pub fn http_limits(&self) -> http::Limits {
+        let limits = &self.limits;
+        http::Limits {
+            body_bytes: limits.max_body_mib * MIB,
+            images: limits.max_images,
+            pixels: limits.max_megapixels * 1_000_000,
+            labels: limits.max_labels,
+            upload_bytes: limits.max_upload_mib * MIB,
+            upload: UploadLimits {
+                examples: limits.max_examples,
+                image_bytes: (limits.max_body_mib * MIB) as u64,
+                total_bytes: (limits.max_unpacked_mib * MIB) as u64,
+            },
+            requests: limits.max_requests,
+            deadline: Duration::from_secs(limits.deadline_seconds),
+        }
+    }
+
+    /// Threads for tensors, and as many for decoding.
+    pub fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.engine.threads.map_or_else(cores, NonZeroUsize::get)
+    }
+
+    /// The engine's sizes.
+    pub fn engine_config(&self) -> EngineConfig {
+        let engine = &self.engine;
+        EngineConfig {
+            policy: Policy {
+                max_batch: engine.batch_size.get(),
+                max_wait: Duration::from_micros(engine.batch_wait_micros),
+                background_batch: engine.job_batch_size.get(),
+                background_every: 8,
+            },
+            queue_capacity: engine.queue,
+            decode_threads: self.threads(),
+            decode_capacity: engine.queue,
+            limits: clip::Limits {
+                max_pixels: self.limits.max_megapixels * 1_000_000,
+            },
+            text_cache: engine.text_cache,
+        }
+    }
+
+    /// How jobs are run.
+    pub fn learner_config(&self) -> LearnerConfig {
+        LearnerConfig {
+            fit_threads: self.learner.fit_threads.get(),
+            chunk: 32,
+            lease: Duration::from_secs(self.learner.lease_seconds),
+            poll: Duration::from_secs(2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_parsed() {
+        assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        assert!("cuda:x".parse::<DeviceChoice>().is_err());
+        assert!("tpu".parse::<DeviceChoice>().is_err());
+    }
+}
