@@ -1,0 +1,428 @@
+//! Damaged, truncated and contradicting files: each is an error that names the file, field or tensor.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use clipkeep::clip::{BackboneError, EncodeError};
+use serde_json::{Value, json};
+
+use crate::directory::{copy_of, load, pinned};
+
+const MODEL: &str = "half";
+
+/// A change to a JSON file.
+type Edit = fn(&mut Value);
+
+#[test]
+fn every_missing_tensor_is_named() {
+    for key in tensors(&pinned(MODEL)).into_keys() {
+        let error = load_with(|tensors| {
+            tensors.remove(&key);
+        });
+        assert!(
+            matches!(&error, BackboneError::MissingTensor(tensor) if *tensor == key),
+            "{key}: {error:?}"
+        );
+    }
+}
+
+#[test]
+fn every_wrong_shape_is_named() {
+    for (key, tensor) in tensors(&pinned(MODEL)) {
+        // One dimension more, and the same bytes.
+        let wrong = tensor.unsqueeze(0).unwrap().unsqueeze(0).unwrap();
+        let error = load_with(|tensors| {
+            tensors.insert(key.clone(), wrong);
+        });
+        match &error {
+            BackboneError::Shape {
+                tensor: named,
+                expected,
+                found,
+            } => {
+                assert_eq!((named, expected.as_slice()), (&key, tensor.dims()));
+                assert_eq!(found.len(), tensor.dims().len() + 2);
+            }
+            other => panic!("{key}: {other:?}"),
+        }
+        assert!(error.to_string().contains(&key), "{error}");
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_are_named() {
+    let key = "vision_model.encoder.layers.0.mlp.fc1.bias";
+    let error = load_with(|tensors| {
+        let nan = Tensor::full(f32::NAN, 32, &Device::Cpu)
+            .unwrap()
+            .to_dtype(DType::F16)
+            .unwrap();
+        tensors.insert(key.to_owned(), nan);
+    });
+    assert!(
+        matches!(&error, BackboneError::NotFinite(tensor) if tensor == key),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn integers_are_no_weights() {
+    let key = "text_projection.weight";
+    let error = load_with(|tensors| {
+        let integers = tensors[key].to_dtype(DType::I64).unwrap();
+        tensors.insert(key.to_owned(), integers);
+    });
+    assert!(
+        matches!(&error, BackboneError::Dtype { tensor, .. } if tensor == key),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn truncated_weights_name_the_tensor_that_breaks_off() {
+    let copy = copy_of(MODEL);
+    let path = copy.path().join("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    for length in [whole.len() - 1, whole.len() * 3 / 4, whole.len() / 3] {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        match failure(copy.path()) {
+            BackboneError::Truncated {
+                file,
+                tensor,
+                needed,
+                available,
+            } => {
+                assert_eq!((file.as_str(), available), ("model.safetensors", length as u64));
+                assert!(needed > available && needed <= whole.len() as u64);
+                assert!(tensors(&pinned(MODEL)).contains_key(&tensor), "{tensor}");
+            }
+            other => panic!("{length}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_damaged_header_names_the_file() {
+    let copy = copy_of(MODEL);
+    let path = copy.path().join("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let mut scrambled = whole.clone();
+    scrambled[20] = 0;
+    let longer = [whole.as_slice(), b"more"].concat();
+    for bytes in [
+        &b""[..],
+        &whole[..5],
+        &whole[..100],
+        &[0xff; 64],
+        b"<!DOCTYPE html>",
+        &scrambled,
+        &longer,
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let error = failure(copy.path());
+        assert!(
+            matches!(&error, BackboneError::WeightsHeader { file, .. } if file == "model.safetensors"),
+            "{} bytes: {error:?}",
+            bytes.len()
+        );
+    }
+}
+
+#[test]
+fn too_few_and_too_many_layers_name_a_tensor() {
+    let layers = |tower: &str, count: u32| {
+        load_with_config("quick-gelu", |config| {
+            config[tower]["num_hidden_layers"] = json!(count);
+        })
+    };
+    for (tower, prefix) in [("vision_config", "vision_model"), ("text_config", "text_model")] {
+        let error = layers(tower, 1);
+        let name = format!("{prefix}.encoder.layers.1.");
+        assert!(
+            matches!(&error, BackboneError::ExtraLayer(tensor) if tensor.starts_with(&name)),
+            "{error:?}"
+        );
+        let error = layers(tower, 3);
+        let name = format!("{prefix}.encoder.layers.2.");
+        assert!(
+            matches!(&error, BackboneError::MissingTensor(tensor) if tensor.starts_with(&name)),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn contradicting_sizes_name_the_tensor() {
+    let cases: [(Edit, &str); 5] = [
+        (
+            |config| config["projection_dim"] = json!(21),
+            "visual_projection.weight",
+        ),
+        (
+            |config| config["vision_config"]["patch_size"] = json!(8),
+            "vision_model.embeddings.patch_embedding.weight",
+        ),
+        (
+            |config| config["vision_config"]["intermediate_size"] = json!(81),
+            "vision_model.encoder.layers.0.mlp.fc1.weight",
+        ),
+        (
+            |config| config["text_config"]["max_position_embeddings"] = json!(17),
+            "text_model.embeddings.position_embedding.weight",
+        ),
+        (
+            |config| config["text_config"]["vocab_size"] = json!(600),
+            "text_model.embeddings.token_embedding.weight",
+        ),
+    ];
+    for (change, key) in cases {
+        let error = load_with_config("quick-gelu", change);
+        assert!(
+            matches!(&error, BackboneError::Shape { tensor, .. } if tensor == key),
+            "{key}: {error:?}"
+        );
+    }
+}
+
+#[test]
+fn impossible_fields_are_named() {
+    let cases: [(Edit, &str); 13] = [
+        (
+            |config| config["vision_config"]["num_attention_heads"] = json!(5),
+            "num_attention_heads 5",
+        ),
+        (
+            |config| config["text_config"]["num_attention_heads"] = json!(5),
+            "num_attention_heads 5",
+        ),
+        (
+            |config| config["text_config"]["num_attention_heads"] = json!(0),
+            "num_attention_heads 0",
+        ),
+        (
+            |config| config["vision_config"]["num_channels"] = json!(1),
+            "num_channels is 1",
+        ),
+        (
+            |config| config["vision_config"]["patch_size"] = json!(0),
+            "patch_size 0",
+        ),
+        (
+            |config| config["vision_config"]["image_size"] = json!([24, 32]),
+            "image_size 24×32",
+        ),
+        (
+            |config| config["vision_config"]["layer_norm_eps"] = json!(-1.0),
+            "layer_norm_eps -1",
+        ),
+        (
+            |config| config["text_config"]["max_position_embeddings"] = json!(2),
+            "max_position_embeddings is 2",
+        ),
+        (
+            |config| config["text_config"]["eos_token_id"] = json!(521),
+            "eos_token_id 521",
+        ),
+        (|config| config["model_type"] = json!("siglip"), "siglip"),
+        (|config| config["projection_dim"] = json!(0), "projection_dim"),
+        // These contradict the other files.
+        (
+            |config| config["text_config"]["eos_token_id"] = json!(7),
+            "texts end with id 520",
+        ),
+        (
+            |config| config["text_config"]["vocab_size"] = json!(100),
+            "vocab_size in config.json is 100",
+        ),
+    ];
+    for (change, part) in cases {
+        let error = load_with_config("quick-gelu", change);
+        assert!(
+            matches!(error, BackboneError::Invalid { .. }),
+            "{part}: {error:?}"
+        );
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let error = load_with_config("quick-gelu", |config| {
+        config["vision_config"]["hidden_act"] = json!("relu");
+    });
+    assert!(
+        matches!(&error, BackboneError::Json { file: "config.json", source } if source.to_string().contains("relu"))
+    );
+}
+
+#[test]
+fn impossible_preprocessing_is_named() {
+    let cases: [(Edit, &str); 9] = [
+        (|config| config["crop_size"] = json!(9), "9×9"),
+        (|config| config["resample"] = json!(6), "resample 6"),
+        (|config| config["do_pad"] = json!(true), "do_pad"),
+        (|config| config["do_center_crop"] = json!(false), "do_center_crop"),
+        (
+            |config| config["crop_size"] = json!({"shortest_edge": 8}),
+            "crop_size",
+        ),
+        (
+            |config| config["size"] = json!({"shortest_edge": 8, "longest_edge": 16}),
+            "shortest_edge",
+        ),
+        (|config| config["size"] = json!("large"), "shortest_edge"),
+        (|config| config["size"] = json!(0), "size"),
+        (|config| config["image_std"] = json!([1, 0, 1]), "image_std"),
+    ];
+    for (change, part) in cases {
+        let copy = copy_of(MODEL);
+        edit(&copy.path().join("preprocessor_config.json"), change);
+        let error = failure(copy.path());
+        let text = match &error {
+            BackboneError::Invalid {
+                file: "preprocessor_config.json",
+                reason,
+            } => reason.clone(),
+            BackboneError::Json {
+                file: "preprocessor_config.json",
+                source,
+            } => source.to_string(),
+            other => panic!("{part}: {other:?}"),
+        };
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn bad_json_names_the_file() {
+    for file in ["config.json", "preprocessor_config.json", "tokenizer.json"] {
+        let copy = copy_of(MODEL);
+        let path = copy.path().join(file);
+        let text = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &text[..text.len() / 2]).unwrap();
+        let error = failure(copy.path());
+        assert!(error.to_string().contains(file), "{error}");
+    }
+}
+
+#[test]
+fn absent_files_are_named() {
+    for file in [
+        "config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "model.safetensors",
+    ] {
+        let copy = copy_of(MODEL);
+        std::fs::remove_file(copy.path().join(file)).unwrap();
+        let error = failure(copy.path());
+        assert!(
+            matches!(&error, BackboneError::MissingFile { file: absent, .. } if *absent == file),
+            "{error:?}"
+        );
+    }
+    let copy = copy_of(MODEL);
+    std::fs::rename(
+        copy.path().join("model.safetensors"),
+        copy.path().join("pytorch_model.bin"),
+    )
+    .unwrap();
+    let text = failure(copy.path()).to_string();
+    assert!(
+        text.contains("pytorch_model.bin") && text.contains("save_pretrained"),
+        "{text}"
+    );
+    let error = failure(Path::new("no/such/directory"));
+    assert!(matches!(error, BackboneError::NoDirectory(_)), "{error:?}");
+}
+
+#[test]
+fn an_absent_shard_is_named_and_none_leaves_the_directory() {
+    let copy = copy_of("gelu");
+    std::fs::remove_file(copy.path().join("model-00002-of-00003.safetensors")).unwrap();
+    let text = failure(copy.path()).to_string();
+    assert!(text.contains("model-00002-of-00003.safetensors"), "{text}");
+    edit(&copy.path().join("model.safetensors.index.json"), |index| {
+        index["weight_map"]["logit_scale"] = json!("../elsewhere.safetensors");
+    });
+    let text = failure(copy.path()).to_string();
+    assert!(
+        text.contains("`../elsewhere.safetensors` is not a file name"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_cannot_be_encoded_is_an_error() {
+    let backbone = load(&pinned(MODEL)).unwrap();
+    for shape in [[1, 3, 8, 9], [1, 1, 8, 8], [2, 3, 224, 224]] {
+        let pixels = Tensor::zeros(&shape, DType::F32, &Device::Cpu).unwrap();
+        let error = backbone.encode_images(&pixels).unwrap_err();
+        assert!(
+            matches!(&error, EncodeError::PixelShape { size: 8, found } if *found == shape),
+            "{error:?}"
+        );
+    }
+    let text = backbone.tokenizer().encode("a cat").unwrap();
+    let encode = |ids: Vec<u32>| backbone.encode_tokens(&[text.clone(), ids]).unwrap_err();
+    assert!(matches!(
+        encode(vec![]),
+        EncodeError::TokenCount {
+            row: 1,
+            found: 0,
+            limit: 16
+        }
+    ));
+    assert!(matches!(
+        encode(vec![520; 17]),
+        EncodeError::TokenCount {
+            row: 1,
+            found: 17,
+            limit: 16
+        }
+    ));
+    assert!(matches!(
+        encode(vec![521]),
+        EncodeError::UnknownToken {
+            row: 1,
+            id: 521,
+            vocabulary: 521
+        }
+    ));
+    assert!(matches!(encode(vec![5, 6]), EncodeError::NoEnd(1)));
+}
+
+/// The error that a directory gives.
+fn failure(directory: &Path) -> BackboneError {
+    load(directory)
+        .err()
+        .unwrap_or_else(|| panic!("{} loads", directory.display()))
+}
+
+fn tensors(directory: &Path) -> BTreeMap<String, Tensor> {
+    let file = directory.join("model.safetensors");
+    candle_core::safetensors::load(file, &Device::Cpu)
+        .unwrap()
+        .into_iter()
+        .collect()
+}
+
+/// The error of the pinned model with other tensors.
+fn load_with(change: impl FnOnce(&mut BTreeMap<String, Tensor>)) -> BackboneError {
+    let copy = copy_of(MODEL);
+    let mut tensors = tensors(copy.path());
+    change(&mut tensors);
+    let tensors = tensors.into_iter().collect();
+    candle_core::safetensors::save(&tensors, copy.path().join("model.safetensors")).unwrap();
+    failure(copy.path())
+}
+
+/// The error of a pinned model with another `config.json`.
+fn load_with_config(model: &str, change: impl FnOnce(&mut Value)) -> BackboneError {
+    let copy = copy_of(model);
+    edit(&copy.path().join("config.json"), change);
+    failure(copy.path())
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    change(&mut value);
+    std::fs::write(path, serde_json::to_vec(&value).unwrap()).unwrap();
+}

@@ -1,0 +1,16 @@
+//! The backbone against the reference implementation, `transformers`.
+//!
+//! `make_reference.py` wrote `data/`: tiny models with their outputs, prompts with their ids, pictures with their
+//! pixels. What needs files that are not in this repository says what it skipped and why.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod directory;
+mod embedded;
+mod faults;
+mod features;
+mod large;
+mod preprocessing;
+mod real;
+mod sources;
+mod tokens;
