@@ -1,0 +1,114 @@
+//! `/v1/jobs/{id}`.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::archive::zip;
+use crate::caller::Answer;
+use crate::database::{Database, on_both};
+use crate::pictures::{FLORA, folders};
+use crate::scene::with_flora;
+use crate::test_app::TestApp;
+
+on_both!(a_job_tells_its_story, events_follow_a_job_to_its_end);
+
+/// One server-sent event.
+#[derive(Debug, Clone, PartialEq)]
+struct Event {
+    id: u64,
+    name: String,
+    data: Value,
+}
+
+fn events(stream: &str) -> Vec<Event> {
+    let field = |event: &str, name: &str| {
+        let line = event.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("{name} in {event:?}"))
+            .trim()
+            .to_owned()
+    };
+    stream
+        .split("\n\n")
+        .filter(|event| event.starts_with("id:"))
+        .map(|event| Event {
+            id: field(event, "id:").parse().expect("a number"),
+            name: field(event, "event:"),
+            data: serde_json::from_str(&field(event, "data:")).expect("JSON"),
+        })
+        .collect()
+}
+
+async fn a_job_tells_its_story(database: Database) {
+    let (app, job) = with_flora(&database, &[]).await;
+    assert_eq!(job["kind"], "learn");
+    assert_eq!(
+        (&job["model"], &job["task"]),
+        (&json!("default"), &json!("flora"))
+    );
+    assert_eq!((&job["version"], &job["error"]), (&json!(1), &Value::Null));
+    assert_eq!((&job["progress"], &job["attempts"]), (&json!(1.0), &json!(1)));
+    assert!(job["created_at"].as_str().expect("text") <= job["updated_at"].as_str().expect("text"));
+    let examples = &job["report"]["examples"];
+    assert_eq!(
+        (&examples["train"], &examples["held_out"]),
+        (&json!(8), &json!(2))
+    );
+    assert_eq!(examples["discarded"], json!([]));
+    assert!(
+        job["report"]["fit"]["steps"]
+            .as_u64()
+            .is_some_and(|steps| steps > 0)
+    );
+    let id = job["id"].as_str().expect("an id");
+    assert_eq!(app.get(&format!("/v1/jobs/{id}")).await, job);
+
+    for id in ["01890000-0000-7000-8000-000000000000", "not-an-id"] {
+        for tail in ["", "/events"] {
+            let asked = app.request(Method::GET, &format!("/v1/jobs/{id}{tail}"));
+            let answer = Answer::to(asked).await;
+            match id {
+                "not-an-id" => answer.problem(400, "bad_request"),
+                _ => answer.problem(404, "unknown_job"),
+            };
+        }
+    }
+}
+
+async fn events_follow_a_job_to_its_end(database: Database) {
+    let app = TestApp::start(&database, &[]).await;
+    let accepted = app.submit("default", "flora", zip(&folders(&FLORA, 0..12)));
+    let accepted = Answer::to(accepted).await.json(202);
+    let path = format!("/v1/jobs/{}/events", accepted["job"].as_str().expect("an id"));
+
+    let live = Answer::to(app.request(Method::GET, &path)).await;
+    assert_eq!(live.status, 200);
+    assert_eq!(live.headers["content-type"], "text/event-stream");
+    let told = events(&live.text);
+    assert!(
+        told.iter().map(|event| event.id).eq(1..=told.len() as u64),
+        "{told:?}"
+    );
+    let states: Vec<&Value> = told
+        .iter()
+        .filter(|event| event.name == "state")
+        .map(|event| &event.data["state"])
+        .collect();
+    assert_eq!(states, ["queued", "running", "succeeded"]);
+    let progress: Vec<f64> = told
+        .iter()
+        .filter(|event| event.name == "progress")
+        .map(|event| event.data["progress"].as_f64().expect("a number"))
+        .collect();
+    assert!(!progress.is_empty() && progress.is_sorted(), "{progress:?}");
+    assert_eq!(told.last().expect("events").data["version"], 1);
+
+    let replayed = async |seen: usize| {
+        let request = app
+            .request(Method::GET, &path)
+            .header("last-event-id", seen.to_string());
+        events(&Answer::to(request).await.text)
+    };
+    assert_eq!(replayed(0).await, told, "from the start");
+    assert_eq!(replayed(2).await, told[2..], "from where the caller left off");
+    assert_eq!(replayed(told.len()).await, [], "nothing is left");
+}

@@ -1,0 +1,163 @@
+//! Probes, metrics, facts about the server, and its description.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::caller::Answer;
+use crate::database::{Database, on_both};
+use crate::pictures::png;
+use crate::scene::{CLASSIFY, with_flora};
+use crate::test_app::TestApp;
+
+on_both!(tells_how_it_is);
+
+async fn tells_how_it_is(database: Database) {
+    let kind = if database.url().starts_with("sqlite") {
+        "sqlite"
+    } else {
+        "postgres"
+    };
+    let app = TestApp::start(&database, &["--max-images", "7", "--max-body-mib", "3"]).await;
+    assert_eq!(app.get("/healthz").await, json!({"status": "ok"}));
+    assert_eq!(app.get("/readyz").await, json!({"status": "ready"}));
+    let info = app.get("/info").await;
+    assert_eq!(
+        (&info["name"], &info["store"]),
+        (&json!("clipkeep"), &json!(kind))
+    );
+    assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(info["backbone"]["device"], "cpu");
+    for fact in ["dim", "image_size", "context_length"] {
+        assert!(
+            info["backbone"][fact].as_u64().is_some_and(|value| value > 0),
+            "{info}"
+        );
+    }
+    assert_eq!(
+        (&info["limits"]["images"], &info["limits"]["body_bytes"]),
+        (&json!(7), &json!(3 << 20))
+    );
+    for limit in [
+        "pixels",
+        "labels",
+        "requests",
+        "upload_bytes",
+        "examples",
+        "example_bytes",
+        "examples_bytes",
+    ] {
+        assert!(
+            info["limits"][limit].as_u64().is_some_and(|value| value > 0),
+            "{limit} of {info}"
+        );
+    }
+    assert!(info["limits"]["deadline_seconds"].is_f64());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_name_what_happened() {
+    let (app, _) = with_flora(&Database::sqlite(), &[]).await;
+    app.classify(CLASSIFY, png("poppy", 1)).await;
+    Answer::to(app.request(Method::GET, "/nowhere/at/all"))
+        .await
+        .problem(404, "not_found");
+    let answer = Answer::to(app.request(Method::GET, "/metrics")).await;
+    assert_eq!(answer.status, 200);
+    let kind = answer.headers["content-type"].to_str().expect("text");
+    assert!(kind.starts_with("text/plain"), "{kind}");
+    for expected in [
+        "http_route=\"/v1/models/{model}/classify\"",
+        "clipkeep_queue_depth{priority=\"interactive\"}",
+        "clipkeep_batch_size_bucket",
+        "clipkeep_jobs_total{outcome=\"succeeded\"}",
+        "clipkeep_active_version{model=\"default\"}",
+        "http_route=\"unmatched\"",
+    ] {
+        assert!(answer.text.contains(expected), "{expected} in {}", answer.text);
+    }
+    assert!(
+        !answer.text.contains("/nowhere/at/all"),
+        "callers choose no labels"
+    );
+    let sample = |line: &&str| !line.starts_with('#') && !line.is_empty();
+    for line in answer.text.lines().filter(sample) {
+        let value = line.rsplit(' ').next().expect("a value");
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_description_names_every_call() {
+    let app = TestApp::start(&Database::sqlite(), &[]).await;
+    let yaml = Answer::to(app.request(Method::GET, "/openapi.yaml")).await;
+    assert_eq!(
+        (yaml.status, &yaml.headers["content-type"]),
+        (200, &"application/yaml".parse().expect("valid"))
+    );
+    for call in [
+        "/v1/models/{model}/classify:",
+        "/v1/embed:",
+        "/v1/models/{model}/tasks:",
+        "/v1/models/{model}/tasks/{task}:",
+        "/v1/models/{model}/accuracy:",
+        "/v1/models/{model}/versions:",
+        "/v1/models/{model}/versions/{number}:",
+        "/v1/models/{model}/rollback:",
+        "/v1/models/{model}/activations:",
+        "/v1/jobs/{id}:",
+        "/v1/jobs/{id}/events:",
+        "/v1/models:",
+        "/v1/models/{model}:",
+        "/healthz:",
+        "/readyz:",
+        "/metrics:",
+        "/info:",
+        "application/problem+json",
+    ] {
+        assert!(yaml.text.contains(call), "{call} is described");
+    }
+    let redirect = Answer::to(app.request(Method::GET, "/docs")).await;
+    assert_eq!(
+        (redirect.status, &redirect.headers["location"]),
+        (303, &"/docs/".parse().expect("valid"))
+    );
+    let page = Answer::to(app.request(Method::GET, "/docs/")).await;
+    assert_eq!(page.status, 200);
+    assert!(page.text.contains("<html"), "{}", page.text);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_requests_at_a_time_are_shed() {
+    let app = TestApp::start(&Database::sqlite(), &["--max-requests", "1"]).await;
+    // A body that never ends keeps the only place.
+    let (sender, body) = tokio::sync::mpsc::channel::<std::io::Result<&'static [u8]>>(1);
+    let body = futures::stream::unfold(body, async |mut body| Some((body.recv().await?, body)));
+    let slow = app
+        .post(CLASSIFY)
+        .query(&[("labels", "a,b")])
+        .body(reqwest::Body::wrap_stream(body));
+    let slow = tokio::spawn(Answer::to(slow));
+    sender.send(Ok(b"GIF")).await.expect("the request is under way");
+    let refused = loop {
+        let answer = Answer::to(
+            app.post(CLASSIFY)
+                .query(&[("labels", "a,b")])
+                .body(png("poppy", 1)),
+        )
+        .await;
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    refused.problem(503, "overloaded");
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(app.get("/healthz").await["status"], "ok");
+    assert_eq!(
+        app.get("/readyz").await["status"],
+        "ready",
+        "probes are always let in"
+    );
+    drop(sender);
+    slow.await.expect("no panic").problem(422, "unsupported_image");
+    app.get("/v1/models").await;
+}

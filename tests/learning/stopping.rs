@@ -1,0 +1,41 @@
+//! A server that is told to stop puts its job back; the next one finishes it.
+
+use serde_json::json;
+
+use crate::database::{Database, on_both};
+use crate::lessons::{CLASSIFY, enrol, lesson, of_pupil, submitted, watched};
+use crate::pictures::{FLORA, png};
+use crate::test_app::TestApp;
+
+on_both!(
+    a_stop_while_encoding_loses_nothing,
+    a_stop_while_fitting_loses_nothing
+);
+
+async fn a_stop_while_encoding_loses_nothing(database: Database) {
+    stopped_in("encode", database).await;
+}
+
+async fn a_stop_while_fitting_loses_nothing(database: Database) {
+    stopped_in("fit", database).await;
+}
+
+async fn stopped_in(phase: &str, database: Database) {
+    let app = TestApp::start(&database, &[]).await;
+    enrol(&app).await;
+    let job = submitted(&app, "flora", lesson(&FLORA)).await;
+    let seen = watched(&app, &job, |job| job["phase"] == phase).await;
+    let app = app.restart().await;
+    let ended = app.end_of(&job).await;
+    assert_eq!(
+        (&ended["state"], &ended["version"]),
+        (&json!("succeeded"), &json!(1)),
+        "{ended}"
+    );
+    if seen["state"] == "running" {
+        assert_eq!(ended["attempts"], 2, "taken up again: {ended}");
+    }
+    let versions = of_pupil(&app, "versions").await;
+    assert_eq!(versions["versions"].as_array().map(Vec::len), Some(1));
+    assert_eq!(app.classify(CLASSIFY, png("poppy", 40)).await["version"], 1);
+}

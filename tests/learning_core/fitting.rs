@@ -1,0 +1,374 @@
+//! Fits on made-up features: what they promise whatever they learn from.
+
+use std::ops::ControlFlow;
+use std::process::Command;
+
+use candle_core::{Device, Tensor};
+use clipkeep::adapter::embedding::normalise;
+use clipkeep::adapter::{
+    Adapter, Base, ClassStatistics, FitError, FitInput, FitProgress, Fitted, Head, Linear, evaluate, fit,
+};
+use clipkeep::domain::{Digest, Initialisation, ModelConfig, Rehearsal, Retention, VersionNumber};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+const DIM: usize = 64;
+const PER_CLASS: usize = 6;
+
+/// Classes whose features lie around a turned version of their anchors: there is something to learn.
+struct World {
+    anchors: Tensor,
+    features: Tensor,
+    labels: Vec<u32>,
+}
+
+impl World {
+    fn new(classes: usize) -> Self {
+        let noise = |seed, rows: usize| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let values = Linear::initial(Initialisation::Kaiming, rows.max(DIM), &mut rng, &Device::Cpu);
+            values
+                .and_then(|l| l.weight.narrow(0, 0, rows)?.narrow(1, 0, DIM)?.contiguous())
+                .expect("noise")
+        };
+        let anchors = normalise(&noise(1, classes)).expect("normalised");
+        let labels: Vec<u32> = (0..classes * PER_CLASS)
+            .map(|row| (row / PER_CLASS) as u32)
+            .collect();
+        let turn = ((noise(2, DIM) * 3.0).expect("scaled")
+            + Tensor::eye(DIM, anchors.dtype(), &Device::Cpu).expect("eye"))
+        .expect("a turn");
+        let index = Tensor::new(labels.clone(), &Device::Cpu).expect("an index");
+        let centres = anchors
+            .matmul(&turn)
+            .and_then(|t| t.index_select(&index, 0))
+            .expect("centres");
+        let features = ((centres + (noise(3, labels.len()) * 1.0).expect("scaled")).expect("moved") * 10.0)
+            .expect("scaled");
+        Self {
+            anchors,
+            features,
+            labels,
+        }
+    }
+
+    /// Anchors of the first `columns` classes.
+    fn anchors(&self, columns: usize) -> Tensor {
+        self.anchors.narrow(0, 0, columns).expect("anchors")
+    }
+
+    /// Features and labels of the classes `from..to`.
+    fn rows(&self, from: usize, to: usize) -> (Tensor, &[u32]) {
+        let (start, end) = (from * PER_CLASS, to * PER_CLASS);
+        (
+            self.features.narrow(0, start, end - start).expect("rows"),
+            &self.labels[start..end],
+        )
+    }
+
+    fn first(&self, columns: usize, config: &ModelConfig) -> Fitted {
+        let (features, labels) = self.rows(0, columns);
+        let anchors = self.anchors(columns);
+        let input = FitInput {
+            base: None,
+            anchors: &anchors,
+            features: &features,
+            labels,
+            scale: 20.0,
+            config,
+        };
+        fit(&input, &mut carry_on).expect("fitted")
+    }
+
+    /// The classes `from..to` learned on top of `base`.
+    fn second(&self, base: &Fitted, version: u32, config: &ModelConfig) -> Fitted {
+        let (from, to) = (base.head.columns(), self.anchors.dims()[0]);
+        let (features, labels) = self.rows(from, to);
+        let version = VersionNumber(version);
+        let base = Some(Base {
+            version,
+            head: &base.head,
+            statistics: &base.statistics,
+        });
+        let input = FitInput {
+            base,
+            anchors: &self.anchors,
+            features: &features,
+            labels,
+            scale: 20.0,
+            config,
+        };
+        fit(&input, &mut carry_on).expect("fitted")
+    }
+}
+
+fn carry_on(_: FitProgress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn config() -> ModelConfig {
+    ModelConfig {
+        epochs: 5,
+        batch_size: 16,
+        learning_rate: 3e-3,
+        ..ModelConfig::default()
+    }
+}
+
+fn linear(head: &Head) -> &Linear {
+    match head.adapter() {
+        Adapter::Linear(linear) => linear,
+        Adapter::Identity => panic!("nothing was trained"),
+    }
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor
+        .flatten_all()
+        .and_then(|flat| flat.to_vec1())
+        .expect("values")
+}
+
+fn digest(head: &Head) -> Digest {
+    let Linear { weight, bias } = linear(head);
+    let bytes: Vec<u8> = [values(weight), values(bias)]
+        .concat()
+        .iter()
+        .flat_map(|v| v.to_le_bytes())
+        .collect();
+    Digest::of(&bytes)
+}
+
+#[test]
+fn a_second_task_is_learned_without_losing_the_first() {
+    let world = World::new(20);
+    let first = world.first(10, &config());
+    let second = world.second(&first, 1, &config());
+    let correct = |head: &Head, from, to| {
+        let (features, labels) = world.rows(from, to);
+        evaluate::correct(head, &features, labels)
+            .expect("scored")
+            .correct
+    };
+    let zero_shot = Head::zero_shot(world.anchors.clone(), 20.0).expect("a head");
+    let untrained = correct(&zero_shot, 0, 20);
+    assert!(
+        correct(&second.head, 0, 20) > untrained + 10,
+        "of 120, {untrained} were right before"
+    );
+    assert!(correct(&second.head, 0, 10) + 6 > correct(&first.head, 0, 10));
+    assert_eq!((second.statistics.len(), second.head.columns()), (10, 20));
+    let report = second.report;
+    assert!(report.last_loss < report.first_loss);
+    assert_eq!((report.epochs, report.steps, report.examples), (5, 5 * 4, 60));
+}
+
+#[test]
+fn the_same_input_gives_the_same_bytes_and_each_base_its_own() {
+    let world = World::new(8);
+    let first = world.first(4, &config());
+    let before = digest(&first.head);
+    let second = digest(&world.second(&first, 1, &config()).head);
+    assert_eq!(second, digest(&world.second(&first, 1, &config()).head));
+    assert_ne!(second, digest(&world.second(&first, 2, &config()).head));
+    assert_ne!(
+        second,
+        digest(&world.second(&first, 1, &ModelConfig { seed: 7, ..config() }).head)
+    );
+    assert_eq!(before, digest(&first.head), "a base never changes");
+}
+
+/// Wide enough that the products are shared among threads.
+#[test]
+fn weights_of_a_wide_fit() {
+    let world = World::new(300);
+    let config = ModelConfig {
+        epochs: 1,
+        batch_size: 256,
+        ..config()
+    };
+    let first = world.first(200, &config);
+    println!("weights {}", digest(&world.second(&first, 1, &config).head));
+}
+
+#[test]
+fn the_number_of_threads_does_not_matter() {
+    let weights = |threads: &str| {
+        let program = std::env::current_exe().expect("this program");
+        let output = Command::new(program)
+            .args(["--exact", "fitting::weights_of_a_wide_fit", "--nocapture"])
+            .env("RAYON_NUM_THREADS", threads)
+            .output()
+            .expect("run");
+        let output = String::from_utf8(output.stdout).expect("text");
+        let line = output
+            .lines()
+            .find_map(|line| Some(line.split_once("weights sha256:")?.1.to_owned()));
+        line.unwrap_or_else(|| panic!("no weights in: {output}"))
+    };
+    let alone = weights("1");
+    assert_eq!(alone, weights("2"));
+    assert_eq!(alone, weights("3"));
+}
+
+#[test]
+fn only_the_configured_share_of_weights_moves() {
+    let world = World::new(8);
+    let first = world.first(4, &config());
+    let moved = |ratio| {
+        let config = ModelConfig {
+            retention: Retention::Importance { ratio },
+            ..config()
+        };
+        let second = world.second(&first, 1, &config);
+        let count = |part: fn(&Linear) -> &Tensor| {
+            let [old, new] = [&first.head, &second.head].map(|head| values(part(linear(head))));
+            old.iter()
+                .zip(&new)
+                .filter(|(old, new)| old.to_bits() != new.to_bits())
+                .count()
+        };
+        assert_eq!(count(|linear| &linear.bias), DIM, "the bias stays new");
+        count(|linear| &linear.weight)
+    };
+    assert_eq!(moved(0.25), DIM * DIM / 4);
+    assert!(moved(1.0) > DIM * DIM * 9 / 10);
+}
+
+#[test]
+fn the_length_of_features_does_not_matter() {
+    let world = World::new(4);
+    let longer = World {
+        features: (&world.features * 16.0).expect("scaled"),
+        ..World::new(4)
+    };
+    // A power of two changes no mantissa.
+    assert_eq!(
+        digest(&world.first(4, &config()).head),
+        digest(&longer.first(4, &config()).head)
+    );
+}
+
+#[test]
+fn a_fit_stops_when_told() {
+    let world = World::new(4);
+    let config = config();
+    let (features, labels) = world.rows(0, 4);
+    let input = FitInput {
+        base: None,
+        anchors: &world.anchors,
+        features: &features,
+        labels,
+        scale: 20.0,
+        config: &config,
+    };
+    let mut seen = Vec::new();
+    let mut observe = |progress: FitProgress| {
+        seen.push((progress.epoch, progress.step));
+        if progress.step == 3 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    assert!(matches!(fit(&input, &mut observe), Err(FitError::Stopped)));
+    assert_eq!(seen, [(1, 1), (1, 2), (2, 3)]);
+}
+
+#[test]
+fn numbers_that_run_away_are_an_error() {
+    let world = World::new(4);
+    let config = config();
+    let (features, labels) = world.rows(0, 4);
+    let features = (features * f64::NAN).expect("scaled");
+    let input = FitInput {
+        base: None,
+        anchors: &world.anchors,
+        features: &features,
+        labels,
+        scale: 20.0,
+        config: &config,
+    };
+    assert!(matches!(
+        fit(&input, &mut carry_on),
+        Err(FitError::NotFinite { step: 1, .. })
+    ));
+}
+
+#[test]
+fn input_that_does_not_fit_together_is_refused() {
+    let world = World::new(6);
+    let config = config();
+    let first = world.first(3, &config);
+    let (features, labels) = world.rows(3, 6);
+    let version = VersionNumber(1);
+    let good = FitInput {
+        base: Some(Base {
+            version,
+            head: &first.head,
+            statistics: &first.statistics,
+        }),
+        anchors: &world.anchors,
+        features: &features,
+        labels,
+        scale: 20.0,
+        config: &config,
+    };
+    let complaint = |input: FitInput<'_>| match fit(&input, &mut carry_on).expect_err("refused") {
+        FitError::Input(complaint) => complaint,
+        other => panic!("{other}"),
+    };
+    assert_eq!(
+        complaint(FitInput {
+            labels: &labels[1..],
+            ..good
+        }),
+        "features do not match labels and anchors"
+    );
+    assert_eq!(
+        complaint(FitInput { base: None, ..good }),
+        "a new class has no examples"
+    );
+    let old = vec![0; labels.len()];
+    assert_eq!(
+        complaint(FitInput { labels: &old, ..good }),
+        "a label is not a new class's column"
+    );
+    let same = vec![3; labels.len()];
+    assert_eq!(
+        complaint(FitInput {
+            labels: &same,
+            ..good
+        }),
+        "a new class has no examples"
+    );
+    let no_statistics = Some(Base {
+        version,
+        head: &first.head,
+        statistics: &[],
+    });
+    assert_eq!(
+        complaint(FitInput {
+            base: no_statistics,
+            ..good
+        }),
+        "statistics do not match the base's classes"
+    );
+    let forgetful = ModelConfig {
+        rehearsal: Rehearsal::None,
+        ..config.clone()
+    };
+    let fitted = fit(
+        &FitInput {
+            base: no_statistics,
+            config: &forgetful,
+            ..good
+        },
+        &mut carry_on,
+    );
+    let Fitted {
+        statistics, report, ..
+    } = fitted.expect("nothing to rehearse, nothing to keep");
+    let nothing: &[ClassStatistics] = &[];
+    assert_eq!((statistics.len(), report.pseudo_features), (nothing.len(), 0));
+}

@@ -1,0 +1,364 @@
+//! The queue: who runs which job, and how far it is.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use clipkeep::domain::{JobError, JobId, JobState, ModelConfig, ModelName, Phase};
+use clipkeep::store::{CancelError, Lease, Owner, Progress};
+use futures::future::join_all;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::scene::{LEASE, a_job, an_example, an_owner, at, claim, enqueue, with_model};
+use crate::setup::{Database, on_both};
+
+on_both!(
+    runs_the_jobs_of_a_model_in_order,
+    runs_models_side_by_side,
+    hands_over_when_a_lease_runs_out,
+    never_claims_twice,
+    requeues_what_a_killed_server_ran,
+    replays_what_happened,
+    fails_for_good,
+    cancels,
+);
+
+fn failure() -> JobError {
+    JobError {
+        code: "undecodable".to_owned(),
+        detail: "Bild 3 \u{0} ist kaputt: \"日本\"".to_owned(),
+    }
+}
+
+async fn runs_the_jobs_of_a_model_in_order(database: Database) {
+    let store = database.open().await;
+    with_model(&store).await;
+    let owner = an_owner();
+    assert_eq!(claim(&store, &owner, 0).await, None);
+    let mut jobs = Vec::new();
+    for (task, second) in [("second", 7), ("third", 9), ("first", 5)] {
+        let new = clipkeep::store::NewJob {
+            now: at(second),
+            ..a_job(task, &[task])
+        };
+        jobs.push(enqueue(&store, new).await.expect("accepted"));
+    }
+    for task in ["first", "second", "third"] {
+        let job = claim(&store, &owner, 10).await.expect("a job");
+        assert_eq!(job.task.as_str(), task);
+        assert_eq!(
+            (job.state, job.attempts, job.updated_at),
+            (JobState::Running, 1, at(10))
+        );
+        assert_eq!(claim(&store, &an_owner(), 11).await, None, "one at a time");
+        assert_eq!(
+            store
+                .fail_job(job.id, &owner, &failure(), at(12))
+                .await
+                .expect("failed"),
+            Lease::Held
+        );
+    }
+    assert_eq!(claim(&store, &owner, 13).await, None);
+}
+
+async fn runs_models_side_by_side(database: Database) {
+    let store = database.open().await;
+    with_model(&store).await;
+    let other: ModelName = "other".parse().expect("a name");
+    store
+        .create_model(&other, &ModelConfig::default(), at(0))
+        .await
+        .expect("created");
+    enqueue(&store, a_job("one", &["a"])).await.expect("accepted");
+    enqueue(&store, a_job("two", &["b"])).await.expect("accepted");
+    let mut elsewhere = a_job("one", &["a"]);
+    elsewhere.model = other.clone();
+    enqueue(&store, elsewhere).await.expect("accepted");
+    let owner = an_owner();
+    assert_eq!(
+        claim(&store, &owner, 10).await.expect("a job").model.as_str(),
+        "default"
+    );
+    assert_eq!(claim(&store, &owner, 10).await.expect("a job").model, other);
+    assert_eq!(claim(&store, &owner, 10).await, None);
+}
+
+async fn hands_over_when_a_lease_runs_out(database: Database) {
+    let store = database.open().await;
+    with_model(&store).await;
+    enqueue(&store, a_job("one", &["a"])).await.expect("accepted");
+    enqueue(&store, a_job("two", &["b"])).await.expect("accepted");
+    let (slow, quick) = (an_owner(), an_owner());
+    let job = claim(&store, &slow, 0).await.expect("a job");
+    let progress = |owner, now| Progress {
+        job: job.id,
+        owner,
+        phase: Phase::Encode,
+        progress: 0.5,
+        report: None,
+        now: at(now),
+        lease: LEASE,
+    };
+    assert_eq!(
+        store.record_progress(progress(&slow, 30)).await.expect("answers"),
+        Lease::Held
+    );
+    assert_eq!(
+        claim(&store, &quick, 89).await,
+        None,
+        "progress extended the lease"
+    );
+    let taken = claim(&store, &quick, 90).await.expect("the lease ran out");
+    assert_eq!(
+        (taken.id, taken.attempts, taken.phase),
+        (job.id, 2, Some(Phase::Encode))
+    );
+
+    assert_eq!(
+        store.record_progress(progress(&slow, 91)).await.expect("answers"),
+        Lease::Lost
+    );
+    assert_eq!(
+        store.requeue(job.id, &slow, at(91)).await.expect("answers"),
+        Lease::Lost
+    );
+    assert_eq!(
+        store
+            .fail_job(job.id, &slow, &failure(), at(91))
+            .await
+            .expect("answers"),
+        Lease::Lost
+    );
+    assert_eq!(
+        store
+            .record_progress(progress(&quick, 92))
+            .await
+            .expect("answers"),
+        Lease::Held
+    );
+}
+
+async fn never_claims_twice(database: Database) {
+    const MODELS: usize = 6;
+    const TASKS: usize = 4;
+    let store = database.open().await;
+    for model in 0..MODELS {
+        let name: ModelName = format!("model-{model}").parse().expect("a name");
+        store
+            .create_model(&name, &ModelConfig::default(), at(0))
+            .await
+            .expect("created");
+        for task in 0..TASKS {
+            let text = format!("task {task}");
+            let new = clipkeep::store::NewJob {
+                model: name.clone(),
+                ..a_job(&text, &[&text])
+            };
+            enqueue(&store, new).await.expect("accepted");
+        }
+    }
+    let finished: Mutex<HashSet<JobId>> = Mutex::default();
+    let running: Mutex<HashSet<ModelName>> = Mutex::default();
+    // Two stores, as two processes have, and more workers than connections.
+    let stores = [store.clone(), database.open().await];
+    join_all((0..12).map(|worker| {
+        let (store, finished, running) = (&stores[worker % 2], &finished, &running);
+        async move {
+            let owner = an_owner();
+            while finished.lock().expect("sound").len() < MODELS * TASKS {
+                let Some(job) = claim(store, &owner, 10).await else {
+                    tokio::task::yield_now().await;
+                    continue;
+                };
+                assert!(
+                    running.lock().expect("sound").insert(job.model.clone()),
+                    "two jobs of {} run",
+                    job.model
+                );
+                assert_eq!(job.attempts, 1);
+                tokio::task::yield_now().await;
+                assert!(running.lock().expect("sound").remove(&job.model));
+                assert_eq!(
+                    store
+                        .fail_job(job.id, &owner, &failure(), at(11))
+                        .await
+                        .expect("answers"),
+                    Lease::Held
+                );
+                assert!(finished.lock().expect("sound").insert(job.id), "claimed twice");
+            }
+        }
+    }))
+    .await;
+    assert_eq!(claim(&store, &an_owner(), 12).await, None);
+}
+
+async fn requeues_what_a_killed_server_ran(database: Database) {
+    let store = database.open().await;
+    with_model(&store).await;
+    let job = enqueue(&store, a_job("one", &["a"])).await.expect("accepted");
+    let server = Uuid::now_v7();
+    let (before, after, elsewhere) = (Owner::new(server), Owner::new(server), an_owner());
+    assert_eq!(claim(&store, &before, 1).await.expect("a job").id, job.id);
+    assert_eq!(
+        store.requeue_orphans(&elsewhere, at(2)).await.expect("answers"),
+        0,
+        "another server's"
+    );
+    assert_eq!(
+        store.requeue_orphans(&before, at(2)).await.expect("answers"),
+        0,
+        "its own"
+    );
+    assert_eq!(store.requeue_orphans(&after, at(2)).await.expect("answers"), 1);
+    assert_eq!(
+        store.job(job.id).await.expect("answers").expect("a job").state,
+        JobState::Queued
+    );
+    let again = claim(&store, &after, 3).await.expect("at once");
+    assert_eq!((again.id, again.attempts), (job.id, 2));
+
+    assert_eq!(
+        store.requeue(job.id, &after, at(4)).await.expect("answers"),
+        Lease::Held
+    );
+    assert_eq!(claim(&store, &elsewhere, 5).await.expect("at once").attempts, 3);
+}
+
+async fn replays_what_happened(database: Database) {
+    let store = database.open().await;
+    with_model(&store).await;
+    let job = enqueue(&store, a_job("one", &["a"])).await.expect("accepted").id;
+    let owner = an_owner();
+    claim(&store, &owner, 2).await.expect("a job");
+    for (phase, progress, report) in [
+        (Phase::Encode, 0.25, json!({"images": 7, "loss": null})),
+        (Phase::Fit, 0.625, json!({"loss": 0.5})),
+    ] {
+        let Value::Object(report) = report else {
+            unreachable!()
+        };
+        let progress = Progress {
+            job,
+            owner: &owner,
+            phase,
+            progress,
+            report: Some(report),
+            now: at(3),
+            lease: LEASE,
+        };
+        assert_eq!(
+            store.record_progress(progress).await.expect("answers"),
+            Lease::Held
+        );
+    }
+    let read = store.job(job).await.expect("answers").expect("a job");
+    assert_eq!((read.phase, read.updated_at), (Some(Phase::Fit), at(3)));
+    assert!((read.progress - 0.625).abs() < f64::EPSILON);
+    assert_eq!(
+        read.report,
+        json!({"images": 7, "loss": 0.5}),
+        "later fields add to earlier ones"
+    );
+
+    let events = store.job_events(job, 0, 100).await.expect("answers");
+    let told: Vec<_> = events
+        .iter()
+        .map(|e| (e.sequence, e.name.as_str(), e.data["state"].as_str(), e.at))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (1, "state", Some("queued"), at(1)),
+            (2, "state", Some("running"), at(2)),
+            (3, "progress", Some("running"), at(3)),
+            (4, "progress", Some("running"), at(3)),
+        ]
+    );
+    assert_eq!(events[2].data["phase"], "encode");
+    assert_eq!(events[2].data["progress"], 0.25);
+    assert_eq!(store.job_events(job, 2, 1).await.expect("answers"), events[2..3]);
+    assert_eq!(store.job_events(job, 4, 9).await.expect("answers"), []);
+}
+
+async fn fails_for_good(database: Database) {
+    let store = database.open().await;
+    with_model(&store).await;
+    let new = a_job("one", &["a"]);
+    let mut draft = store.begin_job(new.clone()).await.expect("accepted");
+    draft
+        .add_image(an_example(0, b"image"), b"image")
+        .await
+        .expect("added");
+    draft.commit().await.expect("queued");
+    let owner = an_owner();
+    claim(&store, &owner, 2).await.expect("a job");
+    assert_eq!(
+        store
+            .fail_job(new.id, &owner, &failure(), at(3))
+            .await
+            .expect("answers"),
+        Lease::Held
+    );
+    let job = store.job(new.id).await.expect("answers").expect("a job");
+    assert_eq!((job.state, job.error), (JobState::Failed, Some(failure())));
+    assert_eq!(
+        database.count("select count(*) from job_example").await,
+        0,
+        "its images are gone"
+    );
+    let last = store
+        .job_events(new.id, 2, 9)
+        .await
+        .expect("answers")
+        .pop()
+        .expect("an event");
+    assert_eq!(
+        (last.name.as_str(), &last.data["error"]["code"]),
+        ("state", &json!("undecodable"))
+    );
+    assert!(matches!(
+        store.cancel_job(new.id, at(4)).await,
+        Err(CancelError::Final(JobState::Failed))
+    ));
+}
+
+async fn cancels(database: Database) {
+    let store = database.open().await;
+    with_model(&store).await;
+    assert_eq!(
+        store.cancel_job(JobId::new(), at(1)).await.expect("answers"),
+        None
+    );
+    let queued = enqueue(&store, a_job("one", &["a"])).await.expect("accepted");
+    let cancelled = store
+        .cancel_job(queued.id, at(2))
+        .await
+        .expect("cancelled")
+        .expect("a job");
+    assert_eq!(cancelled.state, JobState::Cancelled);
+    assert_eq!(claim(&store, &an_owner(), 3).await, None);
+
+    let running = enqueue(&store, a_job("one", &["a"])).await.expect("accepted");
+    let owner = an_owner();
+    claim(&store, &owner, 4).await.expect("a job");
+    store
+        .cancel_job(running.id, at(5))
+        .await
+        .expect("cancelled")
+        .expect("a job");
+    assert_eq!(
+        store.requeue(running.id, &owner, at(6)).await.expect("answers"),
+        Lease::Lost
+    );
+    assert_eq!(
+        store
+            .job(running.id)
+            .await
+            .expect("answers")
+            .expect("a job")
+            .state,
+        JobState::Cancelled
+    );
+}

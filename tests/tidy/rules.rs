@@ -1,0 +1,98 @@
+//! The rules, as data.
+
+/// Which module may import which, from the top of the house to its foundation: a row names only rows below it, so
+/// that no two modules need each other.
+pub(crate) const IMPORTS: &[(&str, &[&str])] = &[
+    ("main", &["cli"]),
+    ("cli", &["app", "telemetry", "config", "metrics", "domain"]),
+    (
+        "app",
+        &[
+            "config", "http", "learner", "registry", "engine", "store", "adapter", "clip", "metrics",
+            "domain",
+        ],
+    ),
+    ("telemetry", &["config"]),
+    (
+        "config",
+        &["http", "learner", "engine", "store", "clip", "domain"],
+    ),
+    (
+        "http",
+        &["learner", "registry", "engine", "store", "metrics", "domain"],
+    ),
+    (
+        "learner",
+        &["registry", "engine", "store", "adapter", "metrics", "domain"],
+    ),
+    ("registry", &["store", "adapter", "metrics", "domain"]),
+    ("engine", &["adapter", "clip", "metrics", "domain"]),
+    ("store", &["domain"]),
+    ("adapter", &["domain"]),
+    ("clip", &["domain"]),
+    ("metrics", &["domain"]),
+    ("domain", &[]),
+];
+
+/// Single items that a module may import besides, each with the reason: module, item, reason.
+pub(crate) const IMPORT_EXCEPTIONS: &[(&str, &str, &str)] = &[
+    (
+        "cli",
+        "http::openapi",
+        "`clipkeep openapi` prints the interface's description",
+    ),
+    (
+        "http",
+        "adapter::Head",
+        "a request names the head that the engine applies to its rows",
+    ),
+    (
+        "http",
+        "clip::ImageError",
+        "the problem document says why an image was refused",
+    ),
+    (
+        "learner",
+        "clip::ImageError",
+        "a submission is refused with the reason for its image",
+    ),
+];
+
+/// Most lines of a file, its tests aside.
+pub(crate) const MOST_LINES: usize = 400;
+
+/// Longer files, each with the reason.
+pub(crate) const LONG_FILES: &[(&str, &str)] = &[];
+
+/// Names that say nothing about what a module is for.
+pub(crate) const BANNED_NAMES: &[&str] = &["utils", "util", "common", "helpers", "helper", "manager", "misc"];
+
+/// Where text is searched: folders and files of the project that are there.
+pub(crate) const TEXT: &[&str] = &[
+    ".ci",
+    ".config",
+    ".github",
+    "benches",
+    "docker",
+    "docs",
+    "migrations",
+    "scripts",
+    "src",
+    "tests",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "Cargo.toml",
+    "README.md",
+    "deny.toml",
+    "justfile",
+    "openapi.yaml",
+];
+
+/// What no text contains: paths of one machine, and notes to oneself. Put together here so that this file passes.
+pub(crate) const BANNED_TEXT: &[&str] = &[
+    concat!("/wo", "rk/"),
+    concat!("/ro", "ot/"),
+    concat!("/ho", "me/"),
+    concat!("FIX", "ME"),
+    concat!("XX", "X:"),
+];
