@@ -1,0 +1,71 @@
+//! Images and texts a second through the embedded backbone, and what decoding and resizing cost beside it.
+//!
+//! `cargo bench --bench encode`. `CLIPKEEP_BENCH_BACKBONE` names another backbone, as `--backbone` does.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
+
+use std::hint::black_box;
+use std::io::Cursor;
+
+use candle_core::{Device, Tensor};
+use clipkeep::clip::{Backbone, BackboneSource, Limits};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+criterion_group!(benches, images, texts, preprocessing);
+criterion_main!(benches);
+
+fn images(criterion: &mut Criterion) {
+    let backbone = backbone();
+    let size = backbone.image_size();
+    let mut group = criterion.benchmark_group(format!("images/{}", backbone.name()));
+    group.sample_size(10);
+    for batch in [1, 8, 32] {
+        let pixels = Tensor::randn(0_f32, 1.0, (batch, 3, size, size), &Device::Cpu).unwrap();
+        group.throughput(Throughput::Elements(batch as u64));
+        group.bench_with_input(BenchmarkId::from_parameter(batch), &pixels, |bench, pixels| {
+            bench.iter(|| backbone.encode_images(black_box(pixels)).unwrap());
+        });
+    }
+}
+
+fn texts(criterion: &mut Criterion) {
+    let backbone = backbone();
+    let tokenizer = backbone.tokenizer();
+    let ids: Vec<_> = (0..32)
+        .map(|number| tokenizer.encode(&format!("a photo of object {number}.")).unwrap())
+        .collect();
+    let mut group = criterion.benchmark_group(format!("texts/{}", backbone.name()));
+    group
+        .sample_size(10)
+        .throughput(Throughput::Elements(ids.len() as u64));
+    group.bench_function("32", |bench| {
+        bench.iter(|| backbone.encode_tokens(black_box(&ids)).unwrap());
+    });
+}
+
+fn preprocessing(criterion: &mut Criterion) {
+    let processor = backbone().image_processor();
+    let limits = Limits { max_pixels: 1 << 24 };
+    let mut group = criterion.benchmark_group("preprocessing");
+    group.sample_size(10).throughput(Throughput::Elements(1));
+    for (width, height) in [(32, 32), (500, 375), (4000, 3000)] {
+        let picture = image::RgbImage::from_fn(width, height, |x, y| {
+            image::Rgb([x as u8, y as u8, (x + y) as u8])
+        });
+        let mut jpeg = Cursor::new(Vec::new());
+        picture.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+        group.bench_function(format!("jpeg-{width}x{height}"), |bench| {
+            bench.iter(|| processor.process(black_box(jpeg.get_ref()), limits).unwrap());
+        });
+    }
+}
+
+fn backbone() -> Backbone {
+    let source = std::env::var("CLIPKEEP_BENCH_BACKBONE").unwrap_or_else(|_| "embedded".to_owned());
+    let source: BackboneSource = source.parse().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(Backbone::load(&source, &Device::Cpu)).unwrap()
+}
