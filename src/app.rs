@@ -25,7 +25,7 @@ use crate::engine::Engine;
 use crate::http::{self, Api};
 use crate::learner::Learner;
 use crate::registry::Registry;
-use crate::store::{Owner, Store};
+use crate::store::{ActivationFeed, Announcement, Owner, Store, StoreError};
 
 /// How often the registry compares what serves with what the store says.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -54,7 +54,7 @@ impl App {
         let owner = Owner::persisted(&config.data_dir.join("server-id"))
             .with_context(|| format!("cannot keep the server's id in {}", config.data_dir.display()))?;
 
-        let store = Store::connect(config.location()?, config.database_connections).await?;
+        let store = Store::connect(config.location()?, config.database_connections.get()).await?;
         let model = "default".parse().context("the default model's name")?;
         store
             .ensure_model(&model, &ModelConfig::default(), Timestamp::now())
@@ -149,9 +149,12 @@ impl App {
                 stopping.cancel();
                 served?;
             }
-            () = bounded => tracing::warn!("some requests did not end in time and are dropped"),
+            () = bounded => tracing::warn!("some requests did not end in time and are not waited for"),
         }
-        workers.wait().await;
+        // What a worker leaves unfinished is in the store as it was last saved; the next start takes it up.
+        if tokio::time::timeout(drain, workers.wait()).await.is_err() {
+            tracing::warn!("the running job did not stop in time and is left as it was last saved");
+        }
         tokio::task::spawn_blocking(move || engine.stop()).await?;
         store.close().await;
         tracing::info!("stopped");
@@ -219,36 +222,51 @@ fn open_device(choice: DeviceChoice) -> anyhow::Result<Device> {
 /// Brings in activations that others made in the same store: at once where the store announces them, and always
 /// within [`REFRESH`].
 async fn follow_store(registry: Arc<Registry>, store: Store, stopping: CancellationToken) {
-    let mut feed = match store.activation_feed().await {
-        Ok(feed) => feed,
-        Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "activations are not announced; polling"
-            );
-            None
-        }
-    };
+    let mut feed = None;
+    let mut is_announced = true;
     loop {
-        let announced = async {
-            match &mut feed {
-                Some(feed) => feed.next().await.map(|_| ()),
-                None => std::future::pending().await,
+        if is_announced && feed.is_none() {
+            match store.activation_feed().await {
+                Ok(Some(opened)) => feed = Some(opened),
+                Ok(None) => is_announced = false,
+                Err(error) => warn(&error, "activations are not announced; polling"),
             }
-        };
-        tokio::select! {
-            () = stopping.cancelled() => return,
-            () = tokio::time::sleep(REFRESH) => {}
-            heard = announced => if heard.is_err() {
-                // The store is away; the refresh below says so. Do not ask in a tight loop.
-                tokio::time::sleep(REFRESH / 5).await;
-            },
         }
+        // Read after listening began: what was activated before that is not announced.
         if let Err(error) = registry.refresh().await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "cannot see what is active"
-            );
+            warn(&error, "cannot see what is active");
+        }
+        let next_refresh = tokio::time::sleep(REFRESH);
+        tokio::pin!(next_refresh);
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = &mut next_refresh => break,
+                announced = announced(&mut feed) => match announced {
+                    Ok(Announcement::Model(model)) => {
+                        if let Err(error) = registry.follow(&model).await {
+                            warn(&error, "an announced activation does not serve yet");
+                        }
+                    }
+                    Ok(Announcement::Missed) => break,
+                    Err(error) => {
+                        warn(&error, "activations are no longer announced");
+                        feed = None;
+                    }
+                },
+            }
         }
     }
+}
+
+/// The next announcement; never, where there is nobody to announce anything.
+async fn announced(feed: &mut Option<ActivationFeed>) -> Result<Announcement, StoreError> {
+    match feed {
+        Some(feed) => feed.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn warn(error: &(dyn std::error::Error + 'static), what: &str) {
+    tracing::warn!(error, "{what}");
 }

@@ -1,7 +1,7 @@
 //! What an operator can set: flags, each also as `CLIPKEEP_…` in the environment.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ pub struct ServeConfig {
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
     /// Connections to the database.
-    #[arg(long, env = "CLIPKEEP_DATABASE_CONNECTIONS", default_value_t = 8)]
-    pub database_connections: u32,
+    #[arg(long, env = "CLIPKEEP_DATABASE_CONNECTIONS", default_value = "8")]
+    pub database_connections: NonZeroU32,
     /// The engine's part.
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -77,8 +77,8 @@ pub struct EngineArgs {
     #[arg(long, env = "CLIPKEEP_JOB_BATCH_SIZE", default_value = "8")]
     pub job_batch_size: NonZeroUsize,
     /// Images that may wait for the device.
-    #[arg(long, env = "CLIPKEEP_QUEUE", default_value_t = 256)]
-    pub queue: usize,
+    #[arg(long, env = "CLIPKEEP_QUEUE", default_value = "256")]
+    pub queue: NonZeroUsize,
     /// Text embeddings that are remembered.
     #[arg(long, env = "CLIPKEEP_TEXT_CACHE", default_value_t = 4096)]
     pub text_cache: usize,
@@ -95,15 +95,15 @@ pub struct LearnerArgs {
     #[arg(long, env = "CLIPKEEP_FIT_THREADS", default_value = "1")]
     pub fit_threads: NonZeroUsize,
     /// How long a worker may go silent before another server takes its job, in seconds.
-    #[arg(long, env = "CLIPKEEP_LEASE_SECONDS", default_value_t = 60)]
-    pub lease_seconds: u64,
+    #[arg(long, env = "CLIPKEEP_LEASE_SECONDS", default_value = "60")]
+    pub lease_seconds: NonZeroU64,
 }
 
 /// Bounds on requests.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
-    /// Most MiB in a body, uploads of tasks aside.
+    /// Most MiB in a body, uploads of tasks aside, and in one image of an upload.
     #[arg(long, env = "CLIPKEEP_MAX_BODY_MIB", default_value_t = 32)]
     pub max_body_mib: usize,
     /// Most images in a request.
@@ -116,8 +116,8 @@ pub struct LimitArgs {
     #[arg(long, env = "CLIPKEEP_MAX_LABELS", default_value_t = 256)]
     pub max_labels: usize,
     /// Requests that are worked on at a time; times the largest body, this bounds the memory for bodies.
-    #[arg(long, env = "CLIPKEEP_MAX_REQUESTS", default_value_t = 128)]
-    pub max_requests: usize,
+    #[arg(long, env = "CLIPKEEP_MAX_REQUESTS", default_value = "128")]
+    pub max_requests: NonZeroUsize,
     /// Most MiB in the body of a task; it is spooled to disk.
     #[arg(long, env = "CLIPKEEP_MAX_UPLOAD_MIB", default_value_t = 1024)]
     pub max_upload_mib: usize,
@@ -128,8 +128,8 @@ pub struct LimitArgs {
     #[arg(long, env = "CLIPKEEP_MAX_UNPACKED_MIB", default_value_t = 4096)]
     pub max_unpacked_mib: usize,
     /// How long a request may take, uploads and event streams aside, in seconds.
-    #[arg(long, env = "CLIPKEEP_DEADLINE_SECONDS", default_value_t = 30)]
-    pub deadline_seconds: u64,
+    #[arg(long, env = "CLIPKEEP_DEADLINE_SECONDS", default_value = "30")]
+    pub deadline_seconds: NonZeroU64,
 }
 
 /// Where the backbone runs.
@@ -197,8 +197,8 @@ impl ServeConfig {
                 image_bytes: (limits.max_body_mib * MIB) as u64,
                 total_bytes: (limits.max_unpacked_mib * MIB) as u64,
             },
-            requests: limits.max_requests,
-            deadline: Duration::from_secs(limits.deadline_seconds),
+            requests: limits.max_requests.get(),
+            deadline: Duration::from_secs(limits.deadline_seconds.get()),
         }
     }
 
@@ -218,9 +218,9 @@ impl ServeConfig {
                 background_batch: engine.job_batch_size.get(),
                 background_every: 8,
             },
-            queue_capacity: engine.queue,
+            queue_capacity: engine.queue.get(),
             decode_threads: self.threads(),
-            decode_capacity: engine.queue,
+            decode_capacity: engine.queue.get(),
             limits: clip::Limits {
                 max_pixels: self.limits.max_megapixels * 1_000_000,
             },
@@ -233,7 +233,8 @@ impl ServeConfig {
         LearnerConfig {
             fit_threads: self.learner.fit_threads.get(),
             chunk: 32,
-            lease: Duration::from_secs(self.learner.lease_seconds),
+            chunk_bytes: (self.limits.max_body_mib * MIB) as u64,
+            lease: Duration::from_secs(self.learner.lease_seconds.get()),
             poll: Duration::from_secs(2),
         }
     }

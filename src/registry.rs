@@ -97,7 +97,28 @@ impl Serving {
 /// Models read from the store at a time.
 const PAGE: u32 = 200;
 
-type Slot = watch::Sender<Option<Arc<Serving>>>;
+/// What answers for a model.
+#[derive(Clone)]
+enum Served {
+    /// Nothing yet: it has learned nothing.
+    Nothing,
+    /// Its active version.
+    Version(Arc<Serving>),
+    /// Its active version was learned on another backbone, the one with this digest.
+    OtherBackbone(VersionNumber, String),
+}
+
+impl Served {
+    fn number(&self) -> Option<VersionNumber> {
+        match self {
+            Self::Nothing => None,
+            Self::Version(serving) => Some(serving.number),
+            Self::OtherBackbone(number, _) => Some(*number),
+        }
+    }
+}
+
+type Slot = watch::Sender<Served>;
 
 /// The owner of what serves.
 pub struct Registry {
@@ -136,11 +157,14 @@ impl Registry {
                 break;
             }
         }
-        self.forget_all_but(&names);
         for name in names {
             match self.follow(&name).await {
                 Ok(()) => {}
                 Err(RegistryError::Store(error)) => return Err(error),
+                // Said once; whoever asks the model hears it again.
+                Err(RegistryError::OtherBackbone { version, .. }) => {
+                    tracing::warn!(model = %name, %version, "the active version is of another backbone and cannot answer");
+                }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(error, model = %name, "the active version cannot be served");
@@ -160,20 +184,41 @@ impl Registry {
         let unknown = || RegistryError::UnknownModel(model.clone());
         let active = self.store.model(model).await?.ok_or_else(unknown)?.active;
         let slot = self.slot(model);
-        let served = slot.borrow().as_ref().map(|serving| serving.number);
+        let served = slot.borrow().number();
         let Some(number) = active.filter(|&active| served != Some(active)) else {
             return Ok(());
         };
-        let serving = self.version(model, number).await?;
-        metrics::version_activated(model, number);
-        if let Some(summary) = self.store.accuracy(model, number).await?.matrix.summary() {
-            metrics::accuracy_measured(model, &summary);
-        }
-        if let Some(previous) = slot.send_replace(Some(serving)) {
+        let serving = match self.version(model, number).await {
+            Ok(serving) => serving,
+            Err(error) => {
+                if let RegistryError::OtherBackbone { backbone, .. } = &error {
+                    slot.send_replace(Served::OtherBackbone(number, backbone.clone()));
+                }
+                return Err(error);
+            }
+        };
+        if let Served::Version(previous) = slot.send_replace(Served::Version(serving)) {
             // The version one would roll back to stays at hand.
             self.keep(previous);
         }
+        metrics::version_activated(model, number);
+        self.measure(model, number).await;
         Ok(())
+    }
+
+    /// Tells the metrics how good a version is. It serves whether or not that can be read.
+    async fn measure(&self, model: &ModelName, number: VersionNumber) {
+        match self.store.accuracy(model, number).await {
+            Ok(history) => {
+                if let Some(summary) = history.matrix.summary() {
+                    metrics::accuracy_measured(model, &summary);
+                }
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, %model, "the accuracy of the active version cannot be read");
+            }
+        }
     }
 
     /// Keeps a version in memory for [`Self::version`] and [`Self::follow`].
@@ -203,13 +248,18 @@ impl Registry {
     /// What answers for a model now; `None` inside until its first task is learned.
     ///
     /// # Errors
-    /// [`RegistryError::UnknownModel`].
+    /// [`RegistryError::UnknownModel`], or [`RegistryError::OtherBackbone`] when what the model knows is of another
+    /// backbone.
     pub fn active(&self, model: &ModelName) -> Result<Option<Arc<Serving>>, RegistryError> {
-        let active = self.active.read().unwrap_or_else(PoisonError::into_inner);
-        let slot = active
-            .get(model)
-            .ok_or_else(|| RegistryError::UnknownModel(model.clone()))?;
-        Ok(slot.borrow().clone())
+        match self.served(model)? {
+            Served::Nothing => Ok(None),
+            Served::Version(serving) => Ok(Some(serving)),
+            Served::OtherBackbone(version, backbone) => Err(RegistryError::OtherBackbone {
+                model: model.clone(),
+                version,
+                backbone,
+            }),
+        }
     }
 
     /// A version by number, active or not.
@@ -221,8 +271,9 @@ impl Registry {
         model: &ModelName,
         number: VersionNumber,
     ) -> Result<Arc<Serving>, RegistryError> {
-        if let Some(serving) = self.active(model)?.filter(|serving| serving.number == number) {
-            return Ok(serving);
+        match self.served(model)? {
+            Served::Version(serving) if serving.number == number => return Ok(serving),
+            Served::Version(_) | Served::Nothing | Served::OtherBackbone(..) => {}
         }
         let key = (model.clone(), number);
         if let Some(serving) = self
@@ -295,6 +346,14 @@ impl Registry {
         Ok(Serving::new(model.clone(), number, digest, snapshot))
     }
 
+    fn served(&self, model: &ModelName) -> Result<Served, RegistryError> {
+        let active = self.active.read().unwrap_or_else(PoisonError::into_inner);
+        let slot = active.get(model);
+        slot.map(|slot| slot.borrow().clone())
+            .ok_or_else(|| RegistryError::UnknownModel(model.clone()))
+    }
+
+    /// The model's slot, made where it is missing: only for models that the store knows.
     fn slot(&self, model: &ModelName) -> Slot {
         if let Some(slot) = self
             .active
@@ -307,12 +366,7 @@ impl Registry {
         let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
         active
             .entry(model.clone())
-            .or_insert_with(|| watch::channel(None).0)
+            .or_insert_with(|| watch::channel(Served::Nothing).0)
             .clone()
-    }
-
-    fn forget_all_but(&self, models: &[ModelName]) {
-        let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
-        active.retain(|name, _| models.contains(name));
     }
 }

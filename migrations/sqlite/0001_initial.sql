@@ -5,6 +5,7 @@
 create table model (
     name text not null primary key,
     config text not null,                       -- how it learns, JSON
+    backbone text,                              -- digest of the one that it learns on; null until its first job
     active integer,                             -- the version that answers; null until the first is published
     next_version integer not null default 1,    -- numbers are given out once
     created_at integer not null,
@@ -63,6 +64,7 @@ create table job_example (
     position integer not null,
     class integer not null,                     -- position in job_class
     split text check (split in ('train', 'held_out')),  -- null where the caller leaves the choice
+    name text not null,                         -- what the caller calls it
     digest text not null,                       -- of the image's bytes
     error text,                                 -- why the image was discarded
     features blob,

@@ -4,6 +4,8 @@ mod demo;
 mod openapi;
 mod serve;
 
+use std::ffi::OsString;
+
 use clap::{Parser, Subcommand};
 
 use crate::config::LogFormat;
@@ -13,23 +15,22 @@ use serve::Serve;
 ///
 /// Without a subcommand it serves: `clipkeep` is `clipkeep serve`.
 #[derive(Debug, Parser)]
-#[command(name = "clipkeep", version, args_conflicts_with_subcommands = true)]
+#[command(name = "clipkeep", version)]
 struct Cli {
     /// How the log is written, to standard error.
     #[arg(long, env = "CLIPKEEP_LOG_FORMAT", default_value = "text", global = true)]
     log_format: LogFormat,
     #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    serve: Serve,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server.
     Serve(Box<Serve>),
     Demo(demo::Demo),
     /// Print the interface's description (OpenAPI, YAML).
+    ///
+    /// Example: clipkeep openapi > openapi.yaml
     Openapi,
 }
 
@@ -38,12 +39,64 @@ enum Command {
 /// # Errors
 /// Whatever went wrong, in words for a person.
 pub async fn run() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(with_subcommand(std::env::args_os().collect()));
     crate::telemetry::install(cli.log_format).map_err(|error| anyhow::anyhow!(error))?;
     match cli.command {
-        None => cli.serve.run().await,
-        Some(Command::Serve(serve)) => serve.run().await,
-        Some(Command::Demo(demo)) => demo.run().await,
-        Some(Command::Openapi) => openapi::run(),
+        Command::Serve(serve) => serve.run().await,
+        Command::Demo(demo) => demo.run().await,
+        Command::Openapi => openapi::run(),
+    }
+}
+
+/// The arguments with `serve` put in where they name no subcommand. Flags of `serve` are then nobody else's, and what
+/// its environment variables hold is looked at by it alone.
+fn with_subcommand(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let mut place = 1;
+    while let Some(flag) = arguments.get(place).and_then(|argument| argument.to_str()) {
+        match flag {
+            "--log-format" => place += 2,
+            _ if flag.starts_with("--log-format=") => place += 1,
+            _ => break,
+        }
+    }
+    let names_itself = arguments.get(place).is_some_and(|argument| {
+        let argument = argument.to_string_lossy();
+        !argument.starts_with('-') || matches!(&*argument, "-h" | "--help" | "-V" | "--version")
+    });
+    if !names_itself && place <= arguments.len() {
+        arguments.insert(place, "serve".into());
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn completed(line: &str) -> String {
+        let words = with_subcommand(line.split(' ').map(OsString::from).collect());
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn to_serve_needs_no_saying() {
+        assert_eq!(completed("clipkeep"), "clipkeep serve");
+        assert_eq!(
+            completed("clipkeep --listen [::1]:0"),
+            "clipkeep serve --listen [::1]:0"
+        );
+        assert_eq!(
+            completed("clipkeep --log-format json"),
+            "clipkeep --log-format json serve"
+        );
+        for line in [
+            "clipkeep --help",
+            "clipkeep serve --help",
+            "clipkeep --log-format=json openapi",
+            "clipkeep --log-format",
+        ] {
+            assert_eq!(completed(line), line);
+        }
     }
 }

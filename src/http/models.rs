@@ -12,7 +12,7 @@ use utoipa_axum::routes;
 
 use super::problem::Problem;
 use super::{Api, page};
-use crate::domain::{Label, Model, ModelConfig, ModelName, VersionNumber};
+use crate::domain::{Digest, Label, Model, ModelConfig, ModelName, VersionNumber};
 use crate::store::CreateModelError;
 
 pub(super) fn router() -> OpenApiRouter<Api> {
@@ -38,6 +38,8 @@ struct ModelSummary {
     name: ModelName,
     /// The version that answers; null until the first task is learned.
     active: Option<VersionNumber>,
+    /// Digest of the backbone that it learns on; null until its first task is accepted.
+    backbone: Option<Digest>,
     /// How it learns.
     config: ModelConfig,
     #[schema(value_type = String, format = DateTime)]
@@ -79,12 +81,14 @@ impl From<Model> for ModelSummary {
         let Model {
             name,
             config,
+            backbone,
             active,
             created_at,
         } = model;
         Self {
             name,
             active,
+            backbone,
             config,
             created_at,
         }

@@ -310,6 +310,7 @@ impl From<EnqueueError> for Problem {
         match error {
             EnqueueError::UnknownModel(_) => Self::unknown("unknown_model", detail),
             EnqueueError::LabelTwice(_) => Self::invalid("duplicate_label", detail),
+            EnqueueError::OtherBackbone(_) => conflict("other_backbone"),
             EnqueueError::TaskExists(_) => conflict("task_exists"),
             EnqueueError::LabelExists(_) => conflict("label_exists"),
             EnqueueError::TaskInFlight(_) => conflict("task_in_flight"),

@@ -6,7 +6,7 @@ use futures::future::join_all;
 
 use super::Learner;
 use super::learn::Learn;
-use super::stop::{Stop, held};
+use super::stop::{Stop, causes, held};
 use crate::domain::{Features, Phase};
 use crate::engine::{EngineError, Priority};
 use crate::store::PendingExample;
@@ -15,6 +15,7 @@ impl Learn<'_> {
     /// Turns every image that is left into features, saved chunk by chunk.
     pub(super) async fn encode(&mut self) -> Result<(), Stop> {
         let started = Instant::now();
+        let config = &self.learner.config;
         loop {
             let counts = self.learner.store.example_counts(self.job.id).await?;
             let done = f64::from(counts.encoded + counts.discarded) / f64::from(counts.total.max(1));
@@ -22,7 +23,7 @@ impl Learn<'_> {
             let chunk = self
                 .learner
                 .store
-                .pending_images(self.job.id, None, self.learner.config.chunk)
+                .pending_images(self.job.id, config.chunk, config.chunk_bytes)
                 .await?;
             if chunk.is_empty() {
                 break;
@@ -49,7 +50,7 @@ impl Learn<'_> {
                     positions.push(position);
                     pixels.push(image);
                 }
-                Err(EngineError::Image(error)) => self.discard(position, &error.to_string()).await?,
+                Err(EngineError::Image(error)) => self.discard(position, &causes(&error)).await?,
                 Err(error) => return Err(error.into()),
             }
         }

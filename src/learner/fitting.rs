@@ -94,6 +94,8 @@ impl Learn<'_> {
         let (said, mut hear) = watch::channel::<Option<FitProgress>>(None);
         let abandon = CancellationToken::new();
         let abandoned = abandon.clone();
+        // Also when this future is dropped because the lease is lost.
+        let _guard = abandon.clone().drop_guard();
         let pool = Arc::clone(&self.learner.fit_pool);
         let mut running = tokio::task::spawn_blocking(move || {
             let base = job.base.as_ref().map(|base| Base {

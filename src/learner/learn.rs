@@ -14,7 +14,7 @@ use super::stop::{Stop, held};
 use crate::adapter::{Fitted, Snapshot, statistics};
 use crate::domain::{Class, ClassId, Digest, Job, Model, ModelConfig, NewClass, Phase, Split, VersionNumber};
 use crate::registry::Serving;
-use crate::store::{EncodedExample, HeldOut, Publication, PublishError, TaskScore};
+use crate::store::{EncodedExample, HeldOut, Publication, PublishError, StoreError, TaskScore};
 
 /// How often a job starts over from its saved features because another version was activated meanwhile.
 const REBASES: usize = 5;
@@ -71,7 +71,7 @@ impl<'a> Learn<'a> {
             tracing::info!("another version was activated meanwhile; learning on top of that one");
         }
         let detail = format!("the active version changed {REBASES} times during the job");
-        Err(Stop::Failed {
+        Err(Stop::Later {
             code: "base_moved",
             detail,
         })
@@ -83,7 +83,7 @@ impl<'a> Learn<'a> {
         let discarded = self.learner.store.discarded_examples(self.job.id).await?;
         let discarded = discarded
             .into_iter()
-            .map(|(position, why)| format!("example {position}: {why}"))
+            .map(|(name, why)| format!("{name}: {why}"))
             .collect();
         let share = self.model().await?.config.held_out;
         let candidates: Vec<Candidate> = encoded
@@ -259,7 +259,16 @@ impl<'a> Learn<'a> {
         if self.stop.is_cancelled() {
             return Err(Stop::Told);
         }
-        held(self.reporter.report(phase, share, details).await?)
+        match self.reporter.report(phase, share, details).await {
+            // A word that is lost is no reason to lose the work: the lease has its own renewal, and whether it still
+            // holds is asked again where something is written.
+            Err(error @ StoreError::Unavailable(_)) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "progress could not be recorded");
+                Ok(())
+            }
+            told => held(told?),
+        }
     }
 
     pub(super) fn took(&mut self, phase: &str, started: Instant) {

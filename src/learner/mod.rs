@@ -40,8 +40,10 @@ pub use worker::{Outcome, Worker};
 pub struct LearnerConfig {
     /// Threads that fit and evaluate.
     pub fit_threads: usize,
-    /// Images decoded and encoded between two savings of features.
+    /// Most images decoded and encoded between two savings of features.
     pub chunk: u32,
+    /// Most bytes of them, unless one alone has more.
+    pub chunk_bytes: u64,
     /// How long a worker may go silent before another takes its job.
     pub lease: Duration,
     /// How often an idle worker looks for jobs that others left.

@@ -1,4 +1,4 @@
-//! What a job tells the world while it runs; every word of it also renews the lease.
+//! What a job tells the world while it runs.
 
 use std::time::{Duration, Instant};
 

@@ -13,14 +13,21 @@ pub(super) enum Stop {
     Told,
     /// The job belongs to another worker now, or was cancelled.
     LeaseLost,
+    /// What is wrong is not the job: it is tried again later.
+    Later { code: &'static str, detail: String },
     /// The store failed; nobody knows the job's state better than it.
     Store(StoreError),
 }
 
+/// An error and what caused it, in one line.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 impl Stop {
     pub(super) fn failed(code: &'static str, error: &dyn std::error::Error) -> Self {
-        let causes = std::iter::successors(Some(error), |error| error.source());
-        let detail = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        let detail = causes(error);
         Self::Failed { code, detail }
     }
 }
@@ -47,7 +54,11 @@ impl From<EngineError> for Stop {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Stopped => Self::Told,
-            error => Self::failed("backbone", &error),
+            // A device that fails or is overrun says nothing about the examples.
+            error => Self::Later {
+                code: "backbone",
+                detail: causes(&error),
+            },
         }
     }
 }

@@ -57,6 +57,7 @@ impl Learner {
             id: JobId::new(),
             kind: JobKind::Learn,
             model,
+            backbone: self.engine.info().digest,
             task: name,
             classes,
             now,
@@ -105,6 +106,7 @@ fn read_ahead(mut upload: Upload) -> mpsc::Receiver<Result<(NewExample, Vec<u8>)
                 let digest = Digest::of(&image);
                 (
                     NewExample {
+                        name: item.name.clone(),
                         class: item.class as u32,
                         split: item.split,
                         digest,

@@ -1,8 +1,10 @@
 //! The worker: claims jobs one after another and sees each to its end.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -10,9 +12,9 @@ use tracing::Instrument as _;
 use super::Learner;
 use super::learn::Learn;
 use super::stop::Stop;
-use crate::domain::{Job, JobError, JobId, JobState};
+use crate::domain::{Job, JobError, JobId, JobState, VersionNumber};
 use crate::metrics;
-use crate::store::{Lease, StoreError};
+use crate::store::{Attempt, Lease, StoreError};
 
 /// How often a job is taken up. One that brings down its server each time must not do so for ever.
 const MOST_ATTEMPTS: u32 = 10;
@@ -24,7 +26,7 @@ pub enum Outcome {
     Idle,
     /// A job came to its end.
     Ended(JobState),
-    /// A job went back into the queue because the worker was told to stop.
+    /// A job went back into the queue: the worker was told to stop, or something else than the job is at fault.
     Requeued,
     /// A job was lost to another worker, or cancelled, while this one worked on it.
     Lost,
@@ -52,19 +54,36 @@ impl Worker {
                         () = tokio::time::sleep(learner.config.poll) => {}
                     }
                 }
-                Ok(_) => {}
+                Ok(Outcome::Ended(_)) => self.give_back_space().await,
+                Ok(Outcome::Lost) => {}
+                // What stood in the way may be over soon, but not at once.
+                Ok(Outcome::Requeued) => self.pause(&stop).await,
                 Err(error) => {
                     // The job keeps its lease and is taken up again once the store answers and the lease ran out.
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
                         "the worker could not reach the store"
                     );
-                    tokio::select! {
-                        () = stop.cancelled() => {}
-                        () = tokio::time::sleep(learner.config.poll) => {}
-                    }
+                    self.pause(&stop).await;
                 }
             }
+        }
+    }
+
+    async fn pause(&self, stop: &CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(self.learner.config.poll) => {}
+        }
+    }
+
+    async fn give_back_space(&self) {
+        if let Err(error) = self.learner.store.give_back_space().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "the space of the job's images stays with the database for now"
+            );
         }
     }
 
@@ -76,7 +95,12 @@ impl Worker {
         let learner = &*self.learner;
         let claimed = learner
             .store
-            .claim_job(&learner.owner, Timestamp::now(), learner.config.lease)
+            .claim_job(
+                &learner.owner,
+                learner.engine.info().digest,
+                Timestamp::now(),
+                learner.config.lease,
+            )
             .await?;
         let Some(job) = claimed else {
             return Ok(Outcome::Idle);
@@ -86,7 +110,6 @@ impl Worker {
     }
 
     async fn see_through(&self, job: Job, stop: &CancellationToken) -> Result<Outcome, StoreError> {
-        let learner = &*self.learner;
         let id = job.id;
         let started = Instant::now();
         tracing::info!(attempt = job.attempts, "job started");
@@ -97,7 +120,7 @@ impl Worker {
                 detail,
             })
         } else {
-            Learn::new(learner, job, stop).run().await
+            self.run_under_lease(job, stop).await
         };
         let outcome = match ended {
             Ok(version) => {
@@ -107,11 +130,11 @@ impl Worker {
             Err(Stop::Failed { code, detail }) => self.fail(id, code, detail).await?,
             Err(Stop::Told) => {
                 tracing::info!("job goes back into the queue");
-                let requeued = learner
-                    .store
-                    .requeue(id, &learner.owner, Timestamp::now())
-                    .await?;
-                unless_lost(requeued, Outcome::Requeued)
+                self.requeue(id, Attempt::Forgiven).await?
+            }
+            Err(Stop::Later { code, detail }) => {
+                tracing::warn!(code, detail, "job goes back into the queue");
+                self.requeue(id, Attempt::Counts).await?
             }
             Err(Stop::LeaseLost) => Outcome::Lost,
             Err(Stop::Store(error)) => return Err(error),
@@ -123,6 +146,46 @@ impl Worker {
             metrics::job_ended(state, started.elapsed());
         }
         Ok(outcome)
+    }
+
+    /// Runs the job while its lease is renewed, however long a step of it is silent. A panic costs the attempt, not the
+    /// worker.
+    async fn run_under_lease(&self, job: Job, stop: &CancellationToken) -> Result<VersionNumber, Stop> {
+        let id = job.id;
+        let run = AssertUnwindSafe(Learn::new(&self.learner, job, stop).run()).catch_unwind();
+        tokio::select! {
+            ended = run => ended.unwrap_or_else(|_| {
+                Err(Stop::Later {
+                    code: "panicked",
+                    detail: "it panicked; the log says where".to_owned(),
+                })
+            }),
+            () = self.lease_lost(id) => Err(Stop::LeaseLost),
+        }
+    }
+
+    /// Renews the lease until it is lost.
+    async fn lease_lost(&self, id: JobId) {
+        let Learner {
+            store, owner, config, ..
+        } = &*self.learner;
+        loop {
+            tokio::time::sleep(config.lease / 3).await;
+            match store.renew_lease(id, owner, Timestamp::now(), config.lease).await {
+                Ok(Lease::Held) => {}
+                Ok(Lease::Lost) => return,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "the lease could not be renewed");
+                }
+            }
+        }
+    }
+
+    async fn requeue(&self, id: JobId, attempt: Attempt) -> Result<Outcome, StoreError> {
+        let Learner { store, owner, .. } = &*self.learner;
+        let requeued = store.requeue(id, owner, attempt, Timestamp::now()).await?;
+        Ok(unless_lost(requeued, Outcome::Requeued))
     }
 
     async fn fail(&self, id: JobId, code: &str, detail: String) -> Result<Outcome, StoreError> {

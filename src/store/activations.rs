@@ -1,7 +1,7 @@
 //! Which version answers, and the log of it.
 
 use jiff::Timestamp;
-use sqlx::AnyConnection;
+use sqlx::{Any, AnyConnection, Executor};
 
 use super::Store;
 use super::codec::{micros, parse, timestamp, to_column, version, version_or_none};
@@ -73,8 +73,7 @@ impl Store {
             return Err(ActivateError::ActiveMoved { active });
         }
         if active == Some(wish.version) {
-            tx.rollback().await?;
-            return match self.activations(&wish.model, None, 1).await?.pop() {
+            return match entries(&mut *tx, &wish.model, None, 1).await?.pop() {
                 Some(entry) => Ok(Activated::Unchanged(entry.activation)),
                 None => Err(StoreError::corrupt("activation log", "the active version is not in it").into()),
             };
@@ -99,17 +98,26 @@ impl Store {
         before: Option<i64>,
         limit: u32,
     ) -> Result<Vec<ActivationEntry>, StoreError> {
-        let rows: Vec<ActivationRow> = sqlx::query_as(
-            "select id, model, version, previous, actor, reason, at from activation
-             where model = $1 and id < $2 order by id desc limit $3",
-        )
-        .bind(model.as_str())
-        .bind(before.unwrap_or(i64::MAX))
-        .bind(i64::from(limit))
-        .fetch_all(&self.reader)
-        .await?;
-        rows.into_iter().map(ActivationEntry::try_from).collect()
+        entries(&self.reader, model, before, limit).await
     }
+}
+
+async fn entries<'e>(
+    executor: impl Executor<'e, Database = Any>,
+    model: &ModelName,
+    before: Option<i64>,
+    limit: u32,
+) -> Result<Vec<ActivationEntry>, StoreError> {
+    let rows: Vec<ActivationRow> = sqlx::query_as(
+        "select id, model, version, previous, actor, reason, at from activation
+         where model = $1 and id < $2 order by id desc limit $3",
+    )
+    .bind(model.as_str())
+    .bind(before.unwrap_or(i64::MAX))
+    .bind(i64::from(limit))
+    .fetch_all(executor)
+    .await?;
+    rows.into_iter().map(ActivationEntry::try_from).collect()
 }
 
 /// Makes the version active and logs it. The caller's transaction has locked the model's row.

@@ -22,6 +22,8 @@ pub struct NewJob {
     pub kind: JobKind,
     /// The model that learns.
     pub model: ModelName,
+    /// The backbone that encodes its examples.
+    pub backbone: Digest,
     /// The task's name.
     pub task: TaskName,
     /// The task's classes; examples name them by position.
@@ -30,9 +32,11 @@ pub struct NewJob {
     pub now: Timestamp,
 }
 
-/// Where an example belongs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// An example and where it belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewExample {
+    /// What the caller calls it.
+    pub name: String,
     /// Position of its class among the job's.
     pub class: u32,
     /// Its part of the task, where the caller chose one.
@@ -56,7 +60,7 @@ impl Store {
     /// Begins a job.
     ///
     /// # Errors
-    /// [`EnqueueError`] when there is no such model, when its active version or another open job has the task's name
+    /// [`EnqueueError`] when there is no such model or it learns on another backbone, when its active version or another open job has the task's name
     /// or one of the labels, or when a label occurs twice.
     pub async fn begin_job(&self, new: NewJob) -> Result<JobDraft, EnqueueError> {
         let job = Job {
@@ -79,6 +83,7 @@ impl Store {
             job,
             next_position: 0,
         };
+        draft.bind_model(new.backbone).await?;
         draft.insert_job().await?;
         draft.insert_classes(&new.classes).await?;
         draft.reserve_labels(&new.classes).await?;
@@ -118,13 +123,14 @@ impl JobDraft {
         features: Option<Vec<u8>>,
     ) -> Result<bool, StoreError> {
         let added = sqlx::query(
-            "insert into job_example (job, position, class, split, digest, image, features)
-             values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing",
+            "insert into job_example (job, position, class, split, name, digest, image, features)
+             values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing",
         )
         .bind(self.job.id.to_string())
         .bind(self.next_position)
         .bind(i64::from(example.class))
         .bind(example.split.map(Split::as_str))
+        .bind(example.name)
         .bind(example.digest.to_string())
         .bind(image)
         .bind(features)
@@ -135,14 +141,28 @@ impl JobDraft {
         Ok(added > 0)
     }
 
-    async fn insert_job(&mut self) -> Result<(), EnqueueError> {
-        let model = sqlx::query("select 1 from model where name = $1")
-            .bind(self.job.model.as_str())
-            .fetch_optional(&mut *self.tx)
-            .await?;
-        if model.is_none() {
-            return Err(EnqueueError::UnknownModel(self.job.model.clone()));
+    /// A model's features are all of one backbone. The first job decides on which, and again the next one for as long
+    /// as nothing came of those before.
+    async fn bind_model(&mut self, backbone: Digest) -> Result<(), EnqueueError> {
+        let model: Option<(Option<String>,)> = sqlx::query_as(
+            "update model set backbone = case
+                 when active is null and not exists (
+                     select 1 from job where job.model = $1 and job.state in ('queued', 'running'))
+                 then $2 else coalesce(backbone, $2) end
+             where name = $1 returning backbone",
+        )
+        .bind(self.job.model.as_str())
+        .bind(backbone.to_string())
+        .fetch_optional(&mut *self.tx)
+        .await?;
+        match model {
+            None => Err(EnqueueError::UnknownModel(self.job.model.clone())),
+            Some((bound,)) if bound.as_deref() == Some(&backbone.to_string()) => Ok(()),
+            Some(_) => Err(EnqueueError::OtherBackbone(self.job.model.clone())),
         }
+    }
+
+    async fn insert_job(&mut self) -> Result<(), EnqueueError> {
         let inserted = sqlx::query(
             "insert into job (id, kind, model, task, state, report, created_at, updated_at)
              values ($1, $2, $3, $4, $5, $6, $7, $7)

@@ -9,9 +9,12 @@ use crate::domain::{JobState, Label, ModelName, TaskName, VersionNumber};
 /// A failure of the store itself.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The database cannot be reached, is busy for too long, or refused a statement. Trying again later may help.
+    /// The database cannot be reached or is busy for too long. Trying again later may help.
     #[error("the database does not answer")]
     Unavailable(#[source] sqlx::Error),
+    /// The database refused a statement. It will refuse it again.
+    #[error("the database refused a statement")]
+    Refused(#[source] sqlx::Error),
     /// The database holds something that this program did not write that way.
     #[error("the store's {what} is damaged")]
     Corrupt {
@@ -42,8 +45,25 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::corrupt("row", error),
+            sqlx::Error::Database(ref refusal) if !passes(refusal.code().as_deref()) => Self::Refused(error),
             other => Self::Unavailable(other),
         }
+    }
+}
+
+/// Whether what a database complains about may be over by the next try, by its code: on PostgreSQL a lost connection,
+/// a rolled back transaction, too few resources, a shutdown, or a lock that was not to be had (the two characters of
+/// the class, <https://www.postgresql.org/docs/current/errcodes-appendix.html>); on SQLite a lock, memory, the disk or the file
+/// (the lowest byte of the number, <https://www.sqlite.org/rescode.html>).
+fn passes(code: Option<&str>) -> bool {
+    const POSTGRES_CLASSES: [&str; 6] = ["08", "40", "53", "55", "57", "58"];
+    const SQLITE_CODES: [u32; 6] = [5, 6, 7, 10, 13, 14];
+    match code {
+        None => true,
+        Some(code) if code.len() == 5 => POSTGRES_CLASSES.contains(&&code[..2]),
+        Some(code) => code
+            .parse::<u32>()
+            .is_ok_and(|code| SQLITE_CODES.contains(&(code & 0xff))),
     }
 }
 
@@ -64,6 +84,9 @@ pub enum EnqueueError {
     /// There is no such model.
     #[error("there is no model {0}")]
     UnknownModel(ModelName),
+    /// The model learns on another backbone than the one that would encode the job's examples.
+    #[error("the model {0} learns on another backbone than the one that is loaded")]
+    OtherBackbone(ModelName),
     /// The job itself brings a label twice.
     #[error("the label {0} occurs twice")]
     LabelTwice(Label),

@@ -82,20 +82,28 @@ impl Store {
         })
     }
 
-    /// At most `limit` images of a job that wait to be encoded, in order; those `after` a position or from the first.
+    /// The first images of a job that wait to be encoded, in order: at most `limit`, and no more than `bytes` of them
+    /// together unless the first alone is larger.
     pub async fn pending_images(
         &self,
         job: JobId,
-        after: Option<u32>,
         limit: u32,
+        bytes: u64,
     ) -> Result<Vec<PendingExample>, StoreError> {
         let rows: Vec<PendingRow> = sqlx::query_as(
-            "select position, class, split, digest, image from job_example
-             where job = $1 and position > $2 and image is not null order by position limit $3",
+            "with waiting as (
+                 select position, length(image) as size from job_example
+                 where job = $1 and image is not null order by position limit $2),
+             summed as (
+                 select position, size, sum(size) over (order by position) as total from waiting)
+             select position, class, split, digest, image from job_example
+             where job = $1 and position in (
+                 select position from summed where total <= $3 or total = size)
+             order by position",
         )
         .bind(job.to_string())
-        .bind(after.map_or(-1, i64::from))
         .bind(i64::from(limit))
+        .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
         .fetch_all(&self.reader)
         .await?;
         rows.into_iter().map(PendingExample::try_from).collect()
@@ -152,17 +160,14 @@ impl Store {
         Ok(Lease::Held)
     }
 
-    /// Why images of a job were discarded, by position.
-    pub async fn discarded_examples(&self, job: JobId) -> Result<Vec<(u32, String)>, StoreError> {
-        let rows: Vec<(i64, String)> = sqlx::query_as(
-            "select position, error from job_example where job = $1 and error is not null order by position",
+    /// The images of a job that were discarded, in order: what the caller calls them, and why.
+    pub async fn discarded_examples(&self, job: JobId) -> Result<Vec<(String, String)>, StoreError> {
+        Ok(sqlx::query_as(
+            "select name, error from job_example where job = $1 and error is not null order by position",
         )
         .bind(job.to_string())
         .fetch_all(&self.reader)
-        .await?;
-        rows.into_iter()
-            .map(|(position, error)| Ok((number("position", position)?, error)))
-            .collect()
+        .await?)
     }
 
     /// The examples of a job that have features, in order.

@@ -50,6 +50,13 @@ pub use jobs::{Lease, Progress};
 pub use location::Location;
 pub use owner::Owner;
 pub use publish::{Publication, TaskScore};
+pub use queue::Attempt;
+
+/// What the connection that writes to SQLite sets, in this order: the file may give freed pages back (which must be said
+/// before it has a table), the log is written ahead, what is deleted is overwritten (images are not kept), and the log
+/// shrinks again after a large job.
+const WRITER_PRAGMAS: &str = "pragma auto_vacuum = incremental; pragma journal_mode = wal; \
+     pragma secure_delete = on; pragma journal_size_limit = 67108864";
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
@@ -93,7 +100,7 @@ impl Store {
         let store = match location {
             Location::Sqlite(_) => {
                 // The writer first: the journal's mode is the file's and takes hold before anybody reads.
-                let writer = sqlite_pool(1, "pragma journal_mode = wal")
+                let writer = sqlite_pool(1, WRITER_PRAGMAS)
                     .acquire_timeout(WRITE_PATIENCE)
                     .connect(&url)
                     .await?;
@@ -156,6 +163,16 @@ impl Store {
             Location::Sqlite(_) => self.writer.begin_with("begin immediate").await,
             Location::Postgres(_) => self.writer.begin().await,
         }
+    }
+
+    /// Gives the disk space of ended jobs back to the file system. PostgreSQL sees to that itself.
+    pub async fn give_back_space(&self) -> Result<(), StoreError> {
+        if let Location::Sqlite(_) = self.location {
+            sqlx::query("pragma incremental_vacuum")
+                .fetch_all(&self.writer)
+                .await?;
+        }
+        Ok(())
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {

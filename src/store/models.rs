@@ -43,7 +43,7 @@ impl Store {
     /// The model of this name.
     pub async fn model(&self, name: &ModelName) -> Result<Option<Model>, StoreError> {
         let row: Option<ModelRow> =
-            sqlx::query_as("select name, config, active, created_at from model where name = $1")
+            sqlx::query_as("select name, config, backbone, active, created_at from model where name = $1")
                 .bind(name.as_str())
                 .fetch_optional(&self.reader)
                 .await?;
@@ -53,7 +53,7 @@ impl Store {
     /// At most `limit` models by name, those `after` a name or from the first.
     pub async fn models(&self, after: Option<&ModelName>, limit: u32) -> Result<Vec<Model>, StoreError> {
         let rows: Vec<ModelRow> = sqlx::query_as(
-            "select name, config, active, created_at from model where name > $1 order by name limit $2",
+            "select name, config, backbone, active, created_at from model where name > $1 order by name limit $2",
         )
         .bind(after.map_or("", ModelName::as_str))
         .bind(i64::from(limit))
@@ -72,7 +72,7 @@ impl Store {
         let mut tx = self.write().await?;
         let row: Option<ModelRow> = sqlx::query_as(
             "insert into model (name, config, created_at) values ($1, $2, $3) on conflict (name) do nothing
-             returning name, config, active, created_at",
+             returning name, config, backbone, active, created_at",
         )
         .bind(name.as_str())
         .bind(to_json("model's configuration", config)?)
@@ -88,6 +88,7 @@ impl Store {
 struct ModelRow {
     name: String,
     config: String,
+    backbone: Option<String>,
     active: Option<i64>,
     created_at: i64,
 }
@@ -99,6 +100,10 @@ impl TryFrom<ModelRow> for Model {
         Ok(Self {
             name: parse("model's name", &row.name)?,
             config: from_json("model's configuration", &row.config)?,
+            backbone: row
+                .backbone
+                .map(|digest| parse("backbone's digest", &digest))
+                .transpose()?,
             active: version_or_none(row.active)?,
             created_at: timestamp(row.created_at)?,
         })

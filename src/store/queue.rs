@@ -15,24 +15,35 @@ use super::events::{self, EventKind};
 use super::jobs::{JobRow, Lease, with_job_columns};
 use super::location::Location;
 use super::owner::Owner;
-use crate::domain::{Job, JobId};
+use crate::domain::{Digest, Job, JobId};
+
+/// What a job's return to the queue says about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// It was tried and did not come to an end.
+    Counts,
+    /// Its worker was told to stop; nothing was wrong with it.
+    Forgiven,
+}
 
 /// Times that another worker may be quicker before [`Store::claim_job`] leaves it at that.
 const CLAIM_TRIES: u32 = 16;
 
 impl Store {
     /// Takes up the oldest job that may run: a queued one, or one whose lease ran out, of a model that has no job
-    /// running under a live lease. Its `attempts` count this one; it is for the caller to fail a job that has had
+    /// running under a live lease and learns on `backbone`. Its `attempts` count this one; it is for the caller to fail a job that has had
     /// too many.
     pub async fn claim_job(
         &self,
         owner: &Owner,
+        backbone: Digest,
         now: Timestamp,
         lease: Duration,
     ) -> Result<Option<Job>, StoreError> {
         for _ in 0..CLAIM_TRIES {
             let idle = sqlx::query(CLAIMABLE_MODEL)
                 .bind(micros(now))
+                .bind(backbone.to_string())
                 .fetch_optional(&self.reader)
                 .await?;
             if idle.is_none() {
@@ -47,6 +58,7 @@ impl Store {
             };
             let Some((model,)): Option<(String,)> = sqlx::query_as(statement)
                 .bind(micros(now))
+                .bind(backbone.to_string())
                 .fetch_optional(&mut *tx)
                 .await?
             else {
@@ -69,17 +81,44 @@ impl Store {
         Ok(None)
     }
 
+    /// Extends a job's lease and changes nothing else.
+    pub async fn renew_lease(
+        &self,
+        job: JobId,
+        owner: &Owner,
+        now: Timestamp,
+        lease: Duration,
+    ) -> Result<Lease, StoreError> {
+        let mut tx = self.write().await?;
+        let renewed = sqlx::query("update job set lease_until = $3 where id = $1 and owner = $2")
+            .bind(job.to_string())
+            .bind(owner.to_string())
+            .bind(micros_after(now, lease))
+            .execute(&mut *tx)
+            .await?
+            .rows_affected();
+        tx.commit().await?;
+        Ok(if renewed > 0 { Lease::Held } else { Lease::Lost })
+    }
+
     /// Puts a job that its owner cannot finish now back into the queue, in its old place.
-    pub async fn requeue(&self, job: JobId, owner: &Owner, now: Timestamp) -> Result<Lease, StoreError> {
+    pub async fn requeue(
+        &self,
+        job: JobId,
+        owner: &Owner,
+        attempt: Attempt,
+        now: Timestamp,
+    ) -> Result<Lease, StoreError> {
         let mut tx = self.write().await?;
         let row: Option<JobRow> = sqlx::query_as(with_job_columns!(
-            "update job set state = 'queued', owner = null, lease_until = null, updated_at = $3
+            "update job set state = 'queued', owner = null, lease_until = null, attempts = attempts - $4, updated_at = $3
              where id = $1 and owner = $2 returning",
             ""
         ))
         .bind(job.to_string())
         .bind(owner.to_string())
         .bind(micros(now))
+        .bind(i64::from(attempt == Attempt::Forgiven))
         .fetch_optional(&mut *tx)
         .await?;
         let Some(row) = row else {
@@ -114,14 +153,16 @@ impl Store {
     }
 }
 
-/// A model with a job to run, the one with the oldest such job first. `$1`: now.
+/// A model with a job to run, the one with the oldest such job first. `$1`: now, `$2`: the backbone. The open states
+/// are named for the index `job_open`, which spares the jobs of all times.
 macro_rules! claimable_model {
     ($lock:literal) => {
         concat!(
             "select model.name from model join job on job.model = model.name
-             where (job.state = 'running' and job.lease_until <= $1)
-                or (job.state = 'queued' and not exists (
-                    select 1 from job other where other.model = model.name and other.state = 'running'))
+             where model.backbone = $2 and job.state in ('queued', 'running')
+                and ((job.state = 'running' and job.lease_until <= $1)
+                    or (job.state = 'queued' and not exists (
+                        select 1 from job other where other.model = model.name and other.state = 'running')))
              order by job.created_at, job.id limit 1 ",
             $lock
         )
@@ -138,7 +179,7 @@ const CLAIM: &str = with_job_columns!(
     "update job set state = 'running', owner = $3, lease_until = $4, attempts = attempts + 1, updated_at = $2
      where id = (
          select id from job
-         where model = $1 and (
+         where model = $1 and state in ('queued', 'running') and (
              (state = 'running' and lease_until <= $2)
              or (state = 'queued'
                  and not exists (select 1 from job other where other.model = $1 and other.state = 'running')))

@@ -1,4 +1,6 @@
 //! Real photographs: CIFAR-100 classes that no backbone here was trained on, learned in four tasks.
+//!
+//! A fifth of the pictures unless `CLIPKEEP_CIFAR=full` asks for all: in a release build that takes a minute.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,8 +18,8 @@ use crate::test_app::TestApp;
 
 const TASKS: usize = 4;
 /// Pictures of each class that are fitted on, and held out.
-const TRAIN: usize = 20;
-const TEST: usize = 12;
+const SAMPLE: [usize; 2] = [40, 25];
+const FULL: [usize; 2] = [200, 100];
 
 type Pictures = BTreeMap<String, Vec<Vec<u8>>>;
 
@@ -111,13 +113,15 @@ async fn tasks_in_order_come_close_to_joint_learning_and_forget_little() {
         println!("skipped: no CIFAR-100 pictures in {}", folder.display());
         return;
     }
+    let is_full = std::env::var("CLIPKEEP_CIFAR").is_ok_and(|size| size == "full");
+    let [train, test] = if is_full { FULL } else { SAMPLE };
     let part = |task: usize, split: &str, count: usize| {
         pictures(&folder.join(format!("novel-task{task}-{split}.zip")), count)
     };
     let tasks: Vec<Task> = (1..=TASKS)
         .map(|task| Task {
-            train: part(task, "train", TRAIN),
-            test: part(task, "test", TEST),
+            train: part(task, "train", train),
+            test: part(task, "test", test),
         })
         .collect();
     let app = TestApp::start(&Database::sqlite(), &[]).await;
@@ -133,17 +137,22 @@ async fn tasks_in_order_come_close_to_joint_learning_and_forget_little() {
     let joint = learned(&app, "joint", json!({}), vec![lesson(&tasks)]).await;
     let forgetful = learned(&app, "forgetful", careless, in_order()).await;
 
-    let last = |accuracy: &Value| accuracy["last"].as_f64().expect("a number");
-    let forgetting = |accuracy: &Value| accuracy["forgetting"].as_f64().expect("a number");
-    assert!(last(&kept) >= bare - 0.02, "learning does not hurt");
-    assert!(
-        last(&joint) >= last(&kept) - 0.05,
-        "joint learning is the ceiling"
+    let number = |accuracy: &Value, name: &str| accuracy[name].as_f64().expect("a number");
+    let last = [&kept, &joint, &forgetful].map(|accuracy| number(accuracy, "last"));
+    let forgetting = [&kept, &forgetful].map(|accuracy| number(accuracy, "forgetting"));
+    println!(
+        "20 classes: zero-shot {bare:.4}, four tasks {:.4}, one task {:.4}, careless {:.4}; \
+         forgetting {:.4}, careless {:.4}",
+        last[0], last[1], last[2], forgetting[0], forgetting[1]
     );
+    let [kept, joint, careless] = last;
+    assert!(kept >= bare + 0.2, "learning pays");
+    // 500 held-out pictures leave a standard error of two points.
+    let margin = if is_full { 0.03 } else { 0.06 };
+    assert!(kept >= joint - margin, "nearly as good as learning all at once");
+    assert!(kept >= careless + 0.15, "care pays");
     assert!(
-        last(&kept) >= last(&forgetful) - 0.03,
-        "care does not cost accuracy"
+        forgetting[0] <= 0.1 && forgetting[1] >= 0.4,
+        "little is forgotten, without care most"
     );
-    assert!(forgetting(&kept) <= forgetting(&forgetful) - 0.04, "care pays");
-    assert!(forgetting(&kept) <= 0.2, "little is forgotten");
 }

@@ -36,6 +36,13 @@ async fn damaged_pictures_are_left_out(database: Database) {
     );
     let discarded = examples["discarded"].as_array().expect("a list");
     assert_eq!(discarded.len(), 2, "{job}");
+    for (said, name) in discarded.iter().zip(["poppy/broken.png", "meadow/broken.png"]) {
+        let said = said.as_str().expect("text");
+        assert!(
+            said.starts_with(&format!("{name}: the image cannot be decoded: ")),
+            "{said}"
+        );
+    }
     let task = of_pupil(&app, "tasks/flora").await;
     assert_eq!(task["examples"], json!({"train": 8, "held_out": 2}));
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -25,7 +26,23 @@ type Answers = BTreeMap<u64, (String, Vec<Value>)>;
 /// Someone who classifies the same two pictures without a pause.
 struct Visitor {
     stop: Arc<AtomicBool>,
-    visit: JoinHandle<(u32, Answers)>,
+    visit: JoinHandle<Visit>,
+}
+
+/// What a visitor saw.
+struct Visit {
+    answers: Answers,
+    /// How long each request took.
+    times: Vec<Duration>,
+}
+
+impl Visit {
+    /// The times that half and 99 in 100 requests stayed under.
+    fn percentiles(&self) -> [Duration; 2] {
+        let mut times = self.times.clone();
+        times.sort_unstable();
+        [50, 99].map(|percent| times[(times.len() * percent).div_ceil(100) - 1])
+    }
 }
 
 impl Visitor {
@@ -34,22 +51,23 @@ impl Visitor {
         let (caller, told) = (caller.clone(), Arc::clone(&stop));
         let visit = tokio::spawn(async move {
             let pictures = [png("poppy", 300), png("rainbow", 300)];
-            let (mut count, mut answers) = (0, Answers::new());
-            while !told.load(Ordering::Relaxed) {
+            let (mut times, mut answers) = (Vec::new(), Answers::new());
+            while !told.load(Ordering::Relaxed) || times.is_empty() {
+                let asked = Instant::now();
                 let answer = batch(&caller, CLASSIFY, &pictures).await;
+                times.push(asked.elapsed());
                 let (version, digest) = provenance(&answer);
                 let given = (digest, classes(&answer));
                 assert_eq!(given.1.len(), 2, "{answer}");
                 let before = answers.entry(version).or_insert_with(|| given.clone());
                 assert_eq!(*before, given, "version {version} answers as before");
-                count += 1;
             }
-            (count, answers)
+            Visit { answers, times }
         });
         Self { stop, visit }
     }
 
-    async fn leave(self) -> (u32, Answers) {
+    async fn leave(self) -> Visit {
         self.stop.store(true, Ordering::Relaxed);
         self.visit.await.expect("every answer holds")
     }
@@ -70,6 +88,11 @@ async fn answers_hold_while_tasks_are_learned(database: Database) {
     let app = TestApp::start(&database, &[]).await;
     enrol(&app).await;
     taught(&app, "flora", lesson(&FLORA)).await;
+    let visitor = Visitor::come(&app);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let [half, most] = visitor.leave().await.percentiles();
+    println!("without a job: p50 {half:.1?}, p99 {most:.1?}");
+
     let visitors = [Visitor::come(&app), Visitor::come(&app)];
     taught(&app, "skies", lesson(&SKIES)).await;
     taught(&app, "fields", lesson(&FIELDS)).await;
@@ -77,9 +100,12 @@ async fn answers_hold_while_tasks_are_learned(database: Database) {
     let now = app.classify(CLASSIFY, png("poppy", 300)).await;
     assert_eq!(now["version"], 3);
     for visitor in visitors {
-        let (count, answers) = visitor.leave().await;
+        let visit = visitor.leave().await;
+        let [half, most] = visit.percentiles();
+        let count = visit.times.len();
+        println!("two at a time, with jobs: p50 {half:.1?}, p99 {most:.1?} of {count}");
         assert!(count >= 3, "classification goes on: {count}");
-        assert_true_to_versions(&app, &answers).await;
+        assert_true_to_versions(&app, &visit.answers).await;
     }
 }
 
@@ -100,7 +126,7 @@ async fn answers_hold_while_versions_change(database: Database) {
         assert_eq!(now["version"], version, "what was rolled back to answers at once");
     }
     for visitor in visitors {
-        let (_, answers) = visitor.leave().await;
-        assert_true_to_versions(&app, &answers).await;
+        let visit = visitor.leave().await;
+        assert_true_to_versions(&app, &visit.answers).await;
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clipkeep::store::{Location, Store, StoreError};
 use futures::future::join_all;
 
-use crate::scene::{model_name, with_model};
+use crate::scene::{a_job, an_example, at, model_name, with_model};
 use crate::setup::{Database, on_both};
 
 on_both!(
@@ -53,6 +53,35 @@ async fn refuses_a_schema_of_the_future(database: Database) {
         Store::connect(database.location(), 1).await,
         Err(StoreError::Migrate(_))
     ));
+}
+
+#[tokio::test]
+async fn sqlite_overwrites_images_and_gives_their_space_back() {
+    const IMAGE: usize = 1 << 20;
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("clipkeep.db");
+    let location = Location::file(&path).expect("a location");
+    let store = Store::connect(location, 2).await.expect("the store opens");
+    with_model(&store).await;
+    let mark = b"an image that nobody may find again";
+    let job = a_job("one", &["a"]);
+    let mut draft = store.begin_job(job.clone()).await.expect("accepted");
+    let image: Vec<u8> = mark.iter().copied().cycle().take(IMAGE).collect();
+    draft
+        .add_image(an_example(0, &image), &image)
+        .await
+        .expect("added");
+    draft.commit().await.expect("queued");
+    store
+        .cancel_job(job.id, at(2))
+        .await
+        .expect("cancelled")
+        .expect("a job");
+    store.give_back_space().await.expect("given back");
+    store.close().await;
+    let file = std::fs::read(&path).expect("read");
+    assert!(file.len() < IMAGE / 2, "{} bytes are left", file.len());
+    assert!(!file.windows(mark.len()).any(|bytes| bytes == mark));
 }
 
 #[tokio::test]

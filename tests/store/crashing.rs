@@ -1,5 +1,6 @@
 //! A process that is killed in the middle of whatever it does leaves whole steps behind.
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -9,13 +10,16 @@ use clipkeep::store::{Lease, Location, Owner, Store};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::scene::{LEASE, a_job, a_publication, an_example, features, model_name, with_model};
+use crate::scene::{LEASE, a_backbone, a_job, a_publication, an_example, features, model_name, with_model};
 use crate::setup::{Database, on_both};
 
 on_both!(survives_being_killed);
 
 /// Where the killed process finds its database; unset for all others.
 const URL: &str = "CLIPKEEP_TEST_CRASH_URL";
+/// What the process says of itself.
+const OPENED: &str = "the store is open";
+const PUBLISHED: &str = "a version is published";
 const SERVER: Uuid = Uuid::from_u128(7);
 const IMAGES: [&[u8]; 3] = [b"one", b"two", b"three"];
 
@@ -49,13 +53,22 @@ async fn survives_being_killed(database: Database) {
     with_model(&store).await;
     for round in 0..ROUNDS {
         let mut child = Command::new(std::env::current_exe().expect("this binary"))
-            .args(["--exact", "crashing::learns_until_it_is_killed", "--ignored"])
+            .args([
+                "--exact",
+                "crashing::learns_until_it_is_killed",
+                "--ignored",
+                "--nocapture",
+            ])
             .env(URL, database.address())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn()
             .expect("a process");
-        // Long enough to open the store, and then to a different step each time.
-        sleep(Duration::from_millis(120 + 17 * round));
+        // From the store's opening or from a first version on, to a different step each time.
+        let sign = [OPENED, PUBLISHED][round as usize % 2];
+        let mut said = BufReader::new(child.stdout.take().expect("its output")).lines();
+        let line = said.find(|line| line.as_ref().is_ok_and(|line| line.ends_with(sign)));
+        assert!(line.is_some(), "the process says {sign}");
+        sleep(Duration::from_millis(7 * round));
         child.kill().expect("killed");
         child.wait().expect("gone");
         for statement in WHOLE {
@@ -83,14 +96,14 @@ async fn survives_being_killed(database: Database) {
 /// Takes one job from the queue to its version; `false` when there is none.
 async fn step(store: &Store, owner: &Owner) -> bool {
     let Some(job) = store
-        .claim_job(owner, Timestamp::now(), LEASE)
+        .claim_job(owner, a_backbone(), Timestamp::now(), LEASE)
         .await
         .expect("answers")
     else {
         return false;
     };
     assert_eq!(job.state, JobState::Running);
-    let pending = store.pending_images(job.id, None, 9).await.expect("answers");
+    let pending = store.pending_images(job.id, 9, u64::MAX).await.expect("answers");
     let encoded: Vec<_> = pending
         .iter()
         .map(|example| (example.position, features(1.0)))
@@ -124,8 +137,11 @@ async fn learns_until_it_is_killed() {
         .requeue_orphans(&owner, Timestamp::now())
         .await
         .expect("answers");
+    println!("{OPENED}");
     loop {
-        while step(&store, &owner).await {}
+        while step(&store, &owner).await {
+            println!("{PUBLISHED}");
+        }
         let task = Uuid::now_v7().to_string();
         let mut draft = store
             .begin_job(a_job(&task, &[&format!("class of {task}")]))

@@ -31,16 +31,16 @@ async fn puts_features_in_the_place_of_images(database: Database) {
     let store = database.open().await;
     let owner = an_owner();
     let job = a_running_job(&store, &owner).await;
-    let first = store.pending_images(job, None, 2).await.expect("answers");
+    let first = store.pending_images(job, 2, u64::MAX).await.expect("answers");
     assert_eq!(
         first.iter().map(|example| &example.image[..]).collect::<Vec<_>>(),
         [b"a", b"b"]
     );
-    let rest = store.pending_images(job, Some(1), 9).await.expect("answers");
-    assert_eq!(
-        rest.iter().map(|example| example.position).collect::<Vec<_>>(),
-        [2, 3]
-    );
+    // Each image is one byte.
+    for (bytes, expected) in [(0, 1), (1, 1), (2, 2), (3, 3), (9, 4)] {
+        let images = store.pending_images(job, 9, bytes).await.expect("answers");
+        assert_eq!(images.len(), expected, "at most {bytes} bytes, but one image");
+    }
 
     let save = [(1, features(1.0)), (3, features(3.0))];
     assert_eq!(
@@ -65,7 +65,7 @@ async fn puts_features_in_the_place_of_images(database: Database) {
             discarded: 0
         }
     );
-    let pending = store.pending_images(job, None, 9).await.expect("answers");
+    let pending = store.pending_images(job, 9, u64::MAX).await.expect("answers");
     assert_eq!(
         pending.iter().map(|example| example.position).collect::<Vec<_>>(),
         [0, 2]
@@ -107,10 +107,14 @@ async fn keeps_why_an_image_was_discarded(database: Database) {
     );
     assert_eq!(
         store.discarded_examples(job).await.expect("answers"),
-        [(2, "not an image".to_owned())]
+        [("1.jpg".to_owned(), "not an image".to_owned())]
     );
     assert_eq!(
-        store.pending_images(job, None, 9).await.expect("answers").len(),
+        store
+            .pending_images(job, 9, u64::MAX)
+            .await
+            .expect("answers")
+            .len(),
         3
     );
 }

@@ -6,8 +6,8 @@ use futures::future::join_all;
 use serde_json::Value;
 
 use crate::scene::{
-    LEASE, a_job, an_example, an_owner, at, claim, enqueue, features, label, learn, model_name, task_name,
-    with_model,
+    LEASE, a_backbone, a_job, an_example, an_owner, at, claim, enqueue, features, label, learn, model_name,
+    task_name, with_model,
 };
 use crate::setup::{Database, on_both};
 
@@ -31,6 +31,7 @@ async fn takes_in_a_job(database: Database) {
     let mut draft = store.begin_job(new.clone()).await.expect("accepted");
     let split = Some(Split::HeldOut);
     let example = NewExample {
+        name: "3.jpg".to_owned(),
         class: 3,
         split,
         digest: Digest::of(&image),
@@ -56,7 +57,7 @@ async fn takes_in_a_job(database: Database) {
     assert_eq!((&job.report, job.created_at), (&Value::Null, at(1)));
     assert_eq!(store.job(new.id).await.expect("answers"), Some(job));
     assert_eq!(store.job_classes(new.id).await.expect("answers"), classes);
-    let pending = store.pending_images(new.id, None, 10).await.expect("answers");
+    let pending = store.pending_images(new.id, 10, u64::MAX).await.expect("answers");
     let [pending] = pending.as_slice() else {
         panic!("{} images", pending.len())
     };
@@ -79,14 +80,14 @@ async fn counts_the_same_image_once(database: Database) {
     let mut draft = store.begin_job(new.clone()).await.expect("accepted");
     let one = an_example(0, b"one");
     for (example, image, added) in [
-        (one, b"one", true),
-        (one, b"one", false),
+        (one.clone(), b"one", true),
+        (one.clone(), b"one", false),
         (an_example(0, b"two"), b"two", true),
         (an_example(1, b"one"), b"one", true),
         (
             NewExample {
                 split: Some(Split::Train),
-                ..one
+                ..one.clone()
             },
             b"one",
             true,
@@ -94,7 +95,7 @@ async fn counts_the_same_image_once(database: Database) {
         (
             NewExample {
                 split: Some(Split::HeldOut),
-                ..one
+                ..one.clone()
             },
             b"one",
             true,
@@ -102,14 +103,14 @@ async fn counts_the_same_image_once(database: Database) {
         (
             NewExample {
                 split: Some(Split::HeldOut),
-                ..one
+                ..one.clone()
             },
             b"one",
             false,
         ),
     ] {
         assert_eq!(
-            draft.add_image(example, image).await.expect("answers"),
+            draft.add_image(example.clone(), image).await.expect("answers"),
             added,
             "{example:?}"
         );
@@ -223,7 +224,7 @@ async fn lets_one_of_many_win(database: Database) {
     }
     assert!(
         store
-            .claim_job(&an_owner(), at(5), LEASE)
+            .claim_job(&an_owner(), a_backbone(), at(5), LEASE)
             .await
             .expect("answers")
             .is_some()

@@ -5,8 +5,8 @@ use clipkeep::store::{Activate, PublishError, Store, TaskScore};
 use futures::future::join_all;
 
 use crate::scene::{
-    LEASE, a_job, a_publication, an_owner, at, claim, enqueue, label, learn, model_name, task_name,
-    with_model,
+    LEASE, a_backbone, a_job, a_publication, an_owner, at, claim, enqueue, label, learn, model_name,
+    task_name, with_model,
 };
 use crate::setup::{Database, on_both};
 
@@ -293,7 +293,7 @@ async fn publishes_large_snapshots(database: Database) {
     enqueue(&store, a_job("one", &["a"])).await.expect("accepted");
     let owner = an_owner();
     let job = store
-        .claim_job(&owner, at(0), LEASE)
+        .claim_job(&owner, a_backbone(), at(0), LEASE)
         .await
         .expect("answers")
         .expect("a job");

@@ -32,6 +32,11 @@ pub(crate) fn task_name(text: &str) -> TaskName {
     text.parse().expect("a name")
 }
 
+/// The backbone that everything here is learned on.
+pub(crate) fn a_backbone() -> Digest {
+    Digest::of(b"a backbone")
+}
+
 pub(crate) fn an_owner() -> Owner {
     Owner::new(Uuid::now_v7())
 }
@@ -52,6 +57,7 @@ pub(crate) fn a_job(task: &str, labels: &[&str]) -> NewJob {
         id: JobId::new(),
         kind: JobKind::Learn,
         model: model_name(),
+        backbone: a_backbone(),
         task: task_name(task),
         classes: labels
             .iter()
@@ -66,6 +72,7 @@ pub(crate) fn a_job(task: &str, labels: &[&str]) -> NewJob {
 
 pub(crate) fn an_example(class: u32, image: &[u8]) -> NewExample {
     NewExample {
+        name: format!("{}.jpg", image.len()),
         class,
         split: None,
         digest: Digest::of(image),
@@ -80,7 +87,7 @@ pub(crate) async fn enqueue(store: &Store, job: NewJob) -> Result<Job, EnqueueEr
 
 pub(crate) async fn claim(store: &Store, owner: &Owner, second: i64) -> Option<Job> {
     store
-        .claim_job(owner, at(second), LEASE)
+        .claim_job(owner, a_backbone(), at(second), LEASE)
         .await
         .expect("the store answers")
 }

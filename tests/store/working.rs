@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Mutex;
 
-use clipkeep::domain::{JobError, JobId, JobState, ModelConfig, ModelName, Phase};
-use clipkeep::store::{CancelError, Lease, Owner, Progress};
+use clipkeep::domain::{Digest, JobError, JobId, JobState, ModelConfig, ModelName, Phase};
+use clipkeep::store::{Attempt, CancelError, EnqueueError, Lease, NewJob, Owner, Progress};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -18,6 +18,8 @@ on_both!(
     hands_over_when_a_lease_runs_out,
     never_claims_twice,
     requeues_what_a_killed_server_ran,
+    renews_a_lease_without_a_word,
+    runs_jobs_on_their_own_backbone,
     replays_what_happened,
     fails_for_good,
     cancels,
@@ -37,7 +39,7 @@ async fn runs_the_jobs_of_a_model_in_order(database: Database) {
     assert_eq!(claim(&store, &owner, 0).await, None);
     let mut jobs = Vec::new();
     for (task, second) in [("second", 7), ("third", 9), ("first", 5)] {
-        let new = clipkeep::store::NewJob {
+        let new = NewJob {
             now: at(second),
             ..a_job(task, &[task])
         };
@@ -120,7 +122,10 @@ async fn hands_over_when_a_lease_runs_out(database: Database) {
         Lease::Lost
     );
     assert_eq!(
-        store.requeue(job.id, &slow, at(91)).await.expect("answers"),
+        store
+            .requeue(job.id, &slow, Attempt::Counts, at(91))
+            .await
+            .expect("answers"),
         Lease::Lost
     );
     assert_eq!(
@@ -151,7 +156,7 @@ async fn never_claims_twice(database: Database) {
             .expect("created");
         for task in 0..TASKS {
             let text = format!("task {task}");
-            let new = clipkeep::store::NewJob {
+            let new = NewJob {
                 model: name.clone(),
                 ..a_job(&text, &[&text])
             };
@@ -220,10 +225,69 @@ async fn requeues_what_a_killed_server_ran(database: Database) {
     assert_eq!((again.id, again.attempts), (job.id, 2));
 
     assert_eq!(
-        store.requeue(job.id, &after, at(4)).await.expect("answers"),
+        store
+            .requeue(job.id, &after, Attempt::Counts, at(4))
+            .await
+            .expect("answers"),
         Lease::Held
     );
     assert_eq!(claim(&store, &elsewhere, 5).await.expect("at once").attempts, 3);
+    assert_eq!(
+        store
+            .requeue(job.id, &elsewhere, Attempt::Forgiven, at(6))
+            .await
+            .expect("answers"),
+        Lease::Held
+    );
+    assert_eq!(claim(&store, &elsewhere, 7).await.expect("at once").attempts, 3);
+}
+
+async fn renews_a_lease_without_a_word(database: Database) {
+    let store = database.open().await;
+    with_model(&store).await;
+    enqueue(&store, a_job("one", &["a"])).await.expect("accepted");
+    let (slow, quick) = (an_owner(), an_owner());
+    let job = claim(&store, &slow, 0).await.expect("a job");
+    let renewed = store.renew_lease(job.id, &slow, at(50), LEASE).await;
+    assert_eq!(renewed.expect("answers"), Lease::Held);
+    assert_eq!(claim(&store, &quick, 109).await, None, "the lease was renewed");
+    assert_eq!(
+        store.job(job.id).await.expect("answers"),
+        Some(job.clone()),
+        "and nothing else"
+    );
+    claim(&store, &quick, 110).await.expect("the lease ran out");
+    let renewed = store.renew_lease(job.id, &slow, at(111), LEASE).await;
+    assert_eq!(renewed.expect("answers"), Lease::Lost);
+}
+
+async fn runs_jobs_on_their_own_backbone(database: Database) {
+    let store = database.open().await;
+    with_model(&store).await;
+    let other = Digest::of(b"another backbone");
+    let owner = an_owner();
+    let job = enqueue(&store, a_job("one", &["a"])).await.expect("accepted");
+    let claimed = store.claim_job(&owner, other, at(2), LEASE).await;
+    assert_eq!(claimed.expect("answers"), None, "its features would be others");
+
+    let on_other = |task| NewJob {
+        backbone: other,
+        ..a_job(task, &[task])
+    };
+    let refused = enqueue(&store, on_other("two")).await;
+    assert!(
+        matches!(refused, Err(EnqueueError::OtherBackbone(_))),
+        "{refused:?}"
+    );
+
+    // Nothing came of the only job, so the model may begin anew.
+    claim(&store, &owner, 3).await.expect("a job");
+    let failed = store.fail_job(job.id, &owner, &failure(), at(4)).await;
+    assert_eq!(failed.expect("answers"), Lease::Held);
+    enqueue(&store, on_other("two")).await.expect("accepted");
+    assert_eq!(claim(&store, &owner, 5).await, None);
+    let claimed = store.claim_job(&owner, other, at(5), LEASE).await;
+    assert!(claimed.expect("answers").is_some());
 }
 
 async fn replays_what_happened(database: Database) {
@@ -349,7 +413,10 @@ async fn cancels(database: Database) {
         .expect("cancelled")
         .expect("a job");
     assert_eq!(
-        store.requeue(running.id, &owner, at(6)).await.expect("answers"),
+        store
+            .requeue(running.id, &owner, Attempt::Counts, at(6))
+            .await
+            .expect("answers"),
         Lease::Lost
     );
     assert_eq!(
