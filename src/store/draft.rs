@@ -78,12 +78,12 @@ impl Store {
             created_at: timestamp(micros(new.now))?,
             updated_at: timestamp(micros(new.now))?,
         };
+        self.bind_model(&job.model, new.backbone).await?;
         let mut draft = JobDraft {
             tx: self.write().await?,
             job,
             next_position: 0,
         };
-        draft.bind_model(new.backbone).await?;
         draft.insert_job().await?;
         draft.insert_classes(&new.classes).await?;
         draft.reserve_labels(&new.classes).await?;
@@ -91,6 +91,30 @@ impl Store {
         let now = draft.job.created_at;
         events::append(&mut draft.tx, &draft.job, EventKind::State, now).await?;
         Ok(draft)
+    }
+
+    /// A model's features are all of one backbone. The first job decides on which, and again the next one for as long
+    /// as nothing came of those before. A transaction of its own: a draft must not keep the model's row from a job
+    /// that publishes meanwhile.
+    async fn bind_model(&self, name: &ModelName, backbone: Digest) -> Result<(), EnqueueError> {
+        let mut tx = self.write().await?;
+        let model: Option<(Option<String>,)> = sqlx::query_as(
+            "update model set backbone = case
+                 when active is null and not exists (
+                     select 1 from job where job.model = $1 and job.state in ('queued', 'running'))
+                 then $2 else coalesce(backbone, $2) end
+             where name = $1 returning backbone",
+        )
+        .bind(name.as_str())
+        .bind(backbone.to_string())
+        .fetch_optional(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        match model {
+            None => Err(EnqueueError::UnknownModel(name.clone())),
+            Some((bound,)) if bound.as_deref() == Some(&backbone.to_string()) => Ok(()),
+            Some(_) => Err(EnqueueError::OtherBackbone(name.clone())),
+        }
     }
 }
 
@@ -139,27 +163,6 @@ impl JobDraft {
         .rows_affected();
         self.next_position += i64::from(added > 0);
         Ok(added > 0)
-    }
-
-    /// A model's features are all of one backbone. The first job decides on which, and again the next one for as long
-    /// as nothing came of those before.
-    async fn bind_model(&mut self, backbone: Digest) -> Result<(), EnqueueError> {
-        let model: Option<(Option<String>,)> = sqlx::query_as(
-            "update model set backbone = case
-                 when active is null and not exists (
-                     select 1 from job where job.model = $1 and job.state in ('queued', 'running'))
-                 then $2 else coalesce(backbone, $2) end
-             where name = $1 returning backbone",
-        )
-        .bind(self.job.model.as_str())
-        .bind(backbone.to_string())
-        .fetch_optional(&mut *self.tx)
-        .await?;
-        match model {
-            None => Err(EnqueueError::UnknownModel(self.job.model.clone())),
-            Some((bound,)) if bound.as_deref() == Some(&backbone.to_string()) => Ok(()),
-            Some(_) => Err(EnqueueError::OtherBackbone(self.job.model.clone())),
-        }
     }
 
     async fn insert_job(&mut self) -> Result<(), EnqueueError> {
