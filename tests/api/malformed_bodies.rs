@@ -26,6 +26,7 @@ async fn files_that_are_no_pictures() {
     let svg = b"<svg xmlns='http://www.w3.org/2000/svg'/>";
     let undecodable = vec![
         ("a JPEG's head", send("image/jpeg", &jpeg[..100])),
+        ("half a JPEG", send("image/jpeg", &jpeg[..jpeg.len() / 2])),
         ("half a PNG", send("image/png", &poppy[..poppy.len() / 2])),
         ("a GIF's head", send("image/gif", &gif[..10])),
         ("no pixels", send("image/png", &png_of(0, 10))),
