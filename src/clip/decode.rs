@@ -53,6 +53,9 @@ pub enum ImageError {
     /// The content is damaged, or uses a part of its format that is not supported.
     #[error("the image cannot be decoded")]
     Undecodable(#[source] image::ImageError),
+    /// A decoder panicked over the content.
+    #[error("the image cannot be decoded: the decoder failed")]
+    Panicked,
 }
 
 /// Decodes to RGB with the EXIF orientation applied.

@@ -29,7 +29,7 @@ use crate::metrics;
 use anchors::TextCache;
 pub use anchors::normalised;
 use batching::Policy;
-use decode::DecodePool;
+use decode::{DecodePool, Panicked};
 use device::DeviceThread;
 use queue::PushError;
 
@@ -202,15 +202,31 @@ impl Engine {
     /// [`EngineError::Image`], or [`EngineError::Overloaded`] when interactive work finds the pool full; background
     /// work waits instead.
     pub async fn decode(&self, bytes: Bytes, priority: Priority) -> Result<Pixels, EngineError> {
+        decoded(self.shared.decode.run(priority, self.decoding(bytes)).await?)
+    }
+
+    /// Decodes all images of an interactive request. One result an image, in order.
+    ///
+    /// # Errors
+    /// [`EngineError::Overloaded`] when the pool has no room for all of them and is not idle.
+    pub async fn decode_all(
+        &self,
+        images: Vec<Bytes>,
+    ) -> Result<Vec<Result<Pixels, EngineError>>, EngineError> {
+        let works = images.into_iter().map(|bytes| self.decoding(bytes)).collect();
+        let done = self.shared.decode.run_all(works).await?;
+        Ok(done.into_iter().map(decoded).collect())
+    }
+
+    fn decoding(&self, bytes: Bytes) -> impl FnOnce() -> Result<Vec<f32>, ImageError> + Send + use<> {
         let processor = Arc::clone(&self.shared.processor);
         let limits = self.shared.limits;
-        let decode = move || {
+        move || {
             let started = Instant::now();
             let decoded = processor.process(&bytes, limits);
             metrics::image_decoded(started.elapsed());
             decoded
-        };
-        Ok(Pixels(self.shared.decode.run(priority, decode).await??))
+        }
     }
 
     /// Checks from the header alone that an image is of a known format and within the limits.
@@ -371,4 +387,9 @@ impl Engine {
         }
         Ok(outputs)
     }
+}
+
+fn decoded(done: Result<Result<Vec<f32>, ImageError>, Panicked>) -> Result<Pixels, EngineError> {
+    let pixels = done.unwrap_or(Err(ImageError::Panicked))?;
+    Ok(Pixels(pixels))
 }
