@@ -215,8 +215,8 @@ mod tests {
                 per_example,
             };
             let config = ModelConfig {
-                batch_size,
                 rehearsal,
+                batch_size,
                 ..ModelConfig::default()
             };
             config.validate().map_err(|error| error.field)

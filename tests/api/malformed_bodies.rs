@@ -97,6 +97,23 @@ async fn json_that_holds_no_pictures() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_that_are_too_long() {
+    let (app, _) = with_flora(&Database::sqlite(), &LIMITS).await;
+    let send = |body: Value| app.post("/v1/embed").json(&body);
+    let texts = |bytes: usize| json!({"texts": ["short", "a".repeat(bytes)]});
+    let mut templated = texts(4096);
+    templated["template"] = true.into();
+    let long = vec![
+        ("a byte too many", send(texts(4097))),
+        ("half a megabyte", send(texts(500_000))),
+        ("a byte too many with its template", send(templated)),
+    ];
+    assert_refused(&app, vec![(422, "text_too_long", long)]).await;
+    let answer = send(texts(4096)).send().await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parts_that_hold_no_pictures() {
     let (app, _) = with_flora(&Database::sqlite(), &LIMITS).await;
     let send = |form: Form| app.post(CLASSIFY).multipart(form);
