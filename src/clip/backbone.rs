@@ -87,7 +87,8 @@ impl Backbone {
     ) -> Result<Self, BackboneError> {
         let config = ClipConfig::parse(&files.config)?;
         let tokenizer = ClipTokenizer::parse(&files.tokenizer, &config.text)?;
-        let image_processor = ImageProcessor::parse(&files.preprocessor, config.vision.image_size)?;
+        let (file, preprocessor) = &files.preprocessor;
+        let image_processor = ImageProcessor::parse(file, preprocessor, config.vision.image_size)?;
         let shards: Vec<_> = files
             .weights
             .iter()
@@ -99,7 +100,11 @@ impl Backbone {
         let mut weights = Weights::open(&shards, &device, dtype)?;
         let vision = VisionTower::load(&mut weights, &config)?;
         let text = TextTower::load(&mut weights, &config)?;
-        let logit_scale = weights.scalar("logit_scale")?.exp();
+        let exponent = weights.scalar("logit_scale")?;
+        let logit_scale = exponent.exp();
+        if !(logit_scale.is_finite() && logit_scale > 0.0) {
+            return Err(BackboneError::LogitScale(exponent));
+        }
         weights.finish()?;
         Ok(Self {
             name,

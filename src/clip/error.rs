@@ -98,6 +98,11 @@ pub enum BackboneError {
     /// A tensor holds an infinity or a NaN.
     #[error("tensor `{0}` holds a value that is not finite: the file is damaged")]
     NotFinite(String),
+    /// The exponential of `logit_scale` cannot scale anything.
+    #[error(
+        "tensor `logit_scale` is {0}: its exponential must be a finite number above 0, but the file is damaged"
+    )]
+    LogitScale(f32),
     /// The weights hold a layer that the configuration does not know of.
     #[error("tensor `{0}` belongs to a layer beyond num_hidden_layers in config.json")]
     ExtraLayer(String),
