@@ -5,7 +5,8 @@
 //! the same formulas are composed of candle's operators. Invariant: a row's result depends on that row alone.
 
 use candle_core::{CpuStorage, DType, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
-use candle_nn::ops;
+use candle_nn::{Module as _, ops};
+use candle_transformers::models::clip;
 
 use super::config::Activation;
 
@@ -27,7 +28,7 @@ pub(super) fn bias_activation(x: Tensor, bias: &Tensor, activation: Activation) 
     }
     let x = x.broadcast_add(bias)?;
     match activation {
-        Activation::QuickGelu => &x * ops::sigmoid(&(&x * QUICK_GELU_SLOPE)?)?,
+        Activation::QuickGelu => clip::text_model::Activation::QuickGelu.forward(&x),
         Activation::Gelu => x.gelu_erf(),
     }
 }
@@ -42,7 +43,7 @@ pub(super) fn bias_residual(x: Tensor, bias: &Tensor, residual: &Tensor) -> Resu
 }
 
 /// The slope inside OpenAI's `x · sigmoid(1.702 x)` (<https://github.com/hendrycks/GELUs>).
-const QUICK_GELU_SLOPE: f64 = 1.702;
+const QUICK_GELU_SLOPE: f32 = 1.702;
 
 fn on_cpu(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
@@ -78,7 +79,7 @@ impl InplaceOp2 for BiasActivation {
 }
 
 fn quick_gelu(x: f32) -> f32 {
-    x / (1.0 + (-QUICK_GELU_SLOPE as f32 * x).exp())
+    x / (1.0 + (-QUICK_GELU_SLOPE * x).exp())
 }
 
 fn gelu(x: f32) -> f32 {
@@ -168,5 +169,39 @@ fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mu
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
         _ => bail!("a fused step needs contiguous f32 memory"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn noise(rows: usize, width: usize, widest: f64) -> Tensor {
+        let values = (0..rows * width).map(|i| (i as f64 * 12.9898).sin() * widest);
+        Tensor::from_iter(values, &Device::Cpu)
+            .and_then(|t| t.reshape((rows, width)))
+            .expect("noise")
+    }
+
+    /// In f64 the steps are composed of operators, as they are on other devices.
+    #[test]
+    fn fused_steps_are_the_composed_ones() -> Result<()> {
+        let (x, residual) = (noise(5, 16, 4.0), noise(5, 16, 2.0));
+        let bias = noise(1, 16, 1.5).squeeze(0)?;
+        let steps: [fn(Tensor, &Tensor, &Tensor) -> Result<Tensor>; 3] = [
+            |x, bias, _| bias_activation(x, bias, Activation::QuickGelu),
+            |x, bias, _| bias_activation(x, bias, Activation::Gelu),
+            bias_residual,
+        ];
+        for step in steps {
+            let composed = step(x.copy()?, &bias, &residual)?;
+            let narrow = |tensor: &Tensor| tensor.to_dtype(DType::F32);
+            let fused = step(narrow(&x)?, &narrow(&bias)?, &narrow(&residual)?)?;
+            let apart = (fused.to_dtype(DType::F64)? - composed)?.abs()?.max_all()?;
+            assert!(apart.to_scalar::<f64>()? < 2e-6);
+        }
+        Ok(())
     }
 }
