@@ -106,9 +106,6 @@ pub enum BackboneError {
     /// The weights hold a layer that the configuration does not know of.
     #[error("tensor `{0}` belongs to a layer beyond num_hidden_layers in config.json")]
     ExtraLayer(String),
-    /// The device cannot compute in the asked precision.
-    #[error("the CPU computes in f32 only, not in {0}")]
-    Precision(&'static str),
     /// The Hugging Face hub did not give the files.
     #[error(
         "cannot fetch {id} from the Hugging Face hub; without a network, pass --backbone with a local directory \
