@@ -1,7 +1,8 @@
 //! Element-wise steps of a transformer layer that are one pass on the CPU.
 //!
 //! Owner: the encoder. candle's own operators take a pass (and fresh memory) for each of bias, activation and
-//! residual; here they are one loop over memory that is already ours. On other devices, and in other types than f32,
+//! residual, and hand large tensors to threads of their own that no setting of ours bounds; here they are one loop over
+//! memory that is already ours, on the thread that asks. On other devices, and in other types than f32,
 //! the same formulas are composed of candle's operators. Invariant: a row's result depends on that row alone.
 
 use candle_core::{CpuStorage, DType, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
@@ -18,6 +19,16 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
     let out = x.copy()?;
     out.inplace_op3(weight, bias, &LayerNorm { eps })?;
     Ok(out)
+}
+
+/// `x + repeated`, whose dimensions are the last ones of `x`: a bias, positions, a mask. Takes `x`, which must be
+/// nobody else's.
+pub(super) fn add_repeated(x: Tensor, repeated: &Tensor) -> Result<Tensor> {
+    if on_cpu(&x) {
+        x.inplace_op2(repeated, &AddRepeated)?;
+        return Ok(x);
+    }
+    x.broadcast_add(repeated)
 }
 
 /// `activation(x + bias)`; takes `x`, which must be nobody else's.
@@ -47,6 +58,28 @@ const QUICK_GELU_SLOPE: f32 = 1.702;
 
 fn on_cpu(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+struct AddRepeated;
+
+impl InplaceOp2 for AddRepeated {
+    fn name(&self) -> &'static str {
+        "add-repeated"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        x_layout: &Layout,
+        repeated: &CpuStorage,
+        repeated_layout: &Layout,
+    ) -> Result<()> {
+        let repeated = values(repeated, repeated_layout)?;
+        for part in values_mut(x, x_layout)?.chunks_exact_mut(repeated.len()) {
+            part.iter_mut().zip(repeated).for_each(|(x, r)| *x += r);
+        }
+        Ok(())
+    }
 }
 
 struct BiasActivation(Activation);
@@ -178,6 +211,9 @@ mod tests {
 
     use super::*;
 
+    /// Of x, bias and residual.
+    type Step = fn(Tensor, &Tensor, &Tensor) -> Result<Tensor>;
+
     fn noise(rows: usize, width: usize, widest: f64) -> Tensor {
         let values = (0..rows * width).map(|i| (i as f64 * 12.9898).sin() * widest);
         Tensor::from_iter(values, &Device::Cpu)
@@ -190,7 +226,9 @@ mod tests {
     fn fused_steps_are_the_composed_ones() -> Result<()> {
         let (x, residual) = (noise(5, 16, 4.0), noise(5, 16, 2.0));
         let bias = noise(1, 16, 1.5).squeeze(0)?;
-        let steps: [fn(Tensor, &Tensor, &Tensor) -> Result<Tensor>; 3] = [
+        let steps: [Step; 5] = [
+            |x, bias, _| add_repeated(x, bias),
+            |x, _, residual| add_repeated(x.reshape((1, 5, 16))?, residual),
             |x, bias, _| bias_activation(x, bias, Activation::QuickGelu),
             |x, bias, _| bias_activation(x, bias, Activation::Gelu),
             bias_residual,
