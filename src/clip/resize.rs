@@ -200,7 +200,7 @@ fn resize_strip<const CHANNELS: usize>(
     let first = waiting.peek().map_or(size.height, |(_, tap)| tap.start);
     let mut open: VecDeque<Row> = VecDeque::new();
     let mut narrowed = vec![0; strip.columns.len() * CHANNELS];
-    let mut finished = Vec::with_capacity(strip.width * CHANNELS);
+    let mut finished = Vec::with_capacity(strip.width);
     let source = pixels.chunks_exact(size.width * CHANNELS).enumerate();
     for (y, source) in source.skip(first) {
         // Starts and ends of the taps never fall from one row to the next.
@@ -224,11 +224,12 @@ fn resize_strip<const CHANNELS: usize>(
         }
         while let Some(row) = open.pop_front_if(|row| row.tap.end() <= y + 1) {
             finished.clear();
-            for (sums, (_, count)) in row.sums.as_chunks::<CHANNELS>().0.iter().zip(&strip.columns) {
+            let pixels = row.sums.as_chunks::<CHANNELS>().0;
+            for (sums, (_, count)) in pixels.iter().zip(&strip.columns) {
                 let pixel = sums.map(to_byte);
-                (0..*count).for_each(|_| finished.extend_from_slice(&pixel));
+                finished.extend(std::iter::repeat_n(pixel, *count));
             }
-            write(row.index, &finished);
+            write(row.index, finished.as_flattened());
         }
     }
 }
