@@ -9,13 +9,13 @@ use super::statistics::ClassStatistics;
 
 /// Deals pseudo-embeddings of old classes. Every class comes once before any comes again, in a new order each time.
 ///
-/// Holds its own copy of the statistics, stacked, so that a batch is drawn by a handful of tensor operations whatever
-/// the number of classes in it.
+/// What a draw costs in memory is its rows: components are read where they lie, shared with the statistics, and never
+/// gathered row by row.
 pub(super) struct Rehearsal {
     /// μ, (C, D).
     means: Tensor,
-    /// A, (C, R, D), with zero rows where a class has less than the largest rank R.
-    components: Tensor,
+    /// A of each class, (r, D).
+    components: Vec<Tensor>,
     /// σ, (C, 1).
     deviations: Tensor,
     deck: Vec<u32>,
@@ -24,41 +24,57 @@ pub(super) struct Rehearsal {
 impl Rehearsal {
     /// Over old classes in column order; there must be at least one.
     pub(super) fn new(classes: &[ClassStatistics]) -> Result<Self> {
-        // At least one row, so that classes known by one example each need no case of their own.
-        let rank = classes
-            .iter()
-            .map(|class| class.components.dims()[0])
-            .max()
-            .unwrap_or(0)
-            .max(1);
-        let padded = |class: &ClassStatistics| {
-            class
-                .components
-                .pad_with_zeros(0, 0, rank - class.components.dim(0)?)
-        };
         let means: Vec<&Tensor> = classes.iter().map(|class| &class.mean).collect();
         let means = Tensor::stack(&means, 0)?;
-        let components: Vec<Tensor> = classes.iter().map(padded).collect::<Result<_>>()?;
         let deviations: Vec<f32> = classes.iter().map(|class| class.residual.sqrt() as f32).collect();
         Ok(Self {
             deviations: Tensor::from_vec(deviations, (classes.len(), 1), means.device())?,
-            components: Tensor::stack(&components, 0)?,
+            components: classes.iter().map(|class| class.components.clone()).collect(),
             means,
             deck: Vec::new(),
         })
     }
 
-    /// `count` pseudo-embeddings (count, D), μ + Aᵀ z₁ + σ z₂ with standard normal z, and their columns.
+    /// `count` pseudo-embeddings (count, D), μ + Aᵀ z₁ + σ z₂ with standard normal z, and their columns, in order.
     pub(super) fn draw(&mut self, count: usize, rng: &mut impl Rng) -> Result<(Tensor, Vec<u32>)> {
-        let (classes, rank, dim) = self.components.dims3()?;
-        let columns: Vec<u32> = (0..count).map(|_| self.deal(classes, rng)).collect();
+        let (classes, dim) = self.means.dims2()?;
+        let mut columns: Vec<u32> = (0..count).map(|_| self.deal(classes, rng)).collect();
+        // A class's rows stand together, so that they are one product with its components.
+        columns.sort_unstable();
         let index = Tensor::new(columns.as_slice(), self.means.device())?;
         let chosen = |of: &Tensor| of.index_select(&index, 0);
-        let within = normals(count * rank, rng, self.means.device())?.reshape((count, 1, rank))?;
-        let within = within.matmul(&chosen(&self.components)?)?.squeeze(1)?;
+        let within = self.within(&columns, rng)?;
         let beyond = normals(count * dim, rng, self.means.device())?.reshape((count, dim))?;
         let beyond = beyond.broadcast_mul(&chosen(&self.deviations)?)?;
         Ok((((chosen(&self.means)? + within)? + beyond)?, columns))
+    }
+
+    /// Aᵀ z₁ for each of the sorted `columns`, (count, D).
+    fn within(&self, columns: &[u32], rng: &mut impl Rng) -> Result<Tensor> {
+        let dim = self.means.dim(1)?;
+        let groups: Vec<(usize, &Tensor)> = columns
+            .chunk_by(|a, b| a == b)
+            .map(|rows| (rows.len(), &self.components[rows[0] as usize]))
+            .collect();
+        let needed = groups
+            .iter()
+            .map(|(rows, components)| rows * components.dims()[0]);
+        let all = normals(needed.sum(), rng, self.means.device())?;
+        let mut start = 0;
+        let mut products = Vec::with_capacity(groups.len());
+        for (rows, components) in groups {
+            let rank = components.dim(0)?;
+            products.push(match rank {
+                // A class known by one example.
+                0 => Tensor::zeros((rows, dim), all.dtype(), all.device())?,
+                _ => all
+                    .narrow(0, start, rows * rank)?
+                    .reshape((rows, rank))?
+                    .matmul(components)?,
+            });
+            start += rows * rank;
+        }
+        Tensor::cat(&products, 0)
     }
 
     fn deal(&mut self, classes: usize, rng: &mut impl Rng) -> u32 {
@@ -192,5 +208,21 @@ pub(super) mod tests {
             round.sort_unstable();
             assert_eq!(round, [0, 1, 2, 3, 4]);
         }
+    }
+    /// Gathered row by row, the components alone would be 8 GiB.
+    #[test]
+    fn a_draw_costs_its_rows_whatever_the_rank() {
+        let (rank, dim, count) = (512, 256, 16_384);
+        let class = ClassStatistics {
+            count: 1000,
+            mean: Tensor::zeros(dim, DType::F32, &Device::Cpu).expect("a mean"),
+            components: Tensor::ones((rank, dim), DType::F32, &Device::Cpu).expect("components"),
+            residual: 0.0,
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let (drawn, columns) = Rehearsal::new(&[class])
+            .and_then(|mut rehearsal| rehearsal.draw(count, &mut rng))
+            .expect("drawn");
+        assert_eq!((drawn.dims(), columns), (&[count, dim][..], vec![0; count]));
     }
 }

@@ -35,25 +35,11 @@ pub struct Backbone {
     tokenizer: ClipTokenizer,
     image_processor: Arc<ImageProcessor>,
     device: Device,
-    dtype: DType,
 }
 
 impl Backbone {
-    /// Loads a backbone that computes in f32 on `device`.
+    /// Loads a backbone that computes in f32 on `device`. Weights are converted from whatever the file holds.
     pub async fn load(source: &BackboneSource, device: &Device) -> Result<Self, BackboneError> {
-        Self::load_as(source, device, DType::F32).await
-    }
-
-    /// Loads a backbone that computes in `dtype`: F32 anywhere, BF16 and F16 on CUDA. Weights are converted from
-    /// whatever the file holds.
-    pub async fn load_as(
-        source: &BackboneSource,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self, BackboneError> {
-        if device.is_cpu() && dtype != DType::F32 {
-            return Err(BackboneError::Precision(dtype.as_str()));
-        }
         let directory = match source {
             BackboneSource::Embedded => None,
             BackboneSource::Directory(directory) => Some(directory.clone()),
@@ -72,22 +58,18 @@ impl Backbone {
             let files = directory
                 .as_deref()
                 .map_or_else(|| Ok(BackboneFiles::embedded()), BackboneFiles::read)?;
-            Self::build(name, &files, device, dtype)
+            Self::build(name, &files, device)
         };
         tokio::task::spawn_blocking(build)
             .await
             .unwrap_or(Err(BackboneError::Cancelled))
     }
 
-    fn build(
-        name: String,
-        files: &BackboneFiles,
-        device: Device,
-        dtype: DType,
-    ) -> Result<Self, BackboneError> {
+    fn build(name: String, files: &BackboneFiles, device: Device) -> Result<Self, BackboneError> {
         let config = ClipConfig::parse(&files.config)?;
         let tokenizer = ClipTokenizer::parse(&files.tokenizer, &config.text)?;
-        let image_processor = ImageProcessor::parse(&files.preprocessor, config.vision.image_size)?;
+        let (file, preprocessor) = &files.preprocessor;
+        let image_processor = ImageProcessor::parse(file, preprocessor, config.vision.image_size)?;
         let shards: Vec<_> = files
             .weights
             .iter()
@@ -96,10 +78,14 @@ impl Backbone {
                 bytes,
             })
             .collect();
-        let mut weights = Weights::open(&shards, &device, dtype)?;
+        let mut weights = Weights::open(&shards, &device)?;
         let vision = VisionTower::load(&mut weights, &config)?;
         let text = TextTower::load(&mut weights, &config)?;
-        let logit_scale = weights.scalar("logit_scale")?.exp();
+        let exponent = weights.scalar("logit_scale")?;
+        let logit_scale = exponent.exp();
+        if !(logit_scale.is_finite() && logit_scale > 0.0) {
+            return Err(BackboneError::LogitScale(exponent));
+        }
         weights.finish()?;
         Ok(Self {
             name,
@@ -111,7 +97,6 @@ impl Backbone {
             tokenizer,
             image_processor: Arc::new(image_processor),
             device,
-            dtype,
         })
     }
 
@@ -173,7 +158,7 @@ impl Backbone {
                 });
             }
         };
-        let pixels = pixels.to_device(&self.device)?.to_dtype(self.dtype)?;
+        let pixels = pixels.to_device(&self.device)?;
         self.encode(n, |rows| {
             self.vision.forward(&pixels.narrow(0, rows.start, rows.len())?)
         })
@@ -209,7 +194,7 @@ impl Backbone {
             return Ok(Tensor::zeros((0, self.dim()), DType::F32, &self.device)?);
         }
         if !self.device.is_cpu() {
-            return Ok(tower(0..n)?.to_dtype(DType::F32)?);
+            return Ok(tower(0..n)?);
         }
         let rows = (0..n)
             .into_par_iter()

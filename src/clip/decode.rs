@@ -10,6 +10,8 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
 use thiserror::Error;
 
+use super::jpeg;
+
 /// What a client may make the server decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -45,14 +47,23 @@ pub enum ImageError {
     /// The pixels are of a kind that has no agreed meaning as a photograph.
     #[error("the image's pixels are {0}, which is not supported")]
     UnsupportedPixels(&'static str),
+    /// The file ends before the picture does.
+    #[error("the image is cut off")]
+    Truncated,
     /// The content is damaged, or uses a part of its format that is not supported.
     #[error("the image cannot be decoded")]
     Undecodable(#[source] image::ImageError),
+    /// A decoder panicked over the content.
+    #[error("the image cannot be decoded: the decoder failed")]
+    Panicked,
 }
 
 /// Decodes to RGB with the EXIF orientation applied.
 pub(super) fn decode(bytes: &[u8], limits: Limits) -> Result<RgbImage, ImageError> {
     let mut decoder = open(bytes, limits)?;
+    if jpeg::ends_early(bytes) {
+        return Err(ImageError::Truncated);
+    }
     // A damaged orientation is no reason to refuse a picture.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let decoded = DynamicImage::from_decoder(decoder).map_err(ImageError::Undecodable)?;

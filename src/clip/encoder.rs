@@ -32,7 +32,7 @@ impl Encoder {
         })
     }
 
-    /// Runs `x` `(n, t, width)` through all layers. `mask`, `(t, t)`, is added to the attention's logits.
+    /// Runs `x` `(n, t, width)` through all layers. `mask`, contiguous `(t, t)`, is added to the attention's logits.
     pub(super) fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         self.layers.iter().try_fold(x, |x, layer| layer.forward(&x, mask))
     }
@@ -142,7 +142,7 @@ impl Layer {
     /// Multi-head attention without the output projection, `(n, t, width)` to the same.
     fn attend(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let (n, t, width) = x.dims3()?;
-        let qkv = self.qkv.product(x)?.broadcast_add(&self.qkv.bias)?;
+        let qkv = fused::add_repeated(self.qkv.product(x)?, &self.qkv.bias)?;
         // (n, t, 3, heads, d) to three of (n, heads, t, d).
         let qkv = qkv
             .reshape((n, t, 3, self.heads, width / self.heads))?
@@ -151,7 +151,7 @@ impl Layer {
         let (query, key, value) = (qkv.get(0)?, qkv.get(1)?, qkv.get(2)?);
         let logits = query.matmul(&key.transpose(D::Minus2, D::Minus1)?)?;
         let logits = match mask {
-            Some(mask) => logits.broadcast_add(mask)?,
+            Some(mask) => fused::add_repeated(logits, mask)?,
             None => logits,
         };
         softmax_last_dim(&logits)?

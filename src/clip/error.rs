@@ -98,12 +98,14 @@ pub enum BackboneError {
     /// A tensor holds an infinity or a NaN.
     #[error("tensor `{0}` holds a value that is not finite: the file is damaged")]
     NotFinite(String),
+    /// The exponential of `logit_scale` cannot scale anything.
+    #[error(
+        "tensor `logit_scale` is {0}: its exponential must be a finite number above 0, but the file is damaged"
+    )]
+    LogitScale(f32),
     /// The weights hold a layer that the configuration does not know of.
     #[error("tensor `{0}` belongs to a layer beyond num_hidden_layers in config.json")]
     ExtraLayer(String),
-    /// The device cannot compute in the asked precision.
-    #[error("the CPU computes in f32 only, not in {0}")]
-    Precision(&'static str),
     /// The Hugging Face hub did not give the files.
     #[error(
         "cannot fetch {id} from the Hugging Face hub; without a network, pass --backbone with a local directory \

@@ -1,11 +1,13 @@
 //! Element-wise steps of a transformer layer that are one pass on the CPU.
 //!
 //! Owner: the encoder. candle's own operators take a pass (and fresh memory) for each of bias, activation and
-//! residual; here they are one loop over memory that is already ours. On other devices, and in other types than f32,
+//! residual, and hand large tensors to threads of their own that no setting of ours bounds; here they are one loop over
+//! memory that is already ours, on the thread that asks. On other devices, and in other types than f32,
 //! the same formulas are composed of candle's operators. Invariant: a row's result depends on that row alone.
 
 use candle_core::{CpuStorage, DType, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
-use candle_nn::ops;
+use candle_nn::{Module as _, ops};
+use candle_transformers::models::clip;
 
 use super::config::Activation;
 
@@ -19,6 +21,16 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
     Ok(out)
 }
 
+/// `x + repeated`, whose dimensions are the last ones of `x`: a bias, positions, a mask. Takes `x`, which must be
+/// nobody else's.
+pub(super) fn add_repeated(x: Tensor, repeated: &Tensor) -> Result<Tensor> {
+    if on_cpu(&x) {
+        x.inplace_op2(repeated, &AddRepeated)?;
+        return Ok(x);
+    }
+    x.broadcast_add(repeated)
+}
+
 /// `activation(x + bias)`; takes `x`, which must be nobody else's.
 pub(super) fn bias_activation(x: Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
     if on_cpu(&x) {
@@ -27,7 +39,7 @@ pub(super) fn bias_activation(x: Tensor, bias: &Tensor, activation: Activation) 
     }
     let x = x.broadcast_add(bias)?;
     match activation {
-        Activation::QuickGelu => &x * ops::sigmoid(&(&x * QUICK_GELU_SLOPE)?)?,
+        Activation::QuickGelu => clip::text_model::Activation::QuickGelu.forward(&x),
         Activation::Gelu => x.gelu_erf(),
     }
 }
@@ -42,10 +54,32 @@ pub(super) fn bias_residual(x: Tensor, bias: &Tensor, residual: &Tensor) -> Resu
 }
 
 /// The slope inside OpenAI's `x · sigmoid(1.702 x)` (<https://github.com/hendrycks/GELUs>).
-const QUICK_GELU_SLOPE: f64 = 1.702;
+const QUICK_GELU_SLOPE: f32 = 1.702;
 
 fn on_cpu(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+struct AddRepeated;
+
+impl InplaceOp2 for AddRepeated {
+    fn name(&self) -> &'static str {
+        "add-repeated"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        x_layout: &Layout,
+        repeated: &CpuStorage,
+        repeated_layout: &Layout,
+    ) -> Result<()> {
+        let repeated = values(repeated, repeated_layout)?;
+        for part in values_mut(x, x_layout)?.chunks_exact_mut(repeated.len()) {
+            part.iter_mut().zip(repeated).for_each(|(x, r)| *x += r);
+        }
+        Ok(())
+    }
 }
 
 struct BiasActivation(Activation);
@@ -78,7 +112,7 @@ impl InplaceOp2 for BiasActivation {
 }
 
 fn quick_gelu(x: f32) -> f32 {
-    x / (1.0 + (-QUICK_GELU_SLOPE as f32 * x).exp())
+    x / (1.0 + (-QUICK_GELU_SLOPE * x).exp())
 }
 
 fn gelu(x: f32) -> f32 {
@@ -168,5 +202,44 @@ fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mu
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
         _ => bail!("a fused step needs contiguous f32 memory"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// Of x, bias and residual.
+    type Step = fn(Tensor, &Tensor, &Tensor) -> Result<Tensor>;
+
+    fn noise(rows: usize, width: usize, widest: f64) -> Tensor {
+        let values = (0..rows * width).map(|i| (i as f64 * 12.9898).sin() * widest);
+        Tensor::from_iter(values, &Device::Cpu)
+            .and_then(|t| t.reshape((rows, width)))
+            .expect("noise")
+    }
+
+    /// In f64 the steps are composed of operators, as they are on other devices.
+    #[test]
+    fn fused_steps_are_the_composed_ones() -> Result<()> {
+        let (x, residual) = (noise(5, 16, 4.0), noise(5, 16, 2.0));
+        let bias = noise(1, 16, 1.5).squeeze(0)?;
+        let steps: [Step; 5] = [
+            |x, bias, _| add_repeated(x, bias),
+            |x, _, residual| add_repeated(x.reshape((1, 5, 16))?, residual),
+            |x, bias, _| bias_activation(x, bias, Activation::QuickGelu),
+            |x, bias, _| bias_activation(x, bias, Activation::Gelu),
+            bias_residual,
+        ];
+        for step in steps {
+            let composed = step(x.copy()?, &bias, &residual)?;
+            let narrow = |tensor: &Tensor| tensor.to_dtype(DType::F32);
+            let fused = step(narrow(&x)?, &narrow(&bias)?, &narrow(&residual)?)?;
+            let apart = (fused.to_dtype(DType::F64)? - composed)?.abs()?.max_all()?;
+            assert!(apart.to_scalar::<f64>()? < 2e-6);
+        }
+        Ok(())
     }
 }

@@ -122,7 +122,12 @@ impl Download<'_> {
             ..*self
         };
         same.file(tokenizer::FILE).await?;
-        same.file(image_processor::FILE).await?;
+        if same.optional(image_processor::FILE).await?.is_none()
+            && same.optional(image_processor::NESTED_FILE).await?.is_none()
+        {
+            // Neither is there: the error names the usual one.
+            same.file(image_processor::FILE).await?;
+        }
         same.weights().await?;
         Ok(directory)
     }

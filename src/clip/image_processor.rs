@@ -1,4 +1,5 @@
-//! Encoded images to normalised pixels, as `preprocessor_config.json` says.
+//! Encoded images to normalised pixels, as `preprocessor_config.json` says, or the part of
+//! `processor_config.json` that stands in its place.
 //!
 //! Owner: shared by the threads that decode; it has no state. Source: `transformers`' `CLIPImageProcessor`: to RGB,
 //! resize, centre crop, rescale, normalise. Invariant: the output has the size that the image tower takes; this is
@@ -12,6 +13,9 @@ use super::resize::{Filter, Size, Window, resize};
 
 /// The file this module parses, as messages name it.
 pub(super) const FILE: &str = "preprocessor_config.json";
+
+/// The file that stands in its place where transformers 5 saved: its `image_processor` is what the other file holds.
+pub(super) const NESTED_FILE: &str = "processor_config.json";
 
 /// The checked preprocessing of one backbone.
 #[derive(Clone, Debug)]
@@ -40,11 +44,32 @@ impl ImageProcessor {
         file.check()
     }
 
-    /// Parses `preprocessor_config.json` and checks that its output fits a tower for `image_size`.
-    pub(super) fn parse(bytes: &[u8], image_size: usize) -> Result<Self, BackboneError> {
-        let processor = Self::from_json(bytes)?;
-        match processor.crop {
-            Size { width, height } if width == image_size && height == image_size => Ok(processor),
+    /// Parses a `processor_config.json`.
+    fn from_nested_json(bytes: &[u8]) -> Result<Self, BackboneError> {
+        let file: ProcessorFile = serde_json::from_slice(bytes).map_err(|source| BackboneError::Json {
+            file: NESTED_FILE,
+            source,
+        })?;
+        file.image_processor.check()
+    }
+
+    /// Parses [`FILE`] or [`NESTED_FILE`], whichever `file` is, and checks that its output fits a tower for
+    /// `image_size`.
+    pub(super) fn parse(file: &'static str, bytes: &[u8], image_size: usize) -> Result<Self, BackboneError> {
+        let parsed = match file {
+            NESTED_FILE => Self::from_nested_json(bytes),
+            _ => Self::from_json(bytes),
+        };
+        let checked = parsed.and_then(|processor| processor.fits(image_size));
+        checked.map_err(|error| match error {
+            BackboneError::Invalid { reason, .. } => BackboneError::Invalid { file, reason },
+            other => other,
+        })
+    }
+
+    fn fits(self, image_size: usize) -> Result<Self, BackboneError> {
+        match self.crop {
+            Size { width, height } if width == image_size && height == image_size => Ok(self),
             Size { width, height } => Err(invalid(format!(
                 "images come out {width}×{height}, but vision_config.image_size in config.json is {image_size}"
             ))),
@@ -160,6 +185,12 @@ struct PreprocessorFile {
     image_mean: Option<PerChannel>,
     image_std: Option<PerChannel>,
     do_pad: Option<bool>,
+}
+
+/// The part of `processor_config.json` that is read.
+#[derive(Deserialize)]
+struct ProcessorFile {
+    image_processor: PreprocessorFile,
 }
 
 impl PreprocessorFile {

@@ -21,6 +21,7 @@ mod error;
 mod fused;
 mod hub;
 mod image_processor;
+mod jpeg;
 mod resize;
 mod source;
 mod text;

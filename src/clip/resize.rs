@@ -2,9 +2,11 @@
 //!
 //! Owner: the image processor. Source: Pillow's `libImaging/Resample.c` (coefficients in double precision, rounded to
 //! 22 fractional bits; a horizontal pass into 8 bits, then a vertical one) and, for `Nearest`, the affine transform of
-//! `libImaging/Geometry.c`. Invariant: memory and time are bounded by the window and by the source pixels under it,
-//! not by the size of the whole target: a picture of 1×20000 pixels may well be enlarged to 224×4480000.
+//! `libImaging/Geometry.c`. Invariants: memory is bounded by the window and by the longer side of the picture; time
+//! by the window and the source pixels under it, not by the size of the whole target: a picture of 1×20000 pixels may
+//! well be enlarged to 224×4480000, and one of 1×50000000 squeezed into 224×224.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 #[cfg(test)]
@@ -127,58 +129,122 @@ pub(super) fn resize<const CHANNELS: usize>(
         window.columns.end <= target.width && window.rows.end <= target.height,
         "the window leaves the target"
     );
-    let columns = Taps::of(filter, size.width, target.width, window.columns.clone());
-    let rows = Taps::of(filter, size.height, target.height, window.rows.clone());
-    let first = rows.iter().map(|tap| tap.start).min().unwrap_or(0);
-    let last = rows
-        .iter()
-        .map(|tap| tap.start + tap.weights.len())
-        .max()
-        .unwrap_or(0);
-
-    // Only the source rows that the vertical pass will look at.
-    let stride = columns.len() * CHANNELS;
-    let mut narrowed = vec![0; (last - first) * stride];
-    let source = pixels.chunks_exact(size.width * CHANNELS).skip(first);
-    for (row, out) in source.zip(narrowed.chunks_exact_mut(stride.max(1))) {
-        horizontal::<CHANNELS>(row, &columns, out);
+    let stride = window.columns.len() * CHANNELS;
+    let mut out = vec![0; window.rows.len() * stride];
+    let mut columns = taps(filter, size.width, target.width, window.columns.clone());
+    let mut left = 0;
+    loop {
+        let strip = Strip::next(&mut columns);
+        if strip.columns.is_empty() {
+            return out;
+        }
+        let rows = taps(filter, size.height, target.height, window.rows.clone());
+        resize_strip::<CHANNELS>(pixels, size, &strip, rows, |row, pixels| {
+            out[row * stride + left..][..pixels.len()].copy_from_slice(pixels);
+        });
+        left += strip.width * CHANNELS;
     }
-    let mut out = vec![0; rows.len() * stride];
-    let mut sums = vec![0; stride];
-    for (tap, out) in rows.iter().zip(out.chunks_exact_mut(stride.max(1))) {
-        vertical(
-            &narrowed[(tap.start - first) * stride..],
-            tap.weights,
-            &mut sums,
-            out,
-        );
-    }
-    out
 }
 
-fn horizontal<const CHANNELS: usize>(row: &[u8], columns: &Taps, out: &mut [u8]) {
+/// Weights that a strip holds at a time, unless a single column has more.
+const STRIP_WEIGHTS: usize = 1 << 20;
+
+/// Columns of the window, side by side, that are computed together.
+struct Strip {
+    /// Each column that differs from the one before it, and how many of its kind there are.
+    columns: Vec<(Tap, usize)>,
+    /// How many there are in all.
+    width: usize,
+}
+
+impl Strip {
+    /// As many of the next columns as fit. A usual picture is one strip; a very wide one has more weights than pixels.
+    fn next(columns: &mut impl Iterator<Item = Tap>) -> Self {
+        let mut strip = Self {
+            columns: Vec::new(),
+            width: 0,
+        };
+        let mut weights = 0;
+        while weights < STRIP_WEIGHTS {
+            let Some(tap) = columns.next() else { break };
+            strip.width += 1;
+            match strip.columns.last_mut() {
+                Some((last, count)) if *last == tap => *count += 1,
+                _ => {
+                    weights += tap.weights.len();
+                    strip.columns.push((tap, 1));
+                }
+            }
+        }
+        strip
+    }
+}
+
+/// A row of the window that has seen the source's rows from its tap's start to the current one.
+struct Row {
+    index: usize,
+    tap: Tap,
+    sums: Vec<i32>,
+}
+
+/// Computes the window's `rows` of one strip and hands each to `write` with its index. Source rows are narrowed one
+/// after the other and added to the rows that look at them, so that none has to be kept.
+fn resize_strip<const CHANNELS: usize>(
+    pixels: &[u8],
+    size: Size,
+    strip: &Strip,
+    rows: impl Iterator<Item = Tap>,
+    mut write: impl FnMut(usize, &[u8]),
+) {
+    let mut waiting = rows.enumerate().peekable();
+    let first = waiting.peek().map_or(size.height, |(_, tap)| tap.start);
+    let mut open: VecDeque<Row> = VecDeque::new();
+    let mut narrowed = vec![0; strip.columns.len() * CHANNELS];
+    let mut finished = Vec::with_capacity(strip.width);
+    let source = pixels.chunks_exact(size.width * CHANNELS).enumerate();
+    for (y, source) in source.skip(first) {
+        // Starts and ends of the taps never fall from one row to the next.
+        while let Some((index, tap)) = waiting.next_if(|(_, tap)| tap.start <= y) {
+            let sums = vec![HALF; narrowed.len()];
+            open.push_back(Row { index, tap, sums });
+        }
+        if open.is_empty() {
+            if waiting.peek().is_some() {
+                // `Nearest` leaves out rows.
+                continue;
+            }
+            break;
+        }
+        horizontal::<CHANNELS>(source, &strip.columns, &mut narrowed);
+        for Row { tap, sums, .. } in &mut open {
+            let weight = tap.weights[y - tap.start];
+            for (sum, value) in sums.iter_mut().zip(&narrowed) {
+                *sum += i32::from(*value) * weight;
+            }
+        }
+        while let Some(row) = open.pop_front_if(|row| row.tap.end() <= y + 1) {
+            finished.clear();
+            let pixels = row.sums.as_chunks::<CHANNELS>().0;
+            for (sums, (_, count)) in pixels.iter().zip(&strip.columns) {
+                let pixel = sums.map(to_byte);
+                finished.extend(std::iter::repeat_n(pixel, *count));
+            }
+            write(row.index, finished.as_flattened());
+        }
+    }
+}
+
+fn horizontal<const CHANNELS: usize>(row: &[u8], columns: &[(Tap, usize)], out: &mut [u8]) {
     let (row, _) = row.as_chunks::<CHANNELS>();
     let (out, _) = out.as_chunks_mut::<CHANNELS>();
-    for (tap, out) in columns.iter().zip(out) {
+    for ((tap, _), out) in columns.iter().zip(out) {
         let mut sums = [HALF; CHANNELS];
-        for (pixel, weight) in row[tap.start..].iter().zip(tap.weights) {
+        for (pixel, weight) in row[tap.start..].iter().zip(&tap.weights) {
             for (sum, value) in sums.iter_mut().zip(pixel) {
                 *sum += i32::from(*value) * weight;
             }
         }
         *out = sums.map(to_byte);
-    }
-}
-
-fn vertical(rows: &[u8], weights: &[i32], sums: &mut [i32], out: &mut [u8]) {
-    sums.fill(HALF);
-    for (row, weight) in rows.chunks_exact(out.len().max(1)).zip(weights) {
-        for (sum, value) in sums.iter_mut().zip(row) {
-            *sum += i32::from(*value) * weight;
-        }
-    }
-    for (out, sum) in out.iter_mut().zip(sums) {
-        *out = to_byte(*sum);
     }
 }
 
@@ -189,41 +255,33 @@ fn to_byte(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// For each target pixel of a range along one axis, the first source pixel it looks at and the weights.
-struct Taps {
-    /// Start in the source, and the range in `weights`.
-    spans: Vec<(usize, Range<usize>)>,
+/// One target pixel's view of the source along one axis: the first source pixel it looks at, and the weights from
+/// there; at least one.
+#[derive(Debug, PartialEq, Eq)]
+struct Tap {
+    start: usize,
     weights: Vec<i32>,
 }
 
-/// One target pixel's view of the source.
-struct Tap<'a> {
-    start: usize,
-    weights: &'a [i32],
+/// The taps of a range of target pixels, made as they are asked for: all of a very long side's would need more memory
+/// than its pixels.
+fn taps(filter: Filter, source: usize, target: usize, range: Range<usize>) -> impl Iterator<Item = Tap> {
+    let scale = source as f64 / target as f64;
+    // Pillow adds up the scale pixel by pixel, and where that falls on an edge its rounding errors decide.
+    let mut nearest = std::iter::successors(Some(0.5 * scale), move |center| Some(center + scale))
+        .skip(if filter == Filter::Nearest { range.start } else { 0 });
+    range.map(move |index| match filter {
+        Filter::Nearest => {
+            let center = nearest.next().unwrap_or_default();
+            Tap::new((center as usize).min(source - 1), &[1.0])
+        }
+        _ if source == target => Tap::new(index, &[1.0]),
+        _ => Tap::filtered(filter, (index as f64 + 0.5) * scale, scale, source),
+    })
 }
 
-impl Taps {
-    fn of(filter: Filter, source: usize, target: usize, range: Range<usize>) -> Self {
-        let mut taps = Self {
-            spans: Vec::with_capacity(range.len()),
-            weights: Vec::new(),
-        };
-        let scale = source as f64 / target as f64;
-        if filter == Filter::Nearest {
-            // Pillow adds up the scale pixel by pixel, and where that falls on an edge its rounding errors decide.
-            let centers = std::iter::successors(Some(0.5 * scale), |center| Some(center + scale));
-            for center in centers.take(range.end).skip(range.start) {
-                taps.push((center as usize).min(source - 1), &[1.0]);
-            }
-        } else if source == target {
-            range.for_each(|index| taps.push(index, &[1.0]));
-        } else {
-            range.for_each(|index| taps.push_filtered(filter, (index as f64 + 0.5) * scale, scale, source));
-        }
-        taps
-    }
-
-    fn push_filtered(&mut self, filter: Filter, center: f64, scale: f64, source: usize) {
+impl Tap {
+    fn filtered(filter: Filter, center: f64, scale: f64, source: usize) -> Self {
         // When shrinking, the filter widens with the scale: this is the antialiasing.
         let widening = scale.max(1.0);
         let support = filter.support() * widening;
@@ -239,27 +297,22 @@ impl Taps {
                 *weight /= sum;
             }
         }
-        self.push(start, &weights);
+        Self::new(start, &weights)
     }
 
-    fn push(&mut self, start: usize, weights: &[f64]) {
-        let from = self.weights.len();
+    fn new(start: usize, weights: &[f64]) -> Self {
         // Half away from zero, as in C: add a half with the sign, then cut off.
-        self.weights.extend(weights.iter().map(|weight| {
+        let fixed = |weight: &f64| {
             let scaled = weight * f64::from(1 << PRECISION);
             (scaled + 0.5_f64.copysign(scaled)) as i32
-        }));
-        self.spans.push((start, from..self.weights.len()));
+        };
+        Self {
+            start,
+            weights: weights.iter().map(fixed).collect(),
+        }
     }
 
-    fn len(&self) -> usize {
-        self.spans.len()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = Tap<'_>> {
-        self.spans.iter().map(|(start, range)| Tap {
-            start: *start,
-            weights: &self.weights[range.clone()],
-        })
+    fn end(&self) -> usize {
+        self.start + self.weights.len()
     }
 }

@@ -83,7 +83,8 @@ fn is_repository(text: &str) -> bool {
 pub(super) struct BackboneFiles {
     pub(super) config: Bytes,
     pub(super) tokenizer: Bytes,
-    pub(super) preprocessor: Bytes,
+    /// Which of the two files describes the preprocessing, and its bytes.
+    pub(super) preprocessor: (&'static str, Bytes),
     /// File name and bytes; one, or the shards in the order of their names.
     pub(super) weights: Vec<(String, Bytes)>,
     /// SHA-256 over the SHA-256 of weights, config, tokenizer and preprocessor, in this order.
@@ -111,6 +112,7 @@ impl BackboneFiles {
                 asset!("tokenizer.json"),
                 asset!("preprocessor_config.json"),
             ],
+            image_processor::FILE,
         )
     }
 
@@ -128,16 +130,21 @@ impl BackboneFiles {
             }),
         };
         // The small files first: what is wrong with them shows before a large one is read.
-        let small = [
-            required(config::FILE, "")?,
-            required(tokenizer::FILE, "; save it with transformers' CLIPTokenizerFast")?,
-            required(image_processor::FILE, "")?,
-        ];
+        let config = required(config::FILE, "")?;
+        let tokenizer = required(tokenizer::FILE, "; save it with transformers' CLIPTokenizerFast")?;
+        // Where both are, the first is the whole and the other often has no word on images.
+        let nested = image_processor::NESTED_FILE;
+        let (file, preprocessor) = match Hashed::read(&directory.join(image_processor::FILE))? {
+            Some(plain) => (image_processor::FILE, plain),
+            None if directory.join(nested).exists() => (nested, required(nested, "")?),
+            None => (image_processor::FILE, required(image_processor::FILE, "")?),
+        };
+        let small = [config, tokenizer, preprocessor];
         let weights = match Hashed::read(&directory.join(WEIGHTS))? {
             Some(single) => vec![(WEIGHTS.to_owned(), single)],
             None => Self::read_shards(directory)?,
         };
-        Ok(Self::assemble(weights, small))
+        Ok(Self::assemble(weights, small, file))
     }
 
     fn read_shards(directory: &Path) -> Result<Vec<(String, Hashed)>, BackboneError> {
@@ -165,7 +172,8 @@ impl BackboneFiles {
         shard_names(&index.bytes)?.into_iter().map(read).collect()
     }
 
-    fn assemble(weights: Vec<(String, Hashed)>, small: [Hashed; 3]) -> Self {
+    /// Of the weights and of config, tokenizer and preprocessor, which is named `file`.
+    fn assemble(weights: Vec<(String, Hashed)>, small: [Hashed; 3], file: &'static str) -> Self {
         let mut digest = Sha256::new();
         for hashed in weights.iter().map(|(_, hashed)| hashed).chain(&small) {
             digest.update(hashed.digest);
@@ -174,7 +182,7 @@ impl BackboneFiles {
         Self {
             config,
             tokenizer,
-            preprocessor,
+            preprocessor: (file, preprocessor),
             weights: weights
                 .into_iter()
                 .map(|(name, hashed)| (name, hashed.bytes))

@@ -3,11 +3,12 @@
 //! Owner: the backbone. Source: `transformers`' `CLIPTextModel` with `text_projection`. Invariant: attention is
 //! causal, so what follows the pooled token cannot change the result; padding needs no mask of its own.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::config::{ClipConfig, Pooling, TextConfig};
 use super::encoder::{Encoder, LayerNorm};
 use super::error::{BackboneError, EncodeError};
+use super::fused;
 use super::weights::Weights;
 
 /// The text tower's weights.
@@ -41,7 +42,7 @@ impl TextTower {
         let projection = weights.take("text_projection.weight", &[clip.projection_dim, width])?;
         Ok(Self {
             config,
-            mask: causal_mask(context, tokens.device(), tokens.dtype())?,
+            mask: causal_mask(context, tokens.device())?,
             tokens,
             positions,
             encoder: Encoder::load(weights, "text_model.encoder", &config.encoder)?,
@@ -89,8 +90,12 @@ impl TextTower {
             self.tokens
                 .index_select(&ids, 0)?
                 .reshape((texts.len(), longest, self.config.encoder.width))?;
-        let states = states.broadcast_add(&self.positions.narrow(0, 0, longest)?)?;
-        let mask = self.mask.narrow(0, 0, longest)?.narrow(1, 0, longest)?;
+        let states = fused::add_repeated(states, &self.positions.narrow(0, 0, longest)?)?;
+        let mask = self
+            .mask
+            .narrow(0, 0, longest)?
+            .narrow(1, 0, longest)?
+            .contiguous()?;
         let states = self.encoder.forward(states, Some(&mask))?;
         let rows = pooled
             .iter()
@@ -102,7 +107,7 @@ impl TextTower {
     }
 }
 
-fn causal_mask(length: usize, device: &Device, dtype: DType) -> Result<Tensor> {
+fn causal_mask(length: usize, device: &Device) -> Result<Tensor> {
     let values = (0..length * length).map(|i| {
         if i % length > i / length {
             f32::NEG_INFINITY
@@ -110,7 +115,5 @@ fn causal_mask(length: usize, device: &Device, dtype: DType) -> Result<Tensor> {
             0.0
         }
     });
-    Tensor::from_iter(values, device)?
-        .reshape((length, length))?
-        .to_dtype(dtype)
+    Tensor::from_iter(values, device)?.reshape((length, length))
 }

@@ -9,6 +9,7 @@ use candle_core::{Result, Tensor};
 use super::config::ClipConfig;
 use super::encoder::{Encoder, LayerNorm};
 use super::error::BackboneError;
+use super::fused;
 use super::weights::Weights;
 
 /// The image tower's weights.
@@ -61,10 +62,8 @@ impl VisionTower {
     /// `(n, 3, image_size, image_size)` pixels to `(n, dim)` features.
     pub(super) fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
         let n = pixels.dim(0)?;
-        let patches = self
-            .unfold(pixels)?
-            .broadcast_matmul(&self.patch_weight)?
-            .broadcast_add(&self.positions)?;
+        let patches = self.unfold(pixels)?.broadcast_matmul(&self.patch_weight)?;
+        let patches = fused::add_repeated(patches, &self.positions)?;
         let class = self.class_token.broadcast_as((n, 1, self.class_token.dim(2)?))?;
         let tokens = Tensor::cat(&[&class, &patches], 1)?;
         let states = self.encoder.forward(self.pre_norm.forward(&tokens)?, None)?;

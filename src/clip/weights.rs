@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
@@ -23,7 +23,6 @@ pub(super) struct Weights<'a> {
     tensors: BTreeMap<String, Stored<'a>>,
     taken: BTreeSet<String>,
     device: Device,
-    dtype: DType,
 }
 
 /// A tensor as it lies in the file.
@@ -34,12 +33,8 @@ struct Stored<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// Reads the headers of `files`; tensors will be placed on `device` as `dtype`.
-    pub(super) fn open(
-        files: &[WeightsFile<'a>],
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self, BackboneError> {
+    /// Reads the headers of `files`; tensors will be placed on `device` as f32.
+    pub(super) fn open(files: &[WeightsFile<'a>], device: &Device) -> Result<Self, BackboneError> {
         let mut tensors = BTreeMap::new();
         for file in files {
             tensors.extend(read_header(file)?);
@@ -48,14 +43,13 @@ impl<'a> Weights<'a> {
             tensors,
             taken: BTreeSet::new(),
             device: device.clone(),
-            dtype,
         })
     }
 
     /// The tensor `key` with exactly `shape`.
     pub(super) fn take(&mut self, key: &str, shape: &[usize]) -> Result<Tensor, BackboneError> {
         let values = self.values(key, shape)?;
-        Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
+        Ok(Tensor::from_vec(values, shape, &self.device)?)
     }
 
     /// The single number `key`, stored with shape `[]` or `[1]`.

@@ -33,6 +33,12 @@ pub enum NameError {
         /// The first such character.
         character: char,
     },
+    /// A first character that is allowed further on only.
+    #[error("a {what} must start with a letter or a digit")]
+    Start {
+        /// What was being named.
+        what: &'static str,
+    },
     /// Not a SHA-256 in the form `sha256:<64 hex digits>`.
     #[error("not a digest: expected `sha256:` and 64 hexadecimal digits")]
     Digest,
@@ -43,6 +49,7 @@ fn checked(
     what: &'static str,
     limit: usize,
     allowed: impl Fn(char) -> bool,
+    may_start: impl Fn(char) -> bool,
 ) -> Result<String, NameError> {
     let text = text.trim();
     if text.is_empty() {
@@ -53,12 +60,16 @@ fn checked(
     }
     match text.chars().find(|&c| !allowed(c)) {
         Some(character) => Err(NameError::Character { what, character }),
+        None if !text.starts_with(may_start) => Err(NameError::Start { what }),
         None => Ok(text.to_owned()),
     }
 }
 
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal, $limit:literal, $allowed:expr) => {
+        name!($(#[$doc])* $name, $what, $limit, $allowed, |_| true);
+    };
+    ($(#[$doc:meta])* $name:ident, $what:literal, $limit:literal, $allowed:expr, $may_start:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
         #[serde(try_from = "String", into = "String")]
@@ -76,7 +87,7 @@ macro_rules! name {
             type Err = NameError;
 
             fn from_str(text: &str) -> Result<Self, NameError> {
-                checked(text, $what, $limit, $allowed).map(Self)
+                checked(text, $what, $limit, $allowed, $may_start).map(Self)
             }
         }
 
@@ -104,8 +115,9 @@ macro_rules! name {
 
 name!(
     /// A model's name: at most 64 ASCII letters, digits, `-`, `_` or `.`, so that it can stand in a path and in a
-    /// metric's label.
-    ModelName, "model's name", 64, |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
+    /// metric's label. The first is a letter or a digit: in a path `.` and `..` mean something else.
+    ModelName, "model's name", 64, |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'),
+    |c: char| c.is_ascii_alphanumeric()
 );
 name!(
     /// A task's name: at most 128 characters, none of them a control character or `/`.
@@ -255,6 +267,18 @@ mod tests {
             "pickup_truck".parse::<Label>().expect("valid").words(),
             "pickup truck"
         );
+    }
+
+    #[test]
+    fn a_model_s_name_is_no_step_in_a_path() {
+        for text in [".", "..", ".hidden", "-v", "_a"] {
+            let found = text.parse::<ModelName>();
+            let what = "model's name";
+            assert_eq!(found, Err(NameError::Start { what }), "{text}");
+        }
+        for text in ["a", "7", "flora.v2", "a..b", "a-_."] {
+            assert_eq!(text.parse::<ModelName>().expect("valid").as_str(), text);
+        }
     }
 
     #[test]

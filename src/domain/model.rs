@@ -128,6 +128,9 @@ pub struct ConfigError {
     pub expected: &'static str,
 }
 
+/// Most rows of a batch, new examples and pseudo-features together: with the classes they bound a fit's memory.
+const MOST_ROWS: f64 = 16_384.0;
+
 impl ModelConfig {
     /// Checks every field's range.
     pub fn validate(&self) -> Result<(), ConfigError> {
@@ -151,6 +154,11 @@ impl ModelConfig {
                 per_example > 0.0 && per_example <= 16.0,
                 "rehearsal.per_example",
                 "above 0 and at most 16",
+            )?;
+            rule(
+                self.batch_size as f64 * (1.0 + per_example) <= MOST_ROWS,
+                "batch_size",
+                "so small that a batch has at most 16384 rows with its pseudo-features",
             )?;
         }
         rule(
@@ -199,6 +207,32 @@ mod tests {
                 ..ModelConfig::default()
             }
         );
+    }
+
+    #[test]
+    fn a_batch_is_bounded_with_its_pseudo_features() {
+        let batch = |batch_size, per_example| {
+            let rehearsal = Rehearsal::Gaussian {
+                rank: 32,
+                per_example,
+            };
+            let config = ModelConfig {
+                rehearsal,
+                batch_size,
+                ..ModelConfig::default()
+            };
+            config.validate().map_err(|error| error.field)
+        };
+        assert_eq!(batch(4096, 3.0), Ok(()));
+        assert_eq!(batch(4096, 4.0), Err("batch_size"));
+        assert_eq!(batch(1024, 15.0), Ok(()));
+        assert_eq!(batch(1024, 16.0), Err("batch_size"));
+        let forgetful = ModelConfig {
+            batch_size: 4096,
+            rehearsal: Rehearsal::None,
+            ..ModelConfig::default()
+        };
+        assert_eq!(forgetful.validate(), Ok(()));
     }
 
     #[test]

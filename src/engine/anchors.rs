@@ -35,6 +35,10 @@ pub fn normalised(mut row: Vec<f32>) -> Vec<f32> {
     row
 }
 
+/// Longest text that is remembered, in bytes: with the number of texts it bounds the cache's memory. A prompt of a label
+/// is far shorter.
+const LONGEST_REMEMBERED: usize = 1024;
+
 /// The unit embeddings of the texts asked for most recently.
 pub(super) struct TextCache {
     rows: Mutex<LruCache<String, Arc<[f32]>>>,
@@ -54,10 +58,11 @@ impl TextCache {
     }
 
     pub(super) fn insert(&self, text: String, row: Arc<[f32]>) {
-        self.rows
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .put(text, row);
+        if text.len() > LONGEST_REMEMBERED {
+            return;
+        }
+        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        rows.put(text, row);
     }
 }
 
@@ -70,6 +75,17 @@ mod tests {
         let words = ["owl".to_owned(), "fox".to_owned()];
         let templates = ["a {}".to_owned(), "{}!".to_owned()];
         assert_eq!(prompts(&words, &templates), ["a owl", "owl!", "a fox", "fox!"]);
+    }
+
+    #[test]
+    fn long_texts_are_not_remembered() {
+        let cache = TextCache::new(4);
+        let texts = ["a".repeat(LONGEST_REMEMBERED), "a".repeat(LONGEST_REMEMBERED + 1)];
+        for text in &texts {
+            cache.insert(text.clone(), vec![1.0].into());
+        }
+        let found: Vec<bool> = cache.get(&texts).iter().map(Option::is_some).collect();
+        assert_eq!(found, [true, false]);
     }
 
     #[test]

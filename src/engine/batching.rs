@@ -56,7 +56,7 @@ impl Policy {
                 Decision::Sleep
             };
         }
-        if waiting.background > 0 && waiting.since_background + 1 >= self.background_every {
+        if waiting.background > 0 && waiting.since_background.saturating_add(1) >= self.background_every {
             return background;
         }
         let left = self.max_wait.saturating_sub(waiting.oldest);
@@ -81,14 +81,18 @@ mod tests {
     };
 
     fn waiting() -> impl Strategy<Value = Waiting> {
-        (0_usize..40, 0_u64..5, 0_usize..40, 0_u32..20).prop_map(|(interactive, ms, background, since)| {
-            Waiting {
+        (
+            0_usize..40,
+            0_u64..5,
+            0_usize..40,
+            prop_oneof![0_u32..20, Just(u32::MAX)],
+        )
+            .prop_map(|(interactive, ms, background, since)| Waiting {
                 interactive,
                 oldest: Duration::from_millis(ms),
                 background,
                 since_background: since,
-            }
-        })
+            })
     }
 
     proptest! {

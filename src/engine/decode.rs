@@ -1,16 +1,30 @@
 //! The CPU pool that decodes and resizes.
+//!
+//! Its threads take work in the order it came. So that a classification need not wait behind the pictures of a job,
+//! background work enters only while it leaves a thread free. Invariant: a panic in a decoder costs its own image,
+//! never a thread or the process.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use futures::future::try_join_all;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use tokio::sync::{Semaphore, TryAcquireError, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
 use super::{EngineError, Priority};
 
 pub(super) struct DecodePool {
     pool: ThreadPool,
+    /// Interactive work that runs or waits.
     places: Arc<Semaphore>,
+    capacity: usize,
+    /// Background work that runs, or will as soon as a thread is free.
+    background: Arc<Semaphore>,
 }
+
+/// The work panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Panicked;
 
 impl DecodePool {
     pub(super) fn start(threads: usize, capacity: usize) -> std::io::Result<Self> {
@@ -19,34 +33,181 @@ impl DecodePool {
             .thread_name(|n| format!("decode-{n}"))
             .build()
             .map_err(std::io::Error::other)?;
+        let capacity = capacity.max(1);
         Ok(Self {
+            background: Arc::new(Semaphore::new(
+                pool.current_num_threads().saturating_sub(1).max(1),
+            )),
             pool,
             places: Arc::new(Semaphore::new(capacity)),
+            capacity,
         })
     }
 
-    /// Runs `work` on the pool. Its place is held until it is done, also when the caller goes away.
-    pub(super) async fn run<T: Send + 'static>(
+    /// Runs one piece of work. Interactive work that finds the pool full is refused; background work waits.
+    pub(super) async fn run<T, F>(
         &self,
         priority: Priority,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, EngineError> {
-        let places = Arc::clone(&self.places);
+        work: F,
+    ) -> Result<Result<T, Panicked>, EngineError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
         let place = match priority {
-            Priority::Interactive => places.try_acquire_owned().map_err(|e| match e {
+            Priority::Interactive => self.interactive(1)?,
+            Priority::Background => Arc::clone(&self.background)
+                .acquire_owned()
+                .await
+                .map_err(|_| EngineError::Stopped)?,
+        };
+        self.spawn(place, work).await
+    }
+
+    /// Runs all the work of one interactive request, or refuses all of it. Like the device's queue, an idle pool takes
+    /// any amount, so that one request may be larger than the pool's capacity.
+    pub(super) async fn run_all<T, F>(&self, works: Vec<F>) -> Result<Vec<Result<T, Panicked>>, EngineError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        if works.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut places = self.interactive(works.len())?;
+        // Each piece gives its place back when it is done. Where there are fewer places, the last pieces have them.
+        let without = works.len().saturating_sub(self.capacity);
+        let running: Vec<_> = works
+            .into_iter()
+            .enumerate()
+            .map(|(index, work)| {
+                let place = if index < without { None } else { places.split(1) };
+                self.spawn(place, work)
+            })
+            .collect();
+        try_join_all(running).await
+    }
+
+    fn interactive(&self, count: usize) -> Result<OwnedSemaphorePermit, EngineError> {
+        let count = count.min(self.capacity) as u32;
+        Arc::clone(&self.places)
+            .try_acquire_many_owned(count)
+            .map_err(|error| match error {
                 TryAcquireError::NoPermits => EngineError::Overloaded,
                 TryAcquireError::Closed => EngineError::Stopped,
-            })?,
-            Priority::Background => places.acquire_owned().await.map_err(|_| EngineError::Stopped)?,
-        };
+            })
+    }
+
+    /// Hands `work` to a thread at once. Its place is held until it is done, also when the caller goes away.
+    fn spawn<P, T, F>(
+        &self,
+        place: P,
+        work: F,
+    ) -> impl Future<Output = Result<Result<T, Panicked>, EngineError>> + use<P, T, F>
+    where
+        P: Send + 'static,
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
         let (reply, receiver) = oneshot::channel();
         self.pool.spawn(move || {
-            let _place = place;
-            if !reply.is_closed() {
+            if reply.is_closed() {
                 // A caller that went away meanwhile does not want the result.
-                let _ = reply.send(work());
+                return drop(place);
             }
+            let done = catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
+                tracing::error!("work on the decode pool panicked");
+                Panicked
+            });
+            // Before the answer: whoever has it finds the pool as free as it is.
+            drop(place);
+            let _ = reply.send(done);
         });
-        receiver.await.map_err(|_| EngineError::Stopped)
+        async move { receiver.await.map_err(|_| EngineError::Stopped) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Sender, channel};
+    use std::time::Duration;
+
+    use super::*;
+
+    fn pool(threads: usize, capacity: usize) -> DecodePool {
+        DecodePool::start(threads, capacity).expect("threads")
+    }
+
+    /// Work that waits until its sender is dropped.
+    fn gated() -> (Sender<()>, impl Fn() + Clone + Send + 'static) {
+        let (gate, waits) = channel::<()>();
+        let waits = Arc::new(Mutex::new(waits));
+        (gate, move || {
+            let waits = waits.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let _ = waits.recv();
+        })
+    }
+
+    async fn soon<T>(work: impl Future<Output = T>) -> T {
+        let waited = tokio::time::timeout(Duration::from_secs(10), work).await;
+        waited.expect("done within ten seconds")
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_its_own_work_and_nothing_else() {
+        let pool = pool(1, 2);
+        for priority in [Priority::Interactive, Priority::Background] {
+            let panicking = pool.run(priority, || -> u8 {
+                panic!("a decoder met something unexpected")
+            });
+            assert_eq!(soon(panicking).await.expect("an answer"), Err(Panicked));
+            let next = pool.run(priority, || 7);
+            assert_eq!(soon(next).await.expect("an answer"), Ok(7));
+        }
+        let works: Vec<_> = (0..4)
+            .map(|n| move || if n == 1 { panic!("one of four") } else { n })
+            .collect();
+        let done = soon(pool.run_all(works)).await.expect("an answer");
+        assert_eq!(done, [Ok(0), Err(Panicked), Ok(2), Ok(3)]);
+    }
+
+    #[tokio::test]
+    async fn background_work_leaves_a_thread_to_interactive_work() {
+        let pool = Arc::new(pool(2, 4));
+        let (gate, work) = gated();
+        let jobs: Vec<_> = (0..10)
+            .map(|_| {
+                let (pool, work) = (Arc::clone(&pool), work.clone());
+                tokio::spawn(async move { pool.run(Priority::Background, work).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let answer = soon(pool.run(Priority::Interactive, || 7)).await;
+        assert_eq!(answer.expect("an answer"), Ok(7));
+        assert!(jobs.iter().all(|job| !job.is_finished()));
+        drop(gate);
+        for job in jobs {
+            let done = soon(job).await.expect("no panic");
+            assert_eq!(done.expect("an answer"), Ok(()));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_idle_pool_takes_a_request_larger_than_itself_and_a_busy_one_refuses() {
+        let pool = pool(1, 2);
+        let numbers = || (0..5).map(|n| move || n).collect::<Vec<_>>();
+        let all: Vec<_> = (0..5).map(Ok).collect();
+        assert_eq!(soon(pool.run_all(numbers())).await.expect("an idle pool"), all);
+
+        let (gate, work) = gated();
+        let mut busy = Box::pin(pool.run_all(vec![work.clone(), work]));
+        // The first look hands the work over.
+        assert!(futures::poll!(&mut busy).is_pending());
+        let refused = soon(pool.run_all(numbers())).await;
+        assert!(matches!(refused, Err(EngineError::Overloaded)), "{refused:?}");
+        drop(gate);
+        assert_eq!(soon(busy).await.expect("an answer").len(), 2);
+        assert_eq!(soon(pool.run_all(numbers())).await.expect("an idle pool"), all);
     }
 }

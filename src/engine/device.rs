@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 
 use super::batching::Policy;
+use super::error::because;
 use super::queue::{PushError, Queue};
 use super::{EngineError, Input, Output, Pixels, Priority, Timing, Work};
 use crate::adapter::Head;
@@ -29,7 +30,7 @@ impl DeviceThread {
             let last_success = Arc::clone(&last_success);
             move || {
                 // Whatever ends this thread, callers must learn of it instead of waiting for ever.
-                let _close = CloseOnDrop(&queue);
+                let _abandon = AbandonOnDrop(&queue);
                 while let Some(batch) = queue.next_batch() {
                     if run(&backbone, batch) {
                         *last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
@@ -72,11 +73,11 @@ impl Drop for DeviceThread {
     }
 }
 
-struct CloseOnDrop<'a>(&'a Queue);
+struct AbandonOnDrop<'a>(&'a Queue);
 
-impl Drop for CloseOnDrop<'_> {
+impl Drop for AbandonOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.close();
+        self.0.abandon();
     }
 }
 
@@ -96,13 +97,13 @@ fn run(backbone: &Backbone, batch: Vec<Work>) -> bool {
             let started = Instant::now();
             // A panic in a tensor library must cost one batch, not the server.
             let outputs = catch_unwind(AssertUnwindSafe(|| encode(backbone, inputs)))
-                .unwrap_or_else(|_| Err(EngineError::Backbone("a forward panicked".to_owned())));
+                .unwrap_or_else(|_| Err("a forward panicked".to_owned()));
             let (outputs, timing) = match outputs {
                 Ok(done) => done,
-                Err(error) => {
-                    tracing::error!(%error, images = replies.len(), "a batch failed");
+                Err(reason) => {
+                    tracing::error!(reason, images = replies.len(), "a batch failed");
                     for (reply, _) in replies {
-                        let _ = reply.send(Err(EngineError::Backbone(error.to_string())));
+                        let _ = reply.send(Err(EngineError::Backbone(reason.clone())));
                     }
                     return false;
                 }
@@ -139,7 +140,8 @@ fn run(backbone: &Backbone, batch: Vec<Work>) -> bool {
 /// Feature and probability rows of inputs of one kind, in order.
 type Rows = Vec<(Vec<f32>, Vec<f32>)>;
 
-fn encode(backbone: &Backbone, inputs: Vec<Input>) -> Result<(Rows, Timing), EngineError> {
+/// Rows and times, or why there are none.
+fn encode(backbone: &Backbone, inputs: Vec<Input>) -> Result<(Rows, Timing), String> {
     let count = inputs.len();
     let started = Instant::now();
     let mut pixels = Vec::new();
@@ -163,13 +165,9 @@ fn encode(backbone: &Backbone, inputs: Vec<Input>) -> Result<(Rows, Timing), Eng
     let features = if tokens.is_empty() {
         let side = backbone.image_size();
         let pixels = Tensor::from_vec(pixels, (count, 3, side, side), backbone.device()).map_err(failed)?;
-        backbone
-            .encode_images(&pixels)
-            .map_err(|e| EngineError::Backbone(e.to_string()))?
+        backbone.encode_images(&pixels).map_err(failed)?
     } else {
-        backbone
-            .encode_tokens(&tokens)
-            .map_err(|e| EngineError::Backbone(e.to_string()))?
+        backbone.encode_tokens(&tokens).map_err(failed)?
     };
     let rows = features.to_vec2::<f32>().map_err(failed)?;
     let encode = started.elapsed();
@@ -185,7 +183,7 @@ fn encode(backbone: &Backbone, inputs: Vec<Input>) -> Result<(Rows, Timing), Eng
 }
 
 /// Each asked head applied once, to all of its rows.
-fn apply_heads(features: &Tensor, heads: &[Option<Arc<Head>>]) -> Result<Vec<Vec<f32>>, EngineError> {
+fn apply_heads(features: &Tensor, heads: &[Option<Arc<Head>>]) -> Result<Vec<Vec<f32>>, String> {
     let mut probabilities = vec![Vec::new(); heads.len()];
     let mut groups: Vec<(&Arc<Head>, Vec<u32>)> = Vec::new();
     for (row, head) in heads.iter().enumerate() {
@@ -206,6 +204,6 @@ fn apply_heads(features: &Tensor, heads: &[Option<Arc<Head>>]) -> Result<Vec<Vec
     Ok(probabilities)
 }
 
-fn failed(error: impl std::fmt::Display) -> EngineError {
-    EngineError::Backbone(error.to_string())
+fn failed(error: impl std::error::Error + 'static) -> String {
+    because(&error)
 }

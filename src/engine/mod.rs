@@ -12,13 +12,15 @@ mod anchors;
 pub mod batching;
 mod decode;
 mod device;
+mod error;
 mod queue;
+mod texts;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use tokio::sync::oneshot;
 
 use crate::adapter::Head;
@@ -29,29 +31,11 @@ use crate::metrics;
 use anchors::TextCache;
 pub use anchors::normalised;
 use batching::Policy;
-use decode::DecodePool;
+use decode::{DecodePool, Panicked};
 use device::DeviceThread;
+pub use error::EngineError;
 use queue::PushError;
-
-/// Why the engine gave no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// The image could not be used.
-    #[error("the image cannot be used")]
-    Image(#[from] ImageError),
-    /// The queue or the decode pool is full; try again later.
-    #[error("the server is overloaded")]
-    Overloaded,
-    /// The engine is shutting down or its device thread ended.
-    #[error("the inference engine is not running")]
-    Stopped,
-    /// The backbone failed on this input.
-    #[error("the backbone failed: {0}")]
-    Backbone(String),
-    /// The backbone gave a value that is not a finite number.
-    #[error("the backbone gave a value that is not a finite number")]
-    NotFinite,
-}
+pub use texts::LONGEST_TEXT;
 
 /// Who waits for a piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +59,7 @@ pub struct EngineConfig {
     pub decode_capacity: usize,
     /// Bounds on one image.
     pub limits: Limits,
-    /// Text embeddings that are remembered.
+    /// Text embeddings that are remembered; of texts up to a kilobyte.
     pub text_cache: usize,
 }
 
@@ -153,6 +137,8 @@ struct Shared {
     processor: Arc<ImageProcessor>,
     tokenizer: ClipTokenizer,
     limits: Limits,
+    /// Texts that are encoded at a time.
+    text_batch: usize,
     decode: DecodePool,
     device: DeviceThread,
     texts: TextCache,
@@ -182,6 +168,7 @@ impl Engine {
             processor: backbone.image_processor(),
             tokenizer: backbone.tokenizer(),
             limits: config.limits,
+            text_batch: config.policy.max_batch.max(1),
             decode: DecodePool::start(config.decode_threads, config.decode_capacity)?,
             texts: TextCache::new(config.text_cache),
             device: DeviceThread::start(backbone, config.policy, config.queue_capacity)?,
@@ -202,15 +189,31 @@ impl Engine {
     /// [`EngineError::Image`], or [`EngineError::Overloaded`] when interactive work finds the pool full; background
     /// work waits instead.
     pub async fn decode(&self, bytes: Bytes, priority: Priority) -> Result<Pixels, EngineError> {
+        decoded(self.shared.decode.run(priority, self.decoding(bytes)).await?)
+    }
+
+    /// Decodes all images of an interactive request. One result an image, in order.
+    ///
+    /// # Errors
+    /// [`EngineError::Overloaded`] when the pool has no room for all of them and is not idle.
+    pub async fn decode_all(
+        &self,
+        images: Vec<Bytes>,
+    ) -> Result<Vec<Result<Pixels, EngineError>>, EngineError> {
+        let works = images.into_iter().map(|bytes| self.decoding(bytes)).collect();
+        let done = self.shared.decode.run_all(works).await?;
+        Ok(done.into_iter().map(decoded).collect())
+    }
+
+    fn decoding(&self, bytes: Bytes) -> impl FnOnce() -> Result<Vec<f32>, ImageError> + Send + use<> {
         let processor = Arc::clone(&self.shared.processor);
         let limits = self.shared.limits;
-        let decode = move || {
+        move || {
             let started = Instant::now();
             let decoded = processor.process(&bytes, limits);
             metrics::image_decoded(started.elapsed());
             decoded
-        };
-        Ok(Pixels(self.shared.decode.run(priority, decode).await??))
+        }
     }
 
     /// Checks from the header alone that an image is of a known format and within the limits.
@@ -236,73 +239,6 @@ impl Engine {
             head: head.clone(),
         });
         self.run(inputs, priority).await
-    }
-
-    /// Unit-length embeddings of texts as they stand, D values each, from the cache where known.
-    ///
-    /// # Errors
-    /// [`EngineError::Overloaded`] when the queue has no room for all that are not cached.
-    pub async fn embed_texts(
-        &self,
-        texts: &[String],
-        priority: Priority,
-    ) -> Result<Vec<Arc<[f32]>>, EngineError> {
-        let known = self.shared.texts.get(texts);
-        let missing: Vec<&String> = texts
-            .iter()
-            .zip(&known)
-            .filter(|(_, row)| row.is_none())
-            .map(|(text, _)| text)
-            .collect();
-        let mut inputs = Vec::with_capacity(missing.len());
-        for text in &missing {
-            let tokens = self
-                .shared
-                .tokenizer
-                .encode(text)
-                .map_err(|e| EngineError::Backbone(e.to_string()))?;
-            inputs.push(Input::Text { tokens });
-        }
-        let outputs = self.run(inputs.into_iter(), priority).await?;
-        let mut fresh = missing.into_iter().zip(outputs).map(|(text, output)| {
-            let row: Arc<[f32]> = anchors::normalised(output.features).into();
-            self.shared.texts.insert(text.clone(), Arc::clone(&row));
-            row
-        });
-        Ok(known
-            .into_iter()
-            .filter_map(|row| row.or_else(|| fresh.next()))
-            .collect())
-    }
-
-    /// Class anchors: for each class the mean of its words' unit embeddings under every template, made unit length
-    /// again (`method.md`'s t_c). D values a class.
-    ///
-    /// # Errors
-    /// As [`Self::embed_texts`].
-    pub async fn anchors(
-        &self,
-        words: &[String],
-        templates: &[String],
-        priority: Priority,
-    ) -> Result<Vec<Vec<f32>>, EngineError> {
-        let prompts = anchors::prompts(words, templates);
-        let rows = self.embed_texts(&prompts, priority).await?;
-        Ok(rows.chunks(templates.len()).map(anchors::mean).collect())
-    }
-
-    /// The head that chooses among `anchors` (C rows of D values) with no adapter.
-    ///
-    /// # Errors
-    /// [`EngineError::Backbone`] when the rows are not of one length.
-    pub fn zero_shot(&self, anchors: Vec<Vec<f32>>) -> Result<Head, EngineError> {
-        let head = || {
-            Head::zero_shot(
-                Tensor::new(anchors, &self.shared.target)?,
-                self.shared.info.logit_scale,
-            )
-        };
-        head().map_err(|e| EngineError::Backbone(e.to_string()))
     }
 
     /// The device that runs the backbone, where heads have to be.
@@ -371,4 +307,9 @@ impl Engine {
         }
         Ok(outputs)
     }
+}
+
+fn decoded(done: Result<Result<Vec<f32>, ImageError>, Panicked>) -> Result<Pixels, EngineError> {
+    let pixels = done.unwrap_or(Err(ImageError::Panicked))?;
+    Ok(Pixels(pixels))
 }

@@ -81,7 +81,7 @@ impl Queue {
             };
             match self.policy.decide(waiting) {
                 Decision::Interactive(count) => {
-                    lanes.since_background += 1;
+                    lanes.since_background = lanes.since_background.saturating_add(1);
                     return Some(lanes.interactive.drain(..count).collect());
                 }
                 Decision::Background(count) => {
@@ -109,6 +109,20 @@ impl Queue {
         self.arrived.notify_all();
     }
 
+    /// Refuses further work and drops what waits, so that its callers learn that nobody will do it.
+    pub(super) fn abandon(&self) {
+        let mut lanes = self.lock();
+        lanes.closed = true;
+        let dropped = (
+            std::mem::take(&mut lanes.interactive),
+            std::mem::take(&mut lanes.background),
+        );
+        // Callers are woken by the drop, which is none of the lock's business.
+        drop(lanes);
+        drop(dropped);
+        self.arrived.notify_all();
+    }
+
     /// Interactive and background work that waits.
     pub(super) fn depth(&self) -> (usize, usize) {
         let lanes = self.lock();
@@ -118,5 +132,79 @@ impl Queue {
     fn lock(&self) -> MutexGuard<'_, Lanes> {
         // Nothing that can panic runs under the lock, and the lanes are consistent between statements.
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use tokio::sync::oneshot;
+    use tokio::sync::oneshot::error::TryRecvError;
+
+    use super::super::{EngineError, Input, Output};
+    use super::*;
+
+    type Reply = oneshot::Receiver<Result<Output, EngineError>>;
+
+    fn queue() -> Queue {
+        let policy = Policy {
+            max_batch: 2,
+            max_wait: Duration::ZERO,
+            background_batch: 2,
+            background_every: 8,
+        };
+        Queue::new(policy, 4)
+    }
+
+    fn work(count: usize) -> (Vec<Work>, Vec<Reply>) {
+        let one = |_| {
+            let (reply, receiver) = oneshot::channel();
+            let input = Input::Text { tokens: vec![1] };
+            let work = Work {
+                input,
+                enqueued: Instant::now(),
+                reply,
+            };
+            (work, receiver)
+        };
+        (0..count).map(one).unzip()
+    }
+
+    #[test]
+    fn callers_of_an_abandoned_queue_hear_of_it() {
+        let queue = queue();
+        let (interactive, mut replies) = work(3);
+        let (background, more) = work(2);
+        queue.push(interactive, Priority::Interactive).expect("room");
+        queue.push(background, Priority::Background).expect("room");
+        replies.extend(more);
+        assert!(
+            replies
+                .iter_mut()
+                .all(|reply| matches!(reply.try_recv(), Err(TryRecvError::Empty)))
+        );
+        queue.abandon();
+        assert!(
+            replies
+                .iter_mut()
+                .all(|reply| matches!(reply.try_recv(), Err(TryRecvError::Closed)))
+        );
+        assert_eq!(queue.depth(), (0, 0));
+        assert_eq!(
+            queue.push(work(1).0, Priority::Interactive),
+            Err(PushError::Closed)
+        );
+    }
+
+    #[test]
+    fn an_empty_lane_takes_any_amount_and_a_used_one_its_capacity() {
+        let queue = queue();
+        let (first, _replies) = work(9);
+        assert_eq!(queue.push(first, Priority::Interactive), Ok(()));
+        let (second, _replies) = work(1);
+        assert_eq!(queue.push(second, Priority::Interactive), Err(PushError::Full));
+        let (other, _replies) = work(4);
+        assert_eq!(queue.push(other, Priority::Background), Ok(()));
     }
 }

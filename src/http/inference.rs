@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use axum::http::HeaderName;
 use axum::response::AppendHeaders;
-use futures::future::join_all;
 
 use super::images::Images;
 use super::problem::{ItemError, Problem};
@@ -60,13 +59,7 @@ pub(super) async fn encode(
     head: Option<Arc<Head>>,
 ) -> Result<Encoded, Problem> {
     let started = Instant::now();
-    let decoded = join_all(
-        images
-            .items
-            .into_iter()
-            .map(|bytes| engine.decode(bytes, Priority::Interactive)),
-    )
-    .await;
+    let decoded = engine.decode_all(images.items).await?;
     let mut times = StageTimes {
         decode: started.elapsed(),
         ..StageTimes::default()

@@ -261,6 +261,7 @@ impl From<EngineError> for Problem {
                 crate::metrics::request_shed();
                 Self::unavailable("overloaded", "too many images wait already; try again later")
             }
+            EngineError::TextTooLong { .. } => Self::invalid("text_too_long", error.to_string()),
             EngineError::Stopped => Self::unavailable("stopping", "the server is shutting down"),
             EngineError::NotFinite | EngineError::Backbone(_) => Self::internal(&error),
         }

@@ -26,6 +26,7 @@ async fn files_that_are_no_pictures() {
     let svg = b"<svg xmlns='http://www.w3.org/2000/svg'/>";
     let undecodable = vec![
         ("a JPEG's head", send("image/jpeg", &jpeg[..100])),
+        ("half a JPEG", send("image/jpeg", &jpeg[..jpeg.len() / 2])),
         ("half a PNG", send("image/png", &poppy[..poppy.len() / 2])),
         ("a GIF's head", send("image/gif", &gif[..10])),
         ("no pixels", send("image/png", &png_of(0, 10))),
@@ -93,6 +94,23 @@ async fn json_that_holds_no_pictures() {
         (413, "too_many_images", vec![("four", send(four.as_bytes()))]),
     ];
     assert_refused(&app, groups).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_that_are_too_long() {
+    let (app, _) = with_flora(&Database::sqlite(), &LIMITS).await;
+    let send = |body: Value| app.post("/v1/embed").json(&body);
+    let texts = |bytes: usize| json!({"texts": ["short", "a".repeat(bytes)]});
+    let mut templated = texts(4096);
+    templated["template"] = true.into();
+    let long = vec![
+        ("a byte too many", send(texts(4097))),
+        ("half a megabyte", send(texts(500_000))),
+        ("a byte too many with its template", send(templated)),
+    ];
+    assert_refused(&app, vec![(422, "text_too_long", long)]).await;
+    let answer = send(texts(4096)).send().await.expect("an answer");
+    assert_eq!(answer.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -67,6 +67,21 @@ fn values_that_are_not_finite_are_named() {
 }
 
 #[test]
+fn a_scale_that_no_logit_survives_is_named() {
+    for exponent in [89.0_f32, -110.0] {
+        let error = load_with(|tensors| {
+            let scale = Tensor::new(exponent, &Device::Cpu).unwrap();
+            tensors.insert("logit_scale".to_owned(), scale);
+        });
+        assert!(
+            matches!(error, BackboneError::LogitScale(found) if found.to_bits() == exponent.to_bits()),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains("`logit_scale`"), "{error}");
+    }
+}
+
+#[test]
 fn integers_are_no_weights() {
     let key = "text_projection.weight";
     let error = load_with(|tensors| {
@@ -287,6 +302,32 @@ fn impossible_preprocessing_is_named() {
             other => panic!("{part}: {other:?}"),
         };
         assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn impossible_nested_preprocessing_names_its_own_file() {
+    let nest = |directory: &Path, change: Edit| {
+        let plain = directory.join("preprocessor_config.json");
+        let mut inner: Value = serde_json::from_slice(&std::fs::read(&plain).unwrap()).unwrap();
+        change(&mut inner);
+        std::fs::remove_file(plain).unwrap();
+        let nested = json!({"image_processor": inner, "processor_class": "CLIPProcessor"});
+        std::fs::write(directory.join("processor_config.json"), nested.to_string()).unwrap();
+    };
+    for change in [
+        (|inner| inner["crop_size"] = json!(9)) as Edit,
+        |inner| inner["resample"] = json!(6),
+        |inner| inner["size"] = json!("large"),
+        |inner| *inner = json!(null),
+    ] {
+        let copy = copy_of(MODEL);
+        nest(copy.path(), change);
+        let text = failure(copy.path()).to_string();
+        assert!(
+            text.contains("processor_config.json") && !text.contains("preprocessor_config.json"),
+            "{text}"
+        );
     }
 }
 

@@ -136,7 +136,7 @@ fn assert_padding_is_ignored(backbone: &Backbone, reference: &Reference) {
     assert_eq!(plain, padded);
 }
 
-fn assert_close(what: &str, ours: &[Vec<f32>], theirs: &[Vec<f32>]) {
+pub(crate) fn assert_close(what: &str, ours: &[Vec<f32>], theirs: &[Vec<f32>]) {
     assert_eq!(ours.len(), theirs.len(), "{what}");
     let scale = theirs
         .iter()

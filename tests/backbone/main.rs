@@ -12,5 +12,6 @@ mod features;
 mod large;
 mod preprocessing;
 mod real;
+mod second_opinion;
 mod sources;
 mod tokens;

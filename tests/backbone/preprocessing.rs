@@ -157,6 +157,36 @@ fn a_truncated_or_damaged_image_is_undecodable() {
     }
 }
 
+/// The decoder would fill what is missing with grey; Pillow says "image file is truncated".
+#[test]
+fn a_jpeg_that_ends_early_is_truncated() {
+    for picture in [
+        "photo.jpg",
+        "photo-444.jpg",
+        "progressive.jpg",
+        "grey.jpg",
+        "cmyk.jpg",
+    ] {
+        let bytes = std::fs::read(pinned("images").join(picture)).unwrap();
+        let cuts = [80, 60, 40, 20].map(|percent| bytes.len() * percent / 100);
+        // Without its end marker alone, all of the picture is there; Pillow refuses it all the same.
+        for cut in cuts.into_iter().chain([bytes.len() - 2]) {
+            match clip_processor().process(&bytes[..cut], LIMITS) {
+                Err(ImageError::Truncated | ImageError::Undecodable(_)) => {}
+                other => panic!("{picture} cut at {cut} of {}: {other:?}", bytes.len()),
+            }
+        }
+    }
+}
+
+#[test]
+fn what_follows_the_end_of_a_jpeg_is_no_part_of_it() {
+    let bytes = std::fs::read(pinned("images/photo.jpg")).unwrap();
+    let padded = [bytes.as_slice(), &[0xff, 0xd8, 0xff, 0xe0, 0, 0, 1, 2, 3]].concat();
+    let [plain, padded] = [bytes, padded].map(|bytes| clip_processor().process(&bytes, LIMITS).unwrap());
+    assert_eq!(plain, padded);
+}
+
 #[test]
 fn elongated_pictures_cost_no_more_than_their_pixels() {
     // Resized as a whole this would be 32 pixels wide and 640,000 high.

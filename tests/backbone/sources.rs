@@ -65,6 +65,31 @@ fn the_digest_covers_every_file_and_nothing_else() {
     );
 }
 
+/// transformers 5 saves a `processor_config.json` only.
+#[test]
+fn preprocessing_may_lie_inside_the_processor_s_configuration() {
+    let copy = copy_of("half");
+    let plain = copy.path().join("preprocessor_config.json");
+    let nested = copy.path().join("processor_config.json");
+    let inner: serde_json::Value = serde_json::from_slice(&std::fs::read(&plain).unwrap()).unwrap();
+    let original = load(copy.path()).unwrap();
+
+    // Beside the usual file it does not count, and may say nothing about images.
+    std::fs::write(&nested, r#"{"processor_class": "CLIPProcessor"}"#).unwrap();
+    assert_eq!(load(copy.path()).unwrap().digest(), original.digest());
+
+    let outer = serde_json::json!({"image_processor": inner, "processor_class": "CLIPProcessor"});
+    std::fs::write(&nested, outer.to_string()).unwrap();
+    std::fs::remove_file(&plain).unwrap();
+    let loaded = load(copy.path()).unwrap();
+    assert_ne!(loaded.digest(), original.digest(), "other bytes");
+    let picture = std::fs::read(pinned("images/photo.jpg")).unwrap();
+    let limits = clipkeep::clip::Limits { max_pixels: 1 << 20 };
+    let [before, after] =
+        [original, loaded].map(|backbone| backbone.image_processor().process(&picture, limits).unwrap());
+    assert_eq!(before, after);
+}
+
 #[test]
 fn the_name_is_the_directory_s() {
     assert_eq!(load(&pinned("half")).unwrap().name(), "half");

@@ -278,9 +278,12 @@ fn a_fit_stops_when_told() {
 #[test]
 fn numbers_that_run_away_are_an_error() {
     let world = World::new(4);
-    let config = config();
+    // The first step leaves no weight that a product can be made of.
+    let config = ModelConfig {
+        learning_rate: 1e38,
+        ..config()
+    };
     let (features, labels) = world.rows(0, 4);
-    let features = (features * f64::NAN).expect("scaled");
     let input = FitInput {
         base: None,
         anchors: &world.anchors,
@@ -289,10 +292,19 @@ fn numbers_that_run_away_are_an_error() {
         scale: 20.0,
         config: &config,
     };
-    assert!(matches!(
-        fit(&input, &mut carry_on),
-        Err(FitError::NotFinite { step: 1, .. })
-    ));
+    let mut losses = Vec::new();
+    let mut observe = |progress: FitProgress| {
+        losses.push(progress.loss);
+        ControlFlow::Continue(())
+    };
+    match fit(&input, &mut observe) {
+        Err(FitError::NotFinite { step, loss }) => {
+            assert!(step > 1 && !loss.is_finite(), "{loss} at step {step}");
+            assert_eq!(losses.len(), step - 1, "each step before it had a loss");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(losses.iter().all(|loss| loss.is_finite()));
 }
 
 #[test]

@@ -83,6 +83,49 @@ fn a_strip_costs_only_its_window() {
     assert!(out.iter().all(|value| *value == (10_000_u32 / 79) as u8));
 }
 
+#[test]
+fn a_strip_squeezed_into_an_exact_target_costs_only_its_window() {
+    // Kept side by side, its rows at the target's width would need 200 GB.
+    let size = Size {
+        width: 1,
+        height: 100_000,
+    };
+    let target = Size {
+        width: 2_000_000,
+        height: 3,
+    };
+    let pixels: Vec<u8> = (0..size.height).map(|y| (y / 393) as u8).collect();
+    let out = resize::<1>(&pixels, size, target, &whole(target), Filter::Bicubic);
+    assert_eq!(out.len(), 6_000_000);
+    for (row, middle) in out.chunks_exact(target.width).zip([42, 127, 212]) {
+        assert!(
+            row.iter().all(|value| *value == row[0]) && row[0].abs_diff(middle) < 6,
+            "{}",
+            row[0]
+        );
+    }
+}
+
+#[test]
+fn a_picture_much_wider_than_its_target_is_computed_in_strips() {
+    // More weights than one strip holds: 4 for each source pixel.
+    let size = Size {
+        width: 600_000,
+        height: 2,
+    };
+    let target = Size { width: 5, height: 2 };
+    let pixels: Vec<u8> = (0..2 * size.width)
+        .map(|x| (x % size.width / 2_353) as u8)
+        .collect();
+    let out = resize::<1>(&pixels, size, target, &whole(target), Filter::Bicubic);
+    let line = naive(&pixels[..size.width], target.width, catmull_rom);
+    for row in out.chunks_exact(target.width) {
+        // A sum of 480,000 rounded weights: each is off by up to 2^-23.
+        let close = |(byte, number): (&u8, &f64)| (f64::from(*byte) - number.clamp(0.0, 255.0)).abs() < 16.0;
+        assert!(row.iter().zip(&line).all(close), "{row:?} for {line:?}");
+    }
+}
+
 /// One line resampled in double precision over all its pixels, not rounded.
 fn naive(line: &[u8], length: usize, kernel: fn(f64) -> f64) -> Vec<f64> {
     let scale = line.len() as f64 / length as f64;
