@@ -82,7 +82,7 @@ async fn embed(State(api): State<Api>, request: Request) -> Result<Response, Pro
     let (parts, body) = request.into_parts();
     let body = Bytes::from_request(Request::from_parts(parts.clone(), body), &api)
         .await
-        .map_err(|_| super::images::body_too_large())?;
+        .map_err(|_| super::body::too_large())?;
     let fields: serde_json::Map<String, serde_json::Value> = parse_json(&body)?;
     if fields.contains_key("texts") {
         return embed_texts(&api, parse_json(&body)?).await;

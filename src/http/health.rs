@@ -73,8 +73,12 @@ struct LimitFacts {
     pixels: u64,
     /// Most ad-hoc labels or texts in a request.
     labels: usize,
-    /// Requests that are worked on at a time.
+    /// Requests that are worked on at a time, uploads and watches aside.
     requests: usize,
+    /// Uploads of tasks that are taken in at a time.
+    uploads: usize,
+    /// Event streams and waits for jobs at a time. A wait beyond is answered at once.
+    watches: usize,
     /// Most bytes in the body of a task.
     upload_bytes: usize,
     /// Most examples in a task.
@@ -83,7 +87,7 @@ struct LimitFacts {
     example_bytes: u64,
     /// Most bytes of all examples of a task, unpacked.
     examples_bytes: u64,
-    /// How long a request may take, uploads and event streams aside.
+    /// How long a request may take, uploads and watches aside; and how long an upload may send nothing.
     deadline_seconds: f64,
 }
 
@@ -140,6 +144,8 @@ async fn info(State(api): State<Api>) -> Json<Info> {
             pixels: limits.pixels,
             labels: limits.labels,
             requests: limits.requests,
+            uploads: limits.uploads(),
+            watches: limits.watches(),
             upload_bytes: limits.upload_bytes,
             examples: limits.upload.examples,
             example_bytes: limits.upload.image_bytes,

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::Limits;
 use super::problem::Problem;
+use super::{Limits, body};
 
 /// Images as they arrived, in order; at least one.
 pub(super) struct Images {
@@ -83,9 +83,9 @@ where
             )
         })?;
         let items = match form {
-            BodyForm::Raw => vec![body_bytes(request, state).await?],
+            BodyForm::Raw => vec![body::bytes(request, state).await?],
             BodyForm::Multipart => multipart_images(request, state, limit).await?,
-            BodyForm::Json => json_images(&body_bytes(request, state).await?, limit)?,
+            BodyForm::Json => json_images(&body::bytes(request, state).await?, limit)?,
         };
         if items.iter().all(Bytes::is_empty) {
             return Err(Problem::new(
@@ -99,17 +99,6 @@ where
             raw: form == BodyForm::Raw,
         })
     }
-}
-
-async fn body_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
-    Bytes::from_request(request, state).await.map_err(|rejection| {
-        let status = rejection.status();
-        if status == StatusCode::PAYLOAD_TOO_LARGE {
-            body_too_large()
-        } else {
-            Problem::new(status, "bad_request", rejection.body_text())
-        }
-    })
 }
 
 async fn multipart_images<S: Send + Sync>(
@@ -176,19 +165,8 @@ pub(super) async fn open_multipart<S: Send + Sync>(
 /// What went wrong while reading a multipart body.
 #[expect(clippy::needless_pass_by_value, reason = "the signature that map_err wants")]
 pub(super) fn multipart_problem(error: MultipartError) -> Problem {
-    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        return body_too_large();
-    }
-    Problem::new(error.status(), "invalid_multipart", error.body_text())
-}
-
-/// 413 for the whole body.
-pub(super) fn body_too_large() -> Problem {
-    Problem::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        "body_too_large",
-        "the body is larger than allowed; /info says how much is",
-    )
+    body::known_failure(&error)
+        .unwrap_or_else(|| Problem::new(error.status(), "invalid_multipart", error.body_text()))
 }
 
 fn too_many_images(limit: usize) -> Problem {

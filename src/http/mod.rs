@@ -10,6 +10,7 @@
 mod accuracy;
 mod activations;
 mod admission;
+mod body;
 mod classify;
 mod embed;
 mod health;
@@ -21,6 +22,8 @@ mod observe;
 pub mod openapi;
 mod page;
 mod pages;
+mod patience;
+mod prefer;
 mod problem;
 mod tasks;
 mod upload;
@@ -66,8 +69,21 @@ pub struct Limits {
     pub upload: UploadLimits,
     /// Requests that are worked on at a time.
     pub requests: usize,
-    /// How long a request may take, uploads and event streams aside.
+    /// How long a request may take, uploads and event streams aside; and how long an upload may send nothing.
     pub deadline: Duration,
+}
+
+impl Limits {
+    /// Uploads that are taken in at a time: each keeps a disk and the store's writer busy, so they are fewer than
+    /// the requests.
+    pub fn uploads(&self) -> usize {
+        (self.requests / 8).max(1)
+    }
+
+    /// Event streams and waits for jobs at a time: as many as requests, for they cost next to nothing.
+    pub fn watches(&self) -> usize {
+        self.requests
+    }
 }
 
 /// What the handlers work with.

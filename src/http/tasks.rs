@@ -1,9 +1,9 @@
 //! `/v1/models/{model}/tasks`: teach a task, and read what was taught.
 
-use axum::Json;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -11,8 +11,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::accuracy::Accuracy;
+use super::admission::{Admission, Place};
 use super::problem::Problem;
-use super::{Api, jobs, upload};
+use super::{Api, jobs, prefer, upload};
 use crate::domain::{
     AccuracyMatrix, JobId, JobState, Label, ModelName, Tally, Task, TaskName, VersionNumber,
 };
@@ -108,9 +109,11 @@ async fn teach(
     State(api): State<Api>,
     Path(model): Path<ModelName>,
     Query(query): Query<TeachQuery>,
-    headers: HeaderMap,
+    Extension(place): Extension<Place>,
+    Extension(admission): Extension<Admission>,
     request: Request,
 ) -> Result<Response, Problem> {
+    let wait = prefer::wait(request.headers());
     // What can be refused without reading the body is refused first.
     let name = query.name.as_deref().map(str::parse::<TaskName>).transpose()?;
     api.model(&model).await?;
@@ -127,8 +130,10 @@ async fn teach(
         upload: received.upload,
     };
     let mut job = api.learner.submit(task, Timestamp::now()).await?;
-    if let Some(seconds) = jobs::preferred_wait(&headers) {
-        job = jobs::wait_for_end(&api, job, seconds).await?;
+    // Whoever waits for the job must not keep others from uploading.
+    drop(place);
+    if let (Some(seconds), Some(_watch)) = (wait, admission.watch()) {
+        job = jobs::wait_for_end(&api, job, seconds).await;
     }
     let location = format!("/v1/jobs/{}", job.id);
     let headers = [

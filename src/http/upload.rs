@@ -3,7 +3,7 @@
 use std::io::SeekFrom;
 use std::path::Path;
 
-use axum::body::{Body, BodyDataStream};
+use axum::body::BodyDataStream;
 use axum::extract::Request;
 use axum::extract::multipart::Field;
 use axum::http::StatusCode;
@@ -14,7 +14,8 @@ use tokio::fs::File;
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
 use super::Api;
-use super::images::{BodyForm, body_too_large, multipart_problem, open_multipart, parse_json};
+use super::body;
+use super::images::{BodyForm, multipart_problem, open_multipart, parse_json};
 use super::problem::{ItemError, Problem};
 use crate::domain::{Label, NewClass, Prompt, Split, TaskName};
 use crate::learner::{ArchiveKind, Upload, UploadError};
@@ -66,8 +67,8 @@ pub(super) async fn receive(api: &Api, request: Request) -> Result<ReceivedTask,
 
 async fn receive_archive(api: &Api, request: Request) -> Result<ReceivedTask, Problem> {
     let mut upload = Upload::new(api.limits.upload, temporary(&api.spool).await?.into_std().await);
-    let body: BodyDataStream = axum::body::Body::into_data_stream(limited(request, api.limits.upload_bytes));
-    let body = body.map(|chunk| chunk.map_err(|error| broken_body(&error)));
+    let body: BodyDataStream = body::limited(request, api.limits.upload_bytes).into_data_stream();
+    let body = body.map(|chunk| chunk.map_err(|error| body::failure(&error)));
     let mut spool = temporary(&api.spool).await?;
     match spool_part(Box::pin(body), &mut spool, &api.spool).await? {
         Part::Archive(kind, file) => {
@@ -206,19 +207,4 @@ async fn temporary(directory: &Path) -> Result<File, Problem> {
 
 async fn text(part: Field<'_>) -> Result<String, Problem> {
     part.text().await.map_err(multipart_problem)
-}
-
-fn limited(request: Request, bytes: usize) -> Body {
-    Body::new(http_body_util::Limited::new(request.into_body(), bytes))
-}
-
-fn broken_body(error: &axum::Error) -> Problem {
-    let mut source: Option<&dyn std::error::Error> = Some(error);
-    while let Some(cause) = source {
-        if cause.is::<http_body_util::LengthLimitError>() {
-            return body_too_large();
-        }
-        source = cause.source();
-    }
-    Problem::new(StatusCode::BAD_REQUEST, "broken_body", "the body ended early")
 }
