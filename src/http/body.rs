@@ -7,6 +7,7 @@ use axum::extract::{FromRequest as _, Request};
 use axum::http::StatusCode;
 use bytes::Bytes;
 
+use super::form::HeadTooLong;
 use super::patience::Stalled;
 use super::problem::Problem;
 
@@ -47,6 +48,10 @@ pub(super) fn known_failure(error: &(dyn Error + 'static)) -> Option<Problem> {
                 "upload_stalled",
                 detail,
             ));
+        }
+        if cause.is::<HeadTooLong>() {
+            let detail = cause.to_string();
+            return Some(Problem::new(StatusCode::BAD_REQUEST, "invalid_multipart", detail));
         }
         source = cause.source();
     }

@@ -1,7 +1,6 @@
 //! The images of a request, in any of the forms a client may send them in.
 
-use axum::extract::multipart::MultipartError;
-use axum::extract::{FromRef, FromRequest, Multipart, Request};
+use axum::extract::{FromRef, FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,7 +8,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::problem::Problem;
+use super::form::Form;
+use super::problem::{Problem, shortened};
 use super::{Limits, body};
 
 /// Images as they arrived, in order; at least one.
@@ -106,20 +106,22 @@ async fn multipart_images<S: Send + Sync>(
     state: &S,
     limit: usize,
 ) -> Result<Vec<Bytes>, Problem> {
-    let mut parts = open_multipart(request, state).await?;
+    let mut form = Form::open(request, state).await?;
     let mut images = Vec::new();
-    while let Some(part) = parts.next_field().await.map_err(multipart_problem)? {
-        if part.name() != Some("image") {
-            let name = part.name().unwrap_or_default().to_owned();
+    while let Some(part) = form.next().await? {
+        if part.name != "image" {
             return Err(Problem::invalid(
                 "unknown_part",
-                format!("unknown part {name:?}; images go in `image` parts"),
+                format!(
+                    "unknown part {:?}; images go in `image` parts",
+                    shortened(&part.name)
+                ),
             ));
         }
         if images.len() == limit {
             return Err(too_many_images(limit));
         }
-        images.push(part.bytes().await.map_err(multipart_problem)?);
+        images.push(part.bytes().await?);
     }
     Ok(images)
 }
@@ -150,23 +152,6 @@ pub(super) fn parse_json<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, P
             Problem::new(StatusCode::BAD_REQUEST, "invalid_json", error.to_string())
         }
     })
-}
-
-/// Opens a multipart body, with a missing boundary as a problem.
-pub(super) async fn open_multipart<S: Send + Sync>(
-    request: Request,
-    state: &S,
-) -> Result<Multipart, Problem> {
-    Multipart::from_request(request, state)
-        .await
-        .map_err(|rejection| Problem::new(rejection.status(), "invalid_multipart", rejection.body_text()))
-}
-
-/// What went wrong while reading a multipart body.
-#[expect(clippy::needless_pass_by_value, reason = "the signature that map_err wants")]
-pub(super) fn multipart_problem(error: MultipartError) -> Problem {
-    body::known_failure(&error)
-        .unwrap_or_else(|| Problem::new(error.status(), "invalid_multipart", error.body_text()))
 }
 
 fn too_many_images(limit: usize) -> Problem {

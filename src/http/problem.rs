@@ -3,6 +3,8 @@
 //! A handler returns a [`Problem`]; [`finish`] is the outermost layer and writes the body, so that the framework's
 //! own rejections (unknown route, wrong method, bad JSON, body too large, a panic) leave in the same form.
 
+use std::borrow::Cow;
+
 use axum::body::{Body, to_bytes};
 use axum::extract::{OriginalUri, Request};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -113,6 +115,15 @@ impl Problem {
             code: self.code,
             detail: self.detail,
         }
+    }
+}
+
+/// What a caller said, as far as an error repeats it.
+pub(super) fn shortened(text: &str) -> Cow<'_, str> {
+    const MOST: usize = 200;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
     }
 }
 

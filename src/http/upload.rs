@@ -5,7 +5,6 @@ use std::path::Path;
 
 use axum::body::BodyDataStream;
 use axum::extract::Request;
-use axum::extract::multipart::Field;
 use axum::http::StatusCode;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -13,12 +12,17 @@ use serde::Deserialize;
 use tokio::fs::File;
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
-use super::Api;
-use super::body;
-use super::images::{BodyForm, multipart_problem, open_multipart, parse_json};
-use super::problem::{ItemError, Problem};
+use super::form::Form;
+use super::images::{BodyForm, parse_json};
+use super::problem::{ItemError, Problem, shortened};
+use super::{Api, body};
 use crate::domain::{Label, NewClass, Prompt, Split, TaskName};
 use crate::learner::{ArchiveKind, Upload, UploadError};
+
+/// Most bytes of the field `name`.
+const NAME_BYTES: usize = 1 << 10;
+/// Most bytes of the field `classes`.
+const CLASSES_BYTES: usize = 1 << 20;
 
 /// A task as it arrived: its name and its examples.
 pub(super) struct ReceivedTask {
@@ -95,15 +99,15 @@ async fn receive_parts(api: &Api, request: Request) -> Result<ReceivedTask, Prob
             .await,
     );
     let mut name = None;
-    let mut parts = open_multipart(request, api).await?;
-    while let Some(part) = parts.next_field().await.map_err(multipart_problem)? {
-        let part_name = part.name().unwrap_or_default().to_owned();
-        let file_name = part.file_name().map(str::to_owned);
+    let mut form = Form::open(request, api).await?;
+    while let Some(part) = form.next().await? {
+        let (part_name, file_name) = (part.name.clone(), part.file_name.clone());
         // Fields have no file name; a class may be called "name" all the same.
         match (part_name.as_str(), &file_name) {
-            ("name", None) => name = Some(text(part).await?.parse()?),
+            ("name", None) => name = Some(part.text(NAME_BYTES).await?.parse()?),
             ("classes", None) => {
-                for class in parse_json::<Vec<DescribedClass>>(text(part).await?.as_bytes())? {
+                let classes = part.text(CLASSES_BYTES).await?;
+                for class in parse_json::<Vec<DescribedClass>>(classes.as_bytes())? {
                     upload.describe(NewClass {
                         label: class.label,
                         prompt: class.prompt.map(String::from),
@@ -111,7 +115,7 @@ async fn receive_parts(api: &Api, request: Request) -> Result<ReceivedTask, Prob
                 }
             }
             _ => {
-                let chunks = Box::pin(part.map(|chunk| chunk.map_err(multipart_problem)));
+                let chunks = part.chunks();
                 match spool_part(chunks, &mut spool, &api.spool).await? {
                     Part::Archive(kind, file) => {
                         let split = archive_split(&part_name)?;
@@ -120,7 +124,7 @@ async fn receive_parts(api: &Api, request: Request) -> Result<ReceivedTask, Prob
                     Part::Slice(at) => {
                         let label: Label = part_name.parse().map_err(|error: crate::domain::NameError| {
                             let item = ItemError {
-                                item: part_name.clone(),
+                                item: shortened(&part_name).into_owned(),
                                 code: "invalid_name",
                                 detail: error.to_string(),
                             };
@@ -144,7 +148,10 @@ fn archive_split(part: &str) -> Result<Option<Split>, Problem> {
         "test" => Ok(Some(Split::HeldOut)),
         other => Err(Problem::invalid(
             "unknown_part",
-            format!("the archive in part {other:?} must be in a part named archive, train or test"),
+            format!(
+                "the archive in part {:?} must be in a part named archive, train or test",
+                shortened(other)
+            ),
         )),
     }
 }
@@ -203,8 +210,4 @@ async fn temporary(directory: &Path) -> Result<File, Problem> {
     file.map_err(|e| Problem::internal(&e))?
         .map(File::from_std)
         .map_err(|e| Problem::internal(&e))
-}
-
-async fn text(part: Field<'_>) -> Result<String, Problem> {
-    part.text().await.map_err(multipart_problem)
 }

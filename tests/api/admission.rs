@@ -12,13 +12,15 @@ use crate::archive::zip;
 use crate::caller::Answer;
 use crate::database::Database;
 use crate::pictures::{FLORA, SKIES, folders};
+use crate::process::Process;
 use crate::refusals::assert_alive;
 use crate::scene::TASKS;
 use crate::test_app::TestApp;
 
-/// Teaches a task that is learned for longer than any of these tests takes, and gives its job's path.
-async fn endless_job(app: &TestApp) -> String {
-    let config = json!({"epochs": 200, "batch_size": 1});
+/// Teaches a task that is learned for longer than any of these tests takes, and gives its job's path. The server must
+/// be a process, which need not wait for it in the end.
+async fn endless_job(app: &Process) -> String {
+    let config = json!({"epochs": 1000, "batch_size": 1});
     let model = app
         .post("/v1/models")
         .json(&json!({"name": "slow", "config": config}));
@@ -51,24 +53,25 @@ async fn until(status: u16, request: impl Fn() -> RequestBuilder) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wait_may_be_longer_than_the_deadline() {
-    let app = TestApp::start(&Database::sqlite(), &["--deadline-seconds", "1"]).await;
+    let database = Database::sqlite();
+    let app = Process::start(&database, &["--deadline-seconds", "1"]);
     let job = endless_job(&app).await;
     let asked = app.request(Method::GET, &job).header("prefer", "Wait=\"2\"");
-    let waited = Answer::to(asked).await.json(200);
-    assert_eq!(waited["state"], "running", "the job as it stands: {waited}");
-
     let second = app
         .submit("slow", "skies", zip(&folders(&SKIES, 0..2)))
         .header("prefer", "wait=2");
     let began = Instant::now();
-    let accepted = Answer::to(second).await.json(202);
+    let (waited, accepted) = tokio::join!(Answer::to(asked), Answer::to(second));
     assert!(began.elapsed() >= Duration::from_secs(2));
+    let (waited, accepted) = (waited.json(200), accepted.json(202));
+    assert_eq!(waited["state"], "running", "the job as it stands: {waited}");
     assert_eq!(accepted["state"], "queued", "{accepted}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_who_watch_are_bounded_and_in_nobodys_way() {
-    let app = TestApp::start(&Database::sqlite(), &["--max-requests", "1"]).await;
+    let database = Database::sqlite();
+    let app = Process::start(&database, &["--max-requests", "1"]);
     let job = endless_job(&app).await;
     let events = || app.request(Method::GET, &format!("{job}/events"));
     let watching = events().send().await.expect("an answer");

@@ -142,23 +142,33 @@ async fn a_caller_may_wait_for_the_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_of_all_the_world_come_back_as_they_were() {
     let app = TestApp::start(&Database::sqlite(), &[]).await;
-    // As browsers and curl do: UTF-8 as it stands.
-    let mut form = Form::new().percent_encode_noop();
+    // As browsers and curl do: UTF-8 as it stands. Others encode it, `name*=utf-8''…`.
+    for (task, form) in [
+        ("Vögel – ёж 🐦", Form::new().percent_encode_noop()),
+        ("encoded", Form::new()),
+    ] {
+        let model = json!({"name": format!("model-{}", task.is_ascii())});
+        Answer::to(app.post("/v1/models").json(&model)).await.json(201);
+        teach_names(&app, model["name"].as_str().expect("a name"), task, form).await;
+    }
+}
+
+async fn teach_names(app: &TestApp, model: &str, name: &str, mut form: Form) {
+    let tasks = format!("/v1/models/{model}/tasks");
     for (label, class) in [("Graureiher 鷺", "poppy"), ("name", "meadow")] {
         for number in 0..3 {
-            let image = Part::bytes(png(class, number)).file_name("x.png");
+            let image = Part::bytes(png(class, number)).file_name("鷺.png");
             form = form.part(label, image);
         }
     }
-    let request = app
-        .post(TASKS)
-        .query(&[("name", "Vögel – ёж 🐦")])
-        .multipart(form);
-    let accepted = Answer::to(request).await;
-    assert_eq!(accepted.json(202)["task"], "Vögel – ёж 🐦");
-    let task = learned(&app, &accepted).await;
-    assert_eq!(texts(&task["classes"]), ["Graureiher 鷺", "name"]);
-    assert_eq!(task["name"], "Vögel – ёж 🐦");
-    let problem = Answer::to(app.request(reqwest::Method::GET, &format!("{TASKS}/unheard"))).await;
+    let request = app.post(&tasks).query(&[("name", name)]).multipart(form);
+    let accepted = Answer::to(request).await.json(202);
+    assert_eq!(accepted["task"], name);
+    let ended = app.end_of(accepted["job"].as_str().expect("a job's id")).await;
+    assert_eq!(ended["state"], "succeeded", "{ended}");
+    let known = app.get(&tasks).await;
+    assert_eq!(texts(&known["tasks"][0]["classes"]), ["Graureiher 鷺", "name"]);
+    assert_eq!(known["tasks"][0]["name"], name);
+    let problem = Answer::to(app.request(reqwest::Method::GET, &format!("{tasks}/unheard"))).await;
     problem.problem(404, "unknown_task");
 }
