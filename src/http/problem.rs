@@ -303,6 +303,9 @@ impl From<UploadError> for Problem {
             UploadError::Damaged(_) => Self::invalid("damaged_archive", detail),
             UploadError::Layout(_) => Self::invalid("archive_layout", detail),
             UploadError::TooManyExamples(_) => too_large("too_many_examples"),
+            UploadError::TooManyClasses(_) => too_large("too_many_classes"),
+            UploadError::TooManyArchives(_) => too_large("too_many_archives"),
+            UploadError::HeadersTooLarge(_) => too_large("archive_headers_too_large"),
             UploadError::ImageTooLarge { .. } => too_large("image_too_large"),
             UploadError::TooLarge(_) => too_large("upload_too_large"),
             UploadError::EmptyClass(_) | UploadError::NothingToLearn(_) | UploadError::Empty => {

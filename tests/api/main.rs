@@ -12,6 +12,7 @@ mod conflicts;
 mod database;
 mod embed;
 mod history;
+mod hostile_archives;
 mod jobs;
 mod malformed_archives;
 mod malformed_bodies;

@@ -124,6 +124,23 @@ async fn prompts_describe_classes() {
     let version = app.get("/v1/models/default/versions/1").await;
     assert_eq!(version["classes"][0]["prompt"], "green grass in stripes");
     assert_eq!(version["classes"][1]["prompt"], "red flower");
+
+    // The description may also come after the examples.
+    let skies = SKIES
+        .iter()
+        .flat_map(|class| (0..2).map(move |number| (*class, png(class, number))));
+    let form = skies.fold(Form::new().text("name", "skies"), |form, (class, image)| {
+        form.part(class, Part::bytes(image).file_name("x.png"))
+    });
+    let prompts = json!([{"label": "rainbow", "prompt": "colours in the sky"}]);
+    let accepted = Answer::to(
+        app.post(TASKS)
+            .multipart(form.text("classes", prompts.to_string())),
+    )
+    .await;
+    learned(&app, &accepted).await;
+    let version = app.get("/v1/models/default/versions/2").await;
+    assert_eq!(version["classes"][3]["prompt"], "colours in the sky");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
