@@ -1,13 +1,13 @@
 //! `GET /v1/models/{model}/accuracy`: the task × version accuracy matrix and its summary.
 
-use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Api;
+use super::extract::{Json, Path};
 use super::problem::Problem;
 use crate::domain::{ModelName, Tally, TaskName, VersionNumber};
 

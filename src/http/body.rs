@@ -4,12 +4,42 @@ use std::error::Error;
 
 use axum::body::Body;
 use axum::extract::{FromRequest as _, Request};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 
 use super::form::HeadTooLong;
 use super::patience::Stalled;
 use super::problem::Problem;
+
+/// The forms of body that a request may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BodyForm {
+    /// One file and nothing else.
+    Raw,
+    /// `multipart/form-data`.
+    Multipart,
+    /// `application/json`.
+    Json,
+}
+
+impl BodyForm {
+    /// The form that the content type announces; `None` for one that is not accepted.
+    ///
+    /// Raw bodies are told apart by their content, so a missing type, `application/octet-stream` and
+    /// `application/x-www-form-urlencoded` (what curl sends for `--data-binary`) are taken as raw.
+    pub(super) fn of(headers: &HeaderMap, is_raw_type: impl Fn(&str) -> bool) -> Option<Self> {
+        let Some(value) = headers.get(header::CONTENT_TYPE) else {
+            return Some(Self::Raw);
+        };
+        let value = value.to_str().ok()?.to_ascii_lowercase();
+        match value.split(';').next().unwrap_or_default().trim() {
+            "multipart/form-data" => Some(Self::Multipart),
+            "application/json" => Some(Self::Json),
+            "" | "application/octet-stream" | "application/x-www-form-urlencoded" => Some(Self::Raw),
+            other => is_raw_type(other).then_some(Self::Raw),
+        }
+    }
+}
 
 /// The whole body, within the limit of its route.
 pub(super) async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {

@@ -3,8 +3,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
@@ -14,6 +13,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::Api;
+use super::extract::{Json, Path, Query};
 use super::images::{Images, JsonImages};
 use super::inference;
 use super::problem::{ItemError, Problem};

@@ -11,7 +11,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Api;
-use super::images::{Images, parse_json};
+use super::extract::parse_json;
+use super::images::Images;
 use super::inference;
 use super::problem::{ItemError, Problem};
 use crate::domain::{Digest, ModelConfig};

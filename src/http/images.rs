@@ -1,13 +1,15 @@
 //! The images of a request, in any of the forms a client may send them in.
 
 use axum::extract::{FromRef, FromRequest, Request};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::body::BodyForm;
+use super::extract::parse_json;
 use super::form::Form;
 use super::problem::{Problem, shortened};
 use super::{Limits, body};
@@ -34,36 +36,6 @@ pub(super) struct JsonImages {
 pub(super) struct JsonImage {
     /// The image file in base64 (RFC 4648, padded).
     data: String,
-}
-
-/// The forms of body that a request may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BodyForm {
-    /// One file and nothing else.
-    Raw,
-    /// `multipart/form-data`.
-    Multipart,
-    /// `application/json`.
-    Json,
-}
-
-impl BodyForm {
-    /// The form that the content type announces; `None` for one that is not accepted.
-    ///
-    /// Raw bodies are told apart by their content, so a missing type, `application/octet-stream` and
-    /// `application/x-www-form-urlencoded` (what curl sends for `--data-binary`) are taken as raw.
-    pub(super) fn of(headers: &HeaderMap, is_raw_type: impl Fn(&str) -> bool) -> Option<Self> {
-        let Some(value) = headers.get(header::CONTENT_TYPE) else {
-            return Some(Self::Raw);
-        };
-        let value = value.to_str().ok()?.to_ascii_lowercase();
-        match value.split(';').next().unwrap_or_default().trim() {
-            "multipart/form-data" => Some(Self::Multipart),
-            "application/json" => Some(Self::Json),
-            "" | "application/octet-stream" | "application/x-www-form-urlencoded" => Some(Self::Raw),
-            other => is_raw_type(other).then_some(Self::Raw),
-        }
-    }
 }
 
 impl<S> FromRequest<S> for Images
@@ -141,17 +113,6 @@ fn json_images(body: &[u8], limit: usize) -> Result<Vec<Bytes>, Problem> {
         })
     };
     body.images.into_iter().enumerate().map(decode).collect()
-}
-
-/// Parses a JSON body: 400 when it is no JSON, 422 when it has another form than expected.
-pub(super) fn parse_json<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| {
-        if error.is_data() {
-            Problem::invalid("unprocessable", error.to_string())
-        } else {
-            Problem::new(StatusCode::BAD_REQUEST, "invalid_json", error.to_string())
-        }
-    })
 }
 
 fn too_many_images(limit: usize) -> Problem {

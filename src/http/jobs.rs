@@ -3,10 +3,10 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::Extension;
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::{Extension, Json};
 use futures::{Stream, StreamExt as _, stream};
 use tokio::time::Instant;
 use utoipa_axum::router::OpenApiRouter;
@@ -14,6 +14,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::admission::Place;
+use super::extract::{Json, Path};
 use super::problem::Problem;
 use super::{Api, prefer};
 use crate::domain::{Job, JobId, JobState, ModelName};

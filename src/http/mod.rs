@@ -14,6 +14,7 @@ mod body;
 mod classify;
 mod disposition;
 mod embed;
+mod extract;
 mod form;
 mod health;
 mod images;

@@ -20,6 +20,9 @@ use crate::learner::{SubmitError, UploadError};
 use crate::registry::RegistryError;
 use crate::store::{EnqueueError, StoreError};
 
+/// Most characters of an explanation, which may repeat what a caller sent.
+const LONGEST_DETAIL: usize = 500;
+
 /// An error, as RFC 9457 describes it (`application/problem+json`).
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct Problem {
@@ -66,7 +69,7 @@ impl Problem {
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
             code,
-            detail: detail.into(),
+            detail: shortened_to(LONGEST_DETAIL, &detail.into()).into_owned(),
             instance: None,
             request_id: None,
             errors: Vec::new(),
@@ -120,8 +123,11 @@ impl Problem {
 
 /// What a caller said, as far as an error repeats it.
 pub(super) fn shortened(text: &str) -> Cow<'_, str> {
-    const MOST: usize = 200;
-    match text.char_indices().nth(MOST) {
+    shortened_to(200, text)
+}
+
+fn shortened_to(most: usize, text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]).into(),
         None => text.into(),
     }
@@ -194,6 +200,9 @@ pub(super) fn from_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
 async fn from_framework(response: &mut Response) -> Problem {
     const LONGEST_DETAIL: usize = 4096;
     let status = response.status();
+    if status.is_server_error() {
+        tracing::error!(status = status.as_u16(), "the framework failed");
+    }
     let body = std::mem::take(response.body_mut());
     let text = to_bytes(body, LONGEST_DETAIL).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&text).trim().to_owned();

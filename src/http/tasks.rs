@@ -1,9 +1,9 @@
 //! `/v1/models/{model}/tasks`: teach a task, and read what was taught.
 
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::Extension;
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -12,6 +12,7 @@ use utoipa_axum::routes;
 
 use super::accuracy::Accuracy;
 use super::admission::{Admission, Place};
+use super::extract::{Json, Path, Query};
 use super::problem::Problem;
 use super::{Api, jobs, prefer, upload};
 use crate::domain::{

@@ -12,8 +12,9 @@ use serde::Deserialize;
 use tokio::fs::File;
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
+use super::body::BodyForm;
+use super::extract::parse_json;
 use super::form::Form;
-use super::images::{BodyForm, parse_json};
 use super::problem::{ItemError, Problem, shortened};
 use super::{Api, body};
 use crate::domain::{Label, NewClass, Prompt, Split, TaskName};

@@ -1,7 +1,6 @@
 //! `/v1/models/{model}/versions`: the immutable snapshots.
 
-use axum::Json;
-use axum::extract::{OriginalUri, Path, Query, State};
+use axum::extract::{OriginalUri, State};
 use axum::response::{AppendHeaders, IntoResponse};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,6 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::accuracy::Accuracy;
+use super::extract::{Json, Path, Query};
 use super::problem::Problem;
 use super::{Api, page};
 use crate::domain::{

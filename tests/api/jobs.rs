@@ -67,7 +67,7 @@ async fn a_job_tells_its_story(database: Database) {
             let asked = app.request(Method::GET, &format!("/v1/jobs/{id}{tail}"));
             let answer = Answer::to(asked).await;
             match id {
-                "not-an-id" => answer.problem(400, "bad_request"),
+                "not-an-id" => answer.problem(400, "invalid_path"),
                 _ => answer.problem(404, "unknown_job"),
             };
         }

@@ -57,7 +57,7 @@ async fn names_that_cannot_be() {
     let groups = vec![
         (422, "missing_name", vec![("no name", send(form()))]),
         (422, "invalid_name", invalid),
-        (400, "bad_request", vec![("a title", at("title=birds"))]),
+        (400, "invalid_query", vec![("a title", at("title=birds"))]),
         (404, "unknown_model", vec![("nobody", elsewhere)]),
     ];
     assert_refused(&app, groups).await;

@@ -85,7 +85,7 @@ async fn refuses_what_it_cannot_serve(database: Database) {
         .post(path)
         .header("content-type", "application/json")
         .body("{");
-    Answer::to(request).await.problem(400, "bad_request");
+    Answer::to(request).await.problem(400, "invalid_json");
     let request = app.post(path).body("{\"version\": 1}");
     Answer::to(request).await.problem(415, "unsupported_media_type");
     let request = app
