@@ -16,7 +16,7 @@ use super::Api;
 use super::extract::{Json, Path, Query};
 use super::images::{Images, JsonImages};
 use super::inference;
-use super::problem::{ItemError, Problem};
+use super::problem::Problem;
 use crate::adapter::Head;
 use crate::domain::{Digest, Label, ModelName, TaskName, VersionNumber};
 use crate::engine::Priority;
@@ -69,7 +69,7 @@ enum Prediction {
     /// The image could not be used.
     Failed {
         /// What is wrong with it.
-        error: ItemError,
+        error: Problem,
     },
 }
 

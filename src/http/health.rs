@@ -73,6 +73,10 @@ struct LimitFacts {
     pixels: u64,
     /// Most ad-hoc labels or texts in a request.
     labels: usize,
+    /// Most bytes of one text.
+    text_bytes: usize,
+    /// Images that may wait for the device; more are refused.
+    queue: usize,
     /// Requests that are worked on at a time, uploads and watches aside.
     requests: usize,
     /// Uploads of tasks that are taken in at a time.
@@ -143,6 +147,8 @@ async fn info(State(api): State<Api>) -> Json<Info> {
             images: limits.images,
             pixels: limits.pixels,
             labels: limits.labels,
+            text_bytes: limits.text_bytes,
+            queue: limits.queue,
             requests: limits.requests,
             uploads: limits.uploads(),
             watches: limits.watches(),

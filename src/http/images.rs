@@ -9,6 +9,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::body::BodyForm;
+use super::capped::Capped;
 use super::extract::parse_json;
 use super::form::Form;
 use super::problem::{Problem, shortened};
@@ -16,8 +17,8 @@ use super::{Limits, body};
 
 /// Images as they arrived, in order; at least one.
 pub(super) struct Images {
-    /// The encoded images.
-    pub items: Vec<Bytes>,
+    /// The encoded images, or why one could not be read from the body.
+    pub items: Vec<Result<Bytes, Problem>>,
     /// Whether the request's body was one image and nothing else.
     pub raw: bool,
 }
@@ -27,7 +28,8 @@ pub(super) struct Images {
 #[serde(deny_unknown_fields)]
 pub(super) struct JsonImages {
     /// The images, in the order of the answers.
-    images: Vec<JsonImage>,
+    #[schema(value_type = Vec<JsonImage>)]
+    images: Capped<JsonImage>,
 }
 
 /// One image in a JSON body.
@@ -54,22 +56,46 @@ where
                 "send one image as the body, multipart/form-data with `image` parts, or application/json",
             )
         })?;
-        let items = match form {
-            BodyForm::Raw => vec![body::bytes(request, state).await?],
-            BodyForm::Multipart => multipart_images(request, state, limit).await?,
-            BodyForm::Json => json_images(&body::bytes(request, state).await?, limit)?,
-        };
-        if items.iter().all(Bytes::is_empty) {
+        match form {
+            BodyForm::Raw => Self::new(vec![Ok(body::bytes(request, state).await?)], true),
+            BodyForm::Multipart => Self::new(multipart_images(request, state, limit).await?, false),
+            BodyForm::Json => {
+                let body: JsonImages = parse_json(&body::bytes(request, state).await?)?;
+                Self::from_json(body.images, limit)
+            }
+        }
+    }
+}
+
+impl Images {
+    /// Decodes the base64 of at most `limit` images.
+    ///
+    /// # Errors
+    /// When there are more, or none.
+    pub(super) fn from_json(images: Capped<JsonImage>, limit: usize) -> Result<Self, Problem> {
+        let Capped(images) = images;
+        if images.len() > limit {
+            return Err(too_many_images(limit));
+        }
+        let decoded = images.into_iter().map(|image| {
+            STANDARD.decode(image.data).map(Bytes::from).map_err(|error| {
+                let detail = format!("data is no base64: {error}");
+                Problem::new(StatusCode::BAD_REQUEST, "invalid_base64", detail)
+            })
+        });
+        Self::new(decoded.collect(), false)
+    }
+
+    fn new(items: Vec<Result<Bytes, Problem>>, raw: bool) -> Result<Self, Problem> {
+        let is_nothing = |item: &Result<Bytes, Problem>| item.as_ref().is_ok_and(Bytes::is_empty);
+        if items.iter().all(is_nothing) {
             return Err(Problem::new(
                 StatusCode::BAD_REQUEST,
                 "no_image",
                 "the request holds no image",
             ));
         }
-        Ok(Self {
-            items,
-            raw: form == BodyForm::Raw,
-        })
+        Ok(Self { items, raw })
     }
 }
 
@@ -77,7 +103,7 @@ async fn multipart_images<S: Send + Sync>(
     request: Request,
     state: &S,
     limit: usize,
-) -> Result<Vec<Bytes>, Problem> {
+) -> Result<Vec<Result<Bytes, Problem>>, Problem> {
     let mut form = Form::open(request, state).await?;
     let mut images = Vec::new();
     while let Some(part) = form.next().await? {
@@ -93,26 +119,9 @@ async fn multipart_images<S: Send + Sync>(
         if images.len() == limit {
             return Err(too_many_images(limit));
         }
-        images.push(part.bytes().await?);
+        images.push(Ok(part.bytes().await?));
     }
     Ok(images)
-}
-
-fn json_images(body: &[u8], limit: usize) -> Result<Vec<Bytes>, Problem> {
-    let body: JsonImages = parse_json(body)?;
-    if body.images.len() > limit {
-        return Err(too_many_images(limit));
-    }
-    let decode = |(place, image): (usize, JsonImage)| {
-        STANDARD.decode(image.data).map(Bytes::from).map_err(|error| {
-            Problem::new(
-                StatusCode::BAD_REQUEST,
-                "invalid_base64",
-                format!("images[{place}].data: {error}"),
-            )
-        })
-    };
-    body.images.into_iter().enumerate().map(decode).collect()
 }
 
 fn too_many_images(limit: usize) -> Problem {

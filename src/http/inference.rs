@@ -5,17 +5,18 @@ use std::time::{Duration, Instant};
 
 use axum::http::HeaderName;
 use axum::response::AppendHeaders;
+use bytes::Bytes;
 use futures::future::join_all;
 
 use super::images::Images;
-use super::problem::{ItemError, Problem};
+use super::problem::Problem;
 use crate::adapter::Head;
 use crate::engine::{Engine, EngineError, Output, Priority};
 
 /// What became of a request's images.
 pub(super) struct Encoded {
     /// One result an image, in order; at least one is good.
-    pub outputs: Vec<Result<Output, ItemError>>,
+    pub outputs: Vec<Result<Output, Problem>>,
     /// How long the stages took.
     pub times: StageTimes,
 }
@@ -60,13 +61,15 @@ pub(super) async fn encode(
     head: Option<Arc<Head>>,
 ) -> Result<Encoded, Problem> {
     let started = Instant::now();
-    let decoded = join_all(
-        images
-            .items
-            .into_iter()
-            .map(|bytes| engine.decode(bytes, Priority::Interactive)),
-    )
-    .await;
+    let decode = async |item: Result<Bytes, Problem>| match item {
+        Ok(bytes) => match engine.decode(bytes, Priority::Interactive).await {
+            Ok(pixels) => Ok(Ok(pixels)),
+            Err(error @ EngineError::Image(_)) => Ok(Err(error.into())),
+            Err(error) => Err(Problem::from(error)),
+        },
+        Err(problem) => Ok(Err(problem)),
+    };
+    let decoded = join_all(images.items.into_iter().map(decode)).await;
     let mut times = StageTimes {
         decode: started.elapsed(),
         ..StageTimes::default()
@@ -75,13 +78,12 @@ pub(super) async fn encode(
     let mut pixels = Vec::with_capacity(decoded.len());
     let mut failures: Vec<Option<Problem>> = Vec::with_capacity(decoded.len());
     for image in decoded {
-        match image {
+        match image? {
             Ok(image) => {
                 pixels.push(image);
                 failures.push(None);
             }
-            Err(error @ EngineError::Image(_)) => failures.push(Some(error.into())),
-            Err(error) => return Err(error.into()),
+            Err(problem) => failures.push(Some(problem)),
         }
     }
     if pixels.is_empty() {
@@ -94,7 +96,7 @@ pub(super) async fn encode(
     let mut results = Vec::with_capacity(failures.len());
     for (place, failure) in failures.into_iter().enumerate() {
         match failure {
-            Some(problem) => results.push(Err(problem.into_item(item(place)))),
+            Some(problem) => results.push(Err(problem.of_item(item(place)))),
             None => results.extend(outputs.next().inspect(|output| times.include(output)).map(Ok)),
         }
     }

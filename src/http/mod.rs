@@ -11,6 +11,7 @@ mod accuracy;
 mod activations;
 mod admission;
 mod body;
+mod capped;
 mod classify;
 mod disposition;
 mod embed;
@@ -55,6 +56,9 @@ use crate::registry::{Registry, RegistryError};
 use crate::store::Store;
 use problem::Problem;
 
+/// Most bytes of a text: far more than any backbone looks at.
+pub const TEXT_BYTES: usize = 4096;
+
 /// Bounds on what a caller may ask for.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -66,12 +70,16 @@ pub struct Limits {
     pub pixels: u64,
     /// Most ad-hoc labels or texts in a request.
     pub labels: usize,
+    /// Most bytes of one text.
+    pub text_bytes: usize,
     /// Most bytes in the body of a task.
     pub upload_bytes: usize,
     /// Bounds on a task's examples.
     pub upload: UploadLimits,
     /// Requests that are worked on at a time.
     pub requests: usize,
+    /// Images that may wait for the device.
+    pub queue: usize,
     /// How long a request may take, uploads and event streams aside; and how long an upload may send nothing.
     pub deadline: Duration,
 }

@@ -57,18 +57,6 @@ pub(super) struct TaskParts {
     label: Vec<String>,
 }
 
-/// A JSON body to embed: images or texts.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is told apart by its fields")]
-pub(super) struct EmbedBody {
-    /// Image files in base64.
-    images: Option<Vec<super::images::JsonImage>>,
-    /// Texts.
-    texts: Option<Vec<String>>,
-    /// Whether to put each text into the default prompt template first.
-    template: Option<bool>,
-}
-
 /// The description as YAML; the same text as `openapi.yaml` in the repository.
 pub fn yaml() -> &'static str {
     static YAML: LazyLock<String> = LazyLock::new(|| {

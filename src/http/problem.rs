@@ -43,6 +43,9 @@ pub(super) struct Problem {
     /// The id under which the server logged the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// The item at fault, where the problem is a part of an answer: its position, such as `images[2]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub item: Option<String>,
     /// The fields or items at fault, where there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ItemError>,
@@ -72,6 +75,7 @@ impl Problem {
             detail: shortened_to(LONGEST_DETAIL, &detail.into()).into_owned(),
             instance: None,
             request_id: None,
+            item: None,
             errors: Vec::new(),
             retry_after: None,
         }
@@ -111,7 +115,16 @@ impl Problem {
         Self { errors, ..self }
     }
 
-    /// As one item's error within a larger answer.
+    /// As the problem of one item of a larger answer.
+    #[must_use]
+    pub(super) fn of_item(self, item: String) -> Self {
+        Self {
+            item: Some(item),
+            ..self
+        }
+    }
+
+    /// As an entry of a larger problem.
     pub(super) fn into_item(self, item: String) -> ItemError {
         ItemError {
             item,

@@ -40,7 +40,11 @@ async fn tells_how_it_is(database: Database) {
     for limit in [
         "pixels",
         "labels",
+        "text_bytes",
+        "queue",
         "requests",
+        "uploads",
+        "watches",
         "upload_bytes",
         "examples",
         "example_bytes",
