@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures::{Stream, StreamExt as _, stream};
+use axum::response::{IntoResponse as _, Response};
+use futures::{StreamExt as _, stream};
+use jiff::Timestamp;
+use serde::Serialize;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
@@ -29,6 +33,15 @@ pub(super) fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(one)).routes(routes!(events))
 }
 
+/// A job, and how long it will still take.
+#[derive(Debug, Serialize, ToSchema)]
+struct JobResponse {
+    #[serde(flatten)]
+    job: Job,
+    /// The seconds until it probably ends; null unless it runs and has made progress.
+    remaining_seconds: Option<f64>,
+}
+
 /// Describe a job
 ///
 /// With `Prefer: wait=N` the answer waits up to N seconds for the job to end, and then shows it as it stands. When too
@@ -36,44 +49,56 @@ pub(super) fn router() -> OpenApiRouter<Api> {
 #[utoipa::path(
     get, path = "/v1/jobs/{id}", tag = "learn", operation_id = "job",
     params(("id" = Uuid, Path, description = "The job's id")),
-    responses((status = 200, description = "The job", body = Job), (status = "default", response = super::openapi::ProblemResponse))
+    responses((status = 200, description = "The job", body = JobResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn one(
     State(api): State<Api>,
     Path(id): Path<Uuid>,
     place: Option<Extension<Place>>,
     headers: HeaderMap,
-) -> Result<Json<Job>, Problem> {
-    let job = existing(&api, JobId(id)).await?;
-    Ok(Json(match (prefer::wait(&headers), place) {
-        (Some(seconds), Some(_place)) => wait_for_end(&api, job, seconds).await,
-        _ => job,
+) -> Result<Json<JobResponse>, Problem> {
+    let mut job = existing(&api, JobId(id)).await?;
+    if let (Some(seconds), Some(_place)) = (prefer::wait(&headers), place) {
+        job = wait_for_end(&api, job, seconds).await;
+    }
+    let estimate = api.store.remaining_seconds(&job, Timestamp::now()).await;
+    let remaining_seconds = estimate.unwrap_or_else(|error| {
+        // The job itself is known; a wait must not end in an error for want of a guess.
+        tracing::warn!(error = &error as &dyn std::error::Error, "no estimate for a job");
+        None
+    });
+    Ok(Json(JobResponse {
+        job,
+        remaining_seconds,
     }))
 }
 
 /// Follow a job
 ///
 /// Server-sent events `state` and `progress`, from the first or from the one after `Last-Event-ID`. The stream ends
-/// with the job.
+/// with the job; whoever asks again then, as browsers do, is answered 204, which tells them to stop.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/events", tag = "learn", operation_id = "job_events",
     params(
         ("id" = Uuid, Path, description = "The job's id"),
         ("last-event-id" = Option<u64>, Header, description = "The last event that was seen")
     ),
-    responses((status = 200, description = "The events", body = String, content_type = "text/event-stream"), (status = "default", response = super::openapi::ProblemResponse))
+    responses((status = 200, description = "The events", body = String, content_type = "text/event-stream"), (status = 204, description = "The job has ended and nothing is left to tell"), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn events(
     State(api): State<Api>,
     Path(id): Path<Uuid>,
     Extension(place): Extension<Place>,
     headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+) -> Result<Response, Problem> {
     let job = existing(&api, JobId(id)).await?;
     let seen = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok()?.parse().ok())
         .unwrap_or(0);
+    if job.state.is_final() && api.store.job_events(job.id, seen, 1).await?.is_empty() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let stopping = api.stopping.clone();
     let follower = Follower {
         api,
@@ -85,7 +110,8 @@ async fn events(
     let stream = stream::unfold(follower, Follower::next)
         .flat_map(stream::iter)
         .take_until(stopping.cancelled_owned());
-    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10))))
+    let events = Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10)));
+    Ok(events.into_response())
 }
 
 /// Somebody who follows a job, and up to which event.

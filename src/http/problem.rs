@@ -280,6 +280,12 @@ impl From<ImageError> for Problem {
                 "too_many_pixels",
                 error.to_string(),
             ),
+            // A header that claims more pixels than can be counted is refused for the memory that they would take.
+            ImageError::Undecodable(image::ImageError::Limits(_)) => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_many_pixels",
+                "decoding the image would take more memory than its pixels may",
+            ),
             ImageError::Unsupported => Self::invalid("unsupported_image", error.to_string()),
             _ => Self::invalid("undecodable_image", error.to_string()),
         }

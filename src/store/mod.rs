@@ -19,6 +19,7 @@ mod activations;
 mod codec;
 mod draft;
 mod error;
+mod estimate;
 mod events;
 mod examples;
 mod feed;

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Method, RequestBuilder};
-use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::archive::zip;
@@ -14,21 +13,8 @@ use crate::database::Database;
 use crate::pictures::{FLORA, SKIES, folders};
 use crate::process::Process;
 use crate::refusals::assert_alive;
-use crate::scene::TASKS;
+use crate::scene::{TASKS, endless_job};
 use crate::test_app::TestApp;
-
-/// Teaches a task that is learned for longer than any of these tests takes, and gives its job's path. The server must
-/// be a process, which need not wait for it in the end.
-async fn endless_job(app: &Process) -> String {
-    let config = json!({"epochs": 1000, "batch_size": 1});
-    let model = app
-        .post("/v1/models")
-        .json(&json!({"name": "slow", "config": config}));
-    Answer::to(model).await.json(201);
-    let accepted = app.submit("slow", "flora", zip(&folders(&FLORA, 0..20)));
-    let accepted = Answer::to(accepted).await.json(202);
-    format!("/v1/jobs/{}", accepted["job"].as_str().expect("an id"))
-}
 
 /// A body of these bytes that does not end before its sender goes.
 fn endless_body(bytes: &'static [u8]) -> (mpsc::Sender<std::io::Result<&'static [u8]>>, Body) {
@@ -66,6 +52,7 @@ async fn a_wait_may_be_longer_than_the_deadline() {
     let (waited, accepted) = (waited.json(200), accepted.json(202));
     assert_eq!(waited["state"], "running", "the job as it stands: {waited}");
     assert_eq!(accepted["state"], "queued", "{accepted}");
+    assert!(waited["remaining_seconds"].is_f64(), "{waited}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -56,7 +56,7 @@ async fn bombs_do_not_swell_the_server() {
         (
             "as many pixels as there are numbers",
             post(png_of(u32::MAX >> 1, u32::MAX >> 1)),
-            422,
+            413,
         ),
         (
             "a little over the limit",
