@@ -98,7 +98,7 @@ enum Answerer {
 #[utoipa::path(
     post, path = "/v1/models/{model}/classify", tag = "classify", operation_id = "classify",
     params(("model" = String, Path, description = "The model's name"), ClassifyQuery),
-    request_body(content((Vec<u8> = "image/*"), (Vec<u8> = "application/octet-stream"), (super::openapi::ImageParts = "multipart/form-data"), (JsonImages = "application/json"))),
+    request_body(content((super::openapi::BinaryFile = "image/*"), (super::openapi::BinaryFile = "application/octet-stream"), (super::openapi::ImageParts = "multipart/form-data"), (JsonImages = "application/json"))),
     responses((status = 200, description = "One prediction an image", body = ClassifyResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn classify(

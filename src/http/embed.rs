@@ -69,7 +69,7 @@ enum Embedding {
 /// point the same way.
 #[utoipa::path(
     post, path = "/v1/embed", tag = "classify", operation_id = "embed",
-    request_body(content((Vec<u8> = "image/*"), (super::openapi::ImageParts = "multipart/form-data"), (EmbedBody = "application/json"))),
+    request_body(content((super::openapi::BinaryFile = "image/*"), (super::openapi::ImageParts = "multipart/form-data"), (EmbedBody = "application/json"))),
     responses((status = 200, description = "One embedding an input", body = EmbedResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn embed(State(api): State<Api>, request: Request) -> Result<Response, Problem> {

@@ -48,7 +48,10 @@ struct JobResponse {
 /// many wait already, the answer comes at once.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}", tag = "learn", operation_id = "job",
-    params(("id" = Uuid, Path, description = "The job's id")),
+    params(
+        ("id" = Uuid, Path, description = "The job's id"),
+        ("prefer" = Option<String>, Header, description = "`wait=N`: answer once the job has ended, or after N seconds, at most 600", example = "wait=30")
+    ),
     responses((status = 200, description = "The job", body = JobResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn one(

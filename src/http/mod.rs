@@ -49,7 +49,7 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
-use crate::domain::{Model, ModelName};
+use crate::domain::{Model, ModelName, VersionNumber};
 use crate::engine::Engine;
 use crate::learner::{Learner, UploadLimits};
 use crate::registry::{Registry, RegistryError};
@@ -129,6 +129,26 @@ impl Api {
     async fn model(&self, name: &ModelName) -> Result<Model, Problem> {
         let model = self.store.model(name).await?;
         model.ok_or_else(|| RegistryError::UnknownModel(name.clone()).into())
+    }
+
+    /// The last version of the line whose history is asked for: the given one, or the active one if there is any.
+    async fn line(
+        &self,
+        name: &ModelName,
+        asked: Option<VersionNumber>,
+    ) -> Result<Option<VersionNumber>, Problem> {
+        let active = self.model(name).await?.active;
+        let Some(version) = asked else {
+            return Ok(active);
+        };
+        match self.store.version(name, version).await? {
+            Some(_) => Ok(asked),
+            None => Err(RegistryError::UnknownVersion {
+                model: name.clone(),
+                version,
+            }
+            .into()),
+        }
     }
 }
 

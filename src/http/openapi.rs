@@ -32,6 +32,12 @@ pub(super) struct Description;
 #[expect(dead_code, reason = "describes the responses of the problem layer")]
 pub(super) struct ProblemResponse(Problem);
 
+/// A file as it is.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "describes a body that is read as bytes")]
+pub(super) struct BinaryFile(Vec<u8>);
+
 /// A multipart body with images.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes a body that is read part by part")]

@@ -1,9 +1,9 @@
 //! `/v1/models/{model}/tasks`: teach a task, and read what was taught.
 
 use axum::Extension;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, OriginalUri, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -14,7 +14,7 @@ use super::accuracy::Accuracy;
 use super::admission::{Admission, Place};
 use super::extract::{Json, Path, Query};
 use super::problem::Problem;
-use super::{Api, jobs, prefer, upload};
+use super::{Api, jobs, page, prefer, upload};
 use crate::domain::{
     AccuracyMatrix, JobId, JobState, Label, ModelName, Tally, Task, TaskName, VersionNumber,
 };
@@ -47,13 +47,27 @@ struct TeachResponse {
     state: JobState,
 }
 
-/// The tasks that the active version knows, oldest first.
+/// Which tasks are asked for, and how a page of them.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct TasksQuery {
+    /// What this version knows, instead of the active one.
+    version: Option<VersionNumber>,
+    /// Most entries in a page. 50 unless given.
+    #[param(minimum = 1, maximum = 500)]
+    limit: Option<u32>,
+    /// Continue after the task that this version learned: the `next` of the page before.
+    cursor: Option<VersionNumber>,
+}
+
+/// The tasks that a version knows, oldest first.
 #[derive(Debug, Serialize, ToSchema)]
 struct TasksResponse {
     /// The tasks.
     tasks: Vec<TaskSummary>,
-    /// Where the next page starts; null on the last.
-    next: Option<String>,
+    /// The cursor of the next page; null on the last.
+    next: Option<VersionNumber>,
 }
 
 /// What was taught, and how well it is known.
@@ -71,7 +85,7 @@ struct TaskSummary {
     #[schema(value_type = String, format = DateTime)]
     learned_at: Timestamp,
     accuracy: TaskAccuracy,
-    /// The best accuracy it ever had less the active version's; null where nothing was held out, 0 for the newest task.
+    /// The best accuracy it ever had less the one now; null where nothing was held out, 0 for the newest task.
     forgetting: Option<f64>,
 }
 
@@ -89,7 +103,7 @@ struct ExampleCount {
 struct TaskAccuracy {
     /// By the version that learned it.
     at_learning: Option<Accuracy>,
-    /// By the active version.
+    /// By the active version, or the one asked for.
     now: Option<Accuracy>,
 }
 
@@ -102,8 +116,11 @@ struct TaskAccuracy {
 /// waits up to N seconds for the job to end.
 #[utoipa::path(
     post, path = "/v1/models/{model}/tasks", tag = "learn", operation_id = "teach",
-    params(("model" = String, Path, description = "The model's name"), TeachQuery),
-    request_body(content((Vec<u8> = "application/zip"), (Vec<u8> = "application/x-tar"), (super::openapi::TaskParts = "multipart/form-data"))),
+    params(
+        ("model" = String, Path, description = "The model's name"), TeachQuery,
+        ("prefer" = Option<String>, Header, description = "`wait=N`: answer once the job has ended, or after N seconds, at most 600", example = "wait=30")
+    ),
+    request_body(content((super::openapi::BinaryFile = "application/zip"), (super::openapi::BinaryFile = "application/x-tar"), (super::openapi::TaskParts = "multipart/form-data"))),
     responses((status = 202, description = "Accepted; the Location is the job", body = TeachResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn teach(
@@ -151,17 +168,31 @@ async fn teach(
 
 /// List the tasks
 ///
-/// The tasks that the active version knows, oldest first.
+/// The tasks that the active version knows, or another one, oldest first.
 #[utoipa::path(
     get, path = "/v1/models/{model}/tasks", tag = "history", operation_id = "tasks",
-    params(("model" = String, Path, description = "The model's name")),
+    params(("model" = String, Path, description = "The model's name"), TasksQuery),
     responses((status = 200, description = "The tasks", body = TasksResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
-async fn list(State(api): State<Api>, Path(model): Path<ModelName>) -> Result<Json<TasksResponse>, Problem> {
-    Ok(Json(TasksResponse {
-        tasks: summaries(&api, &model).await?,
-        next: None,
-    }))
+async fn list(
+    State(api): State<Api>,
+    Path(model): Path<ModelName>,
+    Query(query): Query<TasksQuery>,
+    OriginalUri(uri): OriginalUri,
+) -> Result<impl IntoResponse, Problem> {
+    let limit = page::limit(query.limit)?;
+    let known = summaries(&api, &model, query.version).await?;
+    let is_after = |task: &TaskSummary| query.cursor.is_none_or(|seen| task.version > seen);
+    let found = known
+        .into_iter()
+        .filter(is_after)
+        .take(limit as usize + 1)
+        .collect();
+    let (tasks, next) = page::cut(found, limit, |task: &TaskSummary| task.version);
+    Ok((
+        AppendHeaders(page::link(&uri, next)),
+        Json(TasksResponse { tasks, next }),
+    ))
 }
 
 /// Describe a task
@@ -174,7 +205,7 @@ async fn one(
     State(api): State<Api>,
     Path((model, task)): Path<(ModelName, TaskName)>,
 ) -> Result<Json<TaskSummary>, Problem> {
-    let known = summaries(&api, &model)
+    let known = summaries(&api, &model, None)
         .await?
         .into_iter()
         .find(|known| known.name == task);
@@ -186,12 +217,16 @@ async fn one(
     })
 }
 
-async fn summaries(api: &Api, model: &ModelName) -> Result<Vec<TaskSummary>, Problem> {
-    let Some(active) = api.model(model).await?.active else {
+async fn summaries(
+    api: &Api,
+    model: &ModelName,
+    version: Option<VersionNumber>,
+) -> Result<Vec<TaskSummary>, Problem> {
+    let Some(version) = api.line(model, version).await? else {
         return Ok(Vec::new());
     };
-    let tasks = api.store.tasks(model, active).await?;
-    let history = api.store.accuracy(model, active).await?;
+    let tasks = api.store.tasks(model, version).await?;
+    let history = api.store.accuracy(model, version).await?;
     let matrix = history.matrix;
     Ok(tasks
         .into_iter()

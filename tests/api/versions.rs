@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::caller::Answer;
 use crate::database::{Database, on_both};
-use crate::scene::with_both;
+use crate::scene::{TASKS, with_both};
 
 const VERSIONS: &str = "/v1/models/default/versions";
 
@@ -71,6 +71,7 @@ async fn pages_are_linked(database: Database) {
     for (path, list) in [
         (VERSIONS, "versions"),
         ("/v1/models/default/activations", "activations"),
+        (TASKS, "tasks"),
     ] {
         let first = Answer::to(app.request(Method::GET, &format!("{path}?limit=1"))).await;
         let link = first.headers["link"].to_str().expect("text");
