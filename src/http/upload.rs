@@ -132,7 +132,7 @@ async fn receive_parts(api: &Api, request: Request) -> Result<ReceivedTask, Prob
                             Problem::from(error).with_errors(vec![item])
                         })?;
                         let shown = file_name.unwrap_or_else(|| format!("{label}[{}]", upload.len()));
-                        upload.add_image(label, shown, at)?;
+                        upload.add_image(&label, &shown, at)?;
                     }
                 }
             }

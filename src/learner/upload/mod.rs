@@ -109,13 +109,13 @@ impl Upload {
     ///
     /// # Errors
     /// [`UploadError::TooManyExamples`] or [`UploadError::TooManyClasses`].
-    pub fn add_image(&mut self, label: Label, name: String, at: Range<u64>) -> Result<(), UploadError> {
+    pub fn add_image(&mut self, label: &Label, name: &str, at: Range<u64>) -> Result<(), UploadError> {
         let source = Source::Slice {
             file: SPOOL,
             offset: at.start,
             length: at.end - at.start,
         };
-        self.add(&label, None, &name, source)
+        self.add(label, None, name, source)
     }
 
     fn add(
