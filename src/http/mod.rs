@@ -30,6 +30,7 @@ mod patience;
 mod prefer;
 mod problem;
 mod tasks;
+mod teach;
 mod upload;
 mod versions;
 
@@ -157,7 +158,8 @@ fn resources(upload_bytes: usize) -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(openapi::Description::openapi())
         .merge(classify::router())
         .merge(embed::router())
-        .merge(tasks::router(upload_bytes))
+        .merge(teach::router(upload_bytes))
+        .merge(tasks::router())
         .merge(jobs::router())
         .merge(accuracy::router())
         .merge(versions::router())
