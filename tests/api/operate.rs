@@ -169,39 +169,3 @@ async fn the_description_says_what_is_sent() {
         assert!(names.contains(&&json!("prefer")), "{call}: {names:?}");
     }
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn too_many_requests_at_a_time_are_shed() {
-    let app = TestApp::start(&Database::sqlite(), &["--max-requests", "1"]).await;
-    // A body that never ends keeps the only place.
-    let (sender, body) = tokio::sync::mpsc::channel::<std::io::Result<&'static [u8]>>(1);
-    let body = futures::stream::unfold(body, async |mut body| Some((body.recv().await?, body)));
-    let slow = app
-        .post(CLASSIFY)
-        .query(&[("labels", "a,b")])
-        .body(reqwest::Body::wrap_stream(body));
-    let slow = tokio::spawn(Answer::to(slow));
-    sender.send(Ok(b"GIF")).await.expect("the request is under way");
-    let refused = loop {
-        let answer = Answer::to(
-            app.post(CLASSIFY)
-                .query(&[("labels", "a,b")])
-                .body(png("poppy", 1)),
-        )
-        .await;
-        if answer.status != 200 {
-            break answer;
-        }
-    };
-    refused.problem(503, "overloaded");
-    assert!(refused.headers.contains_key("retry-after"));
-    assert_eq!(app.get("/healthz").await["status"], "ok");
-    assert_eq!(
-        app.get("/readyz").await["status"],
-        "ready",
-        "probes are always let in"
-    );
-    drop(sender);
-    slow.await.expect("no panic").problem(422, "unsupported_image");
-    app.get("/v1/models").await;
-}
