@@ -24,6 +24,7 @@ use crate::domain::ModelConfig;
 use crate::engine::Engine;
 use crate::http::{self, Api};
 use crate::learner::Learner;
+use crate::metrics;
 use crate::registry::Registry;
 use crate::store::{ActivationFeed, Announcement, Owner, Store, StoreError};
 
@@ -135,6 +136,7 @@ impl App {
             store.clone(),
             stopping.clone(),
         ));
+        workers.spawn(metrics::upkeep(api.metrics.clone(), stopping.clone()));
         workers.close();
 
         let engine = api.engine.clone();

@@ -191,6 +191,7 @@ impl ServeConfig {
             images: limits.max_images,
             pixels: limits.max_megapixels * 1_000_000,
             labels: limits.max_labels,
+            text_bytes: http::TEXT_BYTES,
             upload_bytes: limits.max_upload_mib * MIB,
             upload: UploadLimits {
                 examples: limits.max_examples,
@@ -198,6 +199,7 @@ impl ServeConfig {
                 total_bytes: (limits.max_unpacked_mib * MIB) as u64,
             },
             requests: limits.max_requests.get(),
+            queue: self.engine.queue.get(),
             deadline: Duration::from_secs(limits.deadline_seconds.get()),
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::{JobState, ModelName, Summary, VersionNumber};
 
@@ -23,6 +24,9 @@ const JOB_DURATION: &str = "clipkeep_job_duration_seconds";
 const ACTIVE: &str = "clipkeep_active_version";
 const ACCURACY: &str = "clipkeep_accuracy_ratio";
 const FORGETTING: &str = "clipkeep_forgetting_ratio";
+
+/// How often what histograms were told is summed up.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 const SECONDS: [f64; 14] = [
     0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -62,6 +66,17 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     describe_gauge!(ACCURACY, "The active version's accuracy on all held-out images");
     describe_gauge!(FORGETTING, "The active version's mean forgetting");
     Ok(handle)
+}
+
+/// Keeps the recorder's memory bounded until `stop` is cancelled: what histograms were told waits in a buffer, which
+/// otherwise only grows for as long as nobody reads the metrics.
+pub async fn upkeep(handle: PrometheusHandle, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(UPKEEP) => handle.run_upkeep(),
+        }
+    }
 }
 
 /// A request was answered. `route` is the matched pattern, never the path.
@@ -114,4 +129,18 @@ pub fn version_activated(model: &ModelName, version: VersionNumber) {
 pub fn accuracy_measured(model: &ModelName, summary: &Summary) {
     gauge!(ACCURACY, "model" => model.to_string()).set(summary.last);
     gauge!(FORGETTING, "model" => model.to_string()).set(summary.forgetting);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn upkeep_ends_when_it_is_told_to() {
+        let handle = PrometheusBuilder::new().build_recorder().handle();
+        let stop = CancellationToken::new();
+        let upkeep = tokio::spawn(upkeep(handle, stop.clone()));
+        stop.cancel();
+        upkeep.await.expect("no panic");
+    }
 }

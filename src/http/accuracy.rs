@@ -1,13 +1,13 @@
 //! `GET /v1/models/{model}/accuracy`: the task × version accuracy matrix and its summary.
 
-use axum::Json;
-use axum::extract::{Path, State};
-use serde::Serialize;
-use utoipa::ToSchema;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Api;
+use super::extract::{Json, Path, Query};
 use super::problem::Problem;
 use crate::domain::{ModelName, Tally, TaskName, VersionNumber};
 
@@ -37,12 +37,22 @@ impl Accuracy {
     }
 }
 
-/// The accuracy of every version of the active line on every task it knew, as fractions.
+/// Which history is asked for.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct AccuracyQuery {
+    /// The history of the line that ends in this version, instead of the active one. After a rollback, that of a
+    /// newer version still tells what was learned since.
+    version: Option<VersionNumber>,
+}
+
+/// The accuracy of every version of a line on every task it knew, as fractions.
 #[derive(Debug, Serialize, ToSchema)]
 struct AccuracyResponse {
     /// The tasks, oldest first.
     tasks: Vec<TaskName>,
-    /// The versions from the first to the active one; version i learned task i.
+    /// The versions from the first to the last of the line; version i learned task i.
     versions: Vec<VersionNumber>,
     /// `matrix[i][j]` is the accuracy of version i on task j's held-out images among all classes the version knew;
     /// null where it did not know the task or nothing was held out.
@@ -66,19 +76,22 @@ struct AccuracyResponse {
 }
 
 /// Read the accuracy matrix
+///
+/// Of the line of versions that ends in the active one, unless another is asked for.
 #[utoipa::path(
     get, path = "/v1/models/{model}/accuracy", tag = "history", operation_id = "accuracy",
-    params(("model" = String, Path, description = "The model's name")),
+    params(("model" = String, Path, description = "The model's name"), AccuracyQuery),
     responses((status = 200, description = "The matrix", body = AccuracyResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn matrix(
     State(api): State<Api>,
     Path(model): Path<ModelName>,
+    Query(query): Query<AccuracyQuery>,
 ) -> Result<Json<AccuracyResponse>, Problem> {
-    let (tasks, history) = match api.model(&model).await?.active {
-        Some(active) => (
-            api.store.tasks(&model, active).await?,
-            api.store.accuracy(&model, active).await?,
+    let (tasks, history) = match api.line(&model, query.version).await? {
+        Some(version) => (
+            api.store.tasks(&model, version).await?,
+            api.store.accuracy(&model, version).await?,
         ),
         None => Default::default(),
     };

@@ -1,7 +1,6 @@
 //! Rollback, and the log of what was live when.
 
-use axum::Json;
-use axum::extract::{OriginalUri, Path, Query, State};
+use axum::extract::{OriginalUri, State};
 use axum::response::{AppendHeaders, IntoResponse};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -9,6 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::extract::{Json, Path, Query};
 use super::problem::Problem;
 use super::{Api, page};
 use crate::domain::{Activation, ModelName, Reason, VersionNumber};

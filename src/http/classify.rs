@@ -3,8 +3,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
@@ -14,9 +13,10 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::Api;
+use super::extract::{Json, Path, Query};
 use super::images::{Images, JsonImages};
 use super::inference;
-use super::problem::{ItemError, Problem};
+use super::problem::Problem;
 use crate::adapter::Head;
 use crate::domain::{Digest, Label, ModelName, TaskName, VersionNumber};
 use crate::engine::Priority;
@@ -69,7 +69,7 @@ enum Prediction {
     /// The image could not be used.
     Failed {
         /// What is wrong with it.
-        error: ItemError,
+        error: Problem,
     },
 }
 
@@ -98,7 +98,7 @@ enum Answerer {
 #[utoipa::path(
     post, path = "/v1/models/{model}/classify", tag = "classify", operation_id = "classify",
     params(("model" = String, Path, description = "The model's name"), ClassifyQuery),
-    request_body(content((Vec<u8> = "image/*"), (Vec<u8> = "application/octet-stream"), (super::openapi::ImageParts = "multipart/form-data"), (JsonImages = "application/json"))),
+    request_body(content((super::openapi::BinaryFile = "image/*"), (super::openapi::BinaryFile = "application/octet-stream"), (super::openapi::ImageParts = "multipart/form-data"), (JsonImages = "application/json"))),
     responses((status = 200, description = "One prediction an image", body = ClassifyResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn classify(

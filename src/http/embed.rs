@@ -1,19 +1,18 @@
 //! `POST /v1/embed`: images or texts in, unit-length backbone embeddings out.
 
-use axum::Json;
 use axum::extract::{FromRequest, Request, State};
-use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::Api;
-use super::images::{Images, parse_json};
-use super::inference;
-use super::problem::{ItemError, Problem};
+use super::body::BodyForm;
+use super::capped::Capped;
+use super::extract::{Json, parse_json};
+use super::images::{Images, JsonImage};
+use super::problem::Problem;
+use super::{Api, Limits, body, inference};
 use crate::domain::{Digest, ModelConfig};
 use crate::engine::Priority;
 
@@ -21,15 +20,18 @@ pub(super) fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(embed))
 }
 
-/// Texts to embed.
+/// A JSON body to embed: either images or texts.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct EmbedTexts {
-    /// The texts, in the order of the answers.
-    texts: Vec<String>,
+struct EmbedBody {
+    /// Image files in base64, in the order of the answers.
+    #[schema(value_type = Option<Vec<JsonImage>>)]
+    images: Option<Capped<JsonImage>>,
+    /// Texts of at most 4,096 bytes, in the order of the answers.
+    #[schema(value_type = Option<Vec<String>>)]
+    texts: Option<Capped<String>>,
     /// Whether to put each text into the default prompt template first.
-    #[serde(default)]
-    template: bool,
+    template: Option<bool>,
 }
 
 /// Embeddings, one an input, in order.
@@ -57,7 +59,7 @@ enum Embedding {
     /// The input could not be used.
     Failed {
         /// What is wrong with it.
-        error: ItemError,
+        error: Problem,
     },
 }
 
@@ -67,28 +69,22 @@ enum Embedding {
 /// point the same way.
 #[utoipa::path(
     post, path = "/v1/embed", tag = "classify", operation_id = "embed",
-    request_body(content((Vec<u8> = "image/*"), (super::openapi::ImageParts = "multipart/form-data"), (super::openapi::EmbedBody = "application/json"))),
+    request_body(content((super::openapi::BinaryFile = "image/*"), (super::openapi::ImageParts = "multipart/form-data"), (EmbedBody = "application/json"))),
     responses((status = 200, description = "One embedding an input", body = EmbedResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn embed(State(api): State<Api>, request: Request) -> Result<Response, Problem> {
-    let is_json = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.starts_with("application/json"));
-    if !is_json {
+    if BodyForm::of(request.headers(), |_| false) != Some(BodyForm::Json) {
         return embed_images(&api, Images::from_request(request, &api).await?).await;
     }
-    let (parts, body) = request.into_parts();
-    let body = Bytes::from_request(Request::from_parts(parts.clone(), body), &api)
-        .await
-        .map_err(|_| super::images::body_too_large())?;
-    let fields: serde_json::Map<String, serde_json::Value> = parse_json(&body)?;
-    if fields.contains_key("texts") {
-        return embed_texts(&api, parse_json(&body)?).await;
+    let body: EmbedBody = parse_json(&body::bytes(request, &api).await?)?;
+    match (body.images, body.texts, body.template) {
+        (Some(images), None, None) => embed_images(&api, Images::from_json(images, api.limits.images)?).await,
+        (None, Some(Capped(texts)), template) => embed_texts(&api, texts, template.unwrap_or_default()).await,
+        _ => Err(Problem::invalid(
+            "unprocessable",
+            "send either images, or texts and perhaps template",
+        )),
     }
-    let images = Images::from_request(Request::from_parts(parts, body.into()), &api).await?;
-    embed_images(&api, images).await
 }
 
 async fn embed_images(api: &Api, images: Images) -> Result<Response, Problem> {
@@ -106,24 +102,15 @@ async fn embed_images(api: &Api, images: Images) -> Result<Response, Problem> {
     Ok((encoded.times.server_timing(), Json(response(api, embeddings))).into_response())
 }
 
-async fn embed_texts(api: &Api, body: EmbedTexts) -> Result<Response, Problem> {
-    let limit = api.limits.labels;
-    if body.texts.is_empty() || body.texts.len() > limit {
-        return Err(Problem::invalid(
-            "invalid_texts",
-            format!("send between 1 and {limit} texts"),
-        ));
-    }
-    let embeddings: Vec<Vec<f32>> = if body.template {
+async fn embed_texts(api: &Api, texts: Vec<String>, template: bool) -> Result<Response, Problem> {
+    check_texts(&texts, &api.limits)?;
+    let embeddings: Vec<Vec<f32>> = if template {
+        let templates = &ModelConfig::default().templates;
         api.engine
-            .anchors(
-                &body.texts,
-                &ModelConfig::default().templates,
-                Priority::Interactive,
-            )
+            .anchors(&texts, templates, Priority::Interactive)
             .await?
     } else {
-        let rows = api.engine.embed_texts(&body.texts, Priority::Interactive).await?;
+        let rows = api.engine.embed_texts(&texts, Priority::Interactive).await?;
         rows.iter().map(|row| row.to_vec()).collect()
     };
     let embeddings = embeddings
@@ -131,6 +118,34 @@ async fn embed_texts(api: &Api, body: EmbedTexts) -> Result<Response, Problem> {
         .map(|values| Embedding::Embedded { values })
         .collect();
     Ok(Json(response(api, embeddings)).into_response())
+}
+
+/// The texts are tokenised whole before they are cut, which takes time with their length.
+fn check_texts(texts: &[String], limits: &Limits) -> Result<(), Problem> {
+    if texts.is_empty() || texts.len() > limits.labels {
+        return Err(Problem::invalid(
+            "invalid_texts",
+            format!("send between 1 and {} texts", limits.labels),
+        ));
+    }
+    let problem = |place: usize| {
+        let detail = format!("texts[{place}] has more than {} bytes", limits.text_bytes);
+        Problem::invalid("text_too_long", detail)
+    };
+    let too_long = |(_, text): &(usize, &String)| text.len() > limits.text_bytes;
+    let too_long: Vec<usize> = texts
+        .iter()
+        .enumerate()
+        .filter(too_long)
+        .map(|(place, _)| place)
+        .collect();
+    let Some(&first) = too_long.first() else {
+        return Ok(());
+    };
+    let items = too_long
+        .into_iter()
+        .map(|place| problem(place).into_item(format!("texts[{place}]")));
+    Err(problem(first).with_errors(items.collect()))
 }
 
 fn response(api: &Api, embeddings: Vec<Embedding>) -> EmbedResponse {

@@ -73,8 +73,16 @@ struct LimitFacts {
     pixels: u64,
     /// Most ad-hoc labels or texts in a request.
     labels: usize,
-    /// Requests that are worked on at a time.
+    /// Most bytes of one text.
+    text_bytes: usize,
+    /// Images that may wait for the device; more are refused.
+    queue: usize,
+    /// Requests that are worked on at a time, uploads and watches aside.
     requests: usize,
+    /// Uploads of tasks that are taken in at a time.
+    uploads: usize,
+    /// Event streams and waits for jobs at a time. A wait beyond is answered at once.
+    watches: usize,
     /// Most bytes in the body of a task.
     upload_bytes: usize,
     /// Most examples in a task.
@@ -83,7 +91,7 @@ struct LimitFacts {
     example_bytes: u64,
     /// Most bytes of all examples of a task, unpacked.
     examples_bytes: u64,
-    /// How long a request may take, uploads and event streams aside.
+    /// How long a request may take, uploads and watches aside; and how long an upload may send nothing.
     deadline_seconds: f64,
 }
 
@@ -139,7 +147,11 @@ async fn info(State(api): State<Api>) -> Json<Info> {
             images: limits.images,
             pixels: limits.pixels,
             labels: limits.labels,
+            text_bytes: limits.text_bytes,
+            queue: limits.queue,
             requests: limits.requests,
+            uploads: limits.uploads(),
+            watches: limits.watches(),
             upload_bytes: limits.upload_bytes,
             examples: limits.upload.examples,
             example_bytes: limits.upload.image_bytes,

@@ -1,21 +1,24 @@
 //! The images of a request, in any of the forms a client may send them in.
 
-use axum::extract::multipart::MultipartError;
-use axum::extract::{FromRef, FromRequest, Multipart, Request};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{FromRef, FromRequest, Request};
+use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::Limits;
-use super::problem::Problem;
+use super::body::BodyForm;
+use super::capped::Capped;
+use super::extract::parse_json;
+use super::form::Form;
+use super::problem::{Problem, shortened};
+use super::{Limits, body};
 
 /// Images as they arrived, in order; at least one.
 pub(super) struct Images {
-    /// The encoded images.
-    pub items: Vec<Bytes>,
+    /// The encoded images, or why one could not be read from the body.
+    pub items: Vec<Result<Bytes, Problem>>,
     /// Whether the request's body was one image and nothing else.
     pub raw: bool,
 }
@@ -25,7 +28,8 @@ pub(super) struct Images {
 #[serde(deny_unknown_fields)]
 pub(super) struct JsonImages {
     /// The images, in the order of the answers.
-    images: Vec<JsonImage>,
+    #[schema(value_type = Vec<JsonImage>)]
+    images: Capped<JsonImage>,
 }
 
 /// One image in a JSON body.
@@ -34,36 +38,6 @@ pub(super) struct JsonImages {
 pub(super) struct JsonImage {
     /// The image file in base64 (RFC 4648, padded).
     data: String,
-}
-
-/// The forms of body that a request may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BodyForm {
-    /// One file and nothing else.
-    Raw,
-    /// `multipart/form-data`.
-    Multipart,
-    /// `application/json`.
-    Json,
-}
-
-impl BodyForm {
-    /// The form that the content type announces; `None` for one that is not accepted.
-    ///
-    /// Raw bodies are told apart by their content, so a missing type, `application/octet-stream` and
-    /// `application/x-www-form-urlencoded` (what curl sends for `--data-binary`) are taken as raw.
-    pub(super) fn of(headers: &HeaderMap, is_raw_type: impl Fn(&str) -> bool) -> Option<Self> {
-        let Some(value) = headers.get(header::CONTENT_TYPE) else {
-            return Some(Self::Raw);
-        };
-        let value = value.to_str().ok()?.to_ascii_lowercase();
-        match value.split(';').next().unwrap_or_default().trim() {
-            "multipart/form-data" => Some(Self::Multipart),
-            "application/json" => Some(Self::Json),
-            "" | "application/octet-stream" | "application/x-www-form-urlencoded" => Some(Self::Raw),
-            other => is_raw_type(other).then_some(Self::Raw),
-        }
-    }
 }
 
 impl<S> FromRequest<S> for Images
@@ -82,113 +56,72 @@ where
                 "send one image as the body, multipart/form-data with `image` parts, or application/json",
             )
         })?;
-        let items = match form {
-            BodyForm::Raw => vec![body_bytes(request, state).await?],
-            BodyForm::Multipart => multipart_images(request, state, limit).await?,
-            BodyForm::Json => json_images(&body_bytes(request, state).await?, limit)?,
-        };
-        if items.iter().all(Bytes::is_empty) {
+        match form {
+            BodyForm::Raw => Self::new(vec![Ok(body::bytes(request, state).await?)], true),
+            BodyForm::Multipart => Self::new(multipart_images(request, state, limit).await?, false),
+            BodyForm::Json => {
+                let body: JsonImages = parse_json(&body::bytes(request, state).await?)?;
+                Self::from_json(body.images, limit)
+            }
+        }
+    }
+}
+
+impl Images {
+    /// Decodes the base64 of at most `limit` images.
+    ///
+    /// # Errors
+    /// When there are more, or none.
+    pub(super) fn from_json(images: Capped<JsonImage>, limit: usize) -> Result<Self, Problem> {
+        let Capped(images) = images;
+        if images.len() > limit {
+            return Err(too_many_images(limit));
+        }
+        let decoded = images.into_iter().map(|image| {
+            STANDARD.decode(image.data).map(Bytes::from).map_err(|error| {
+                let detail = format!("data is no base64: {error}");
+                Problem::new(StatusCode::BAD_REQUEST, "invalid_base64", detail)
+            })
+        });
+        Self::new(decoded.collect(), false)
+    }
+
+    fn new(items: Vec<Result<Bytes, Problem>>, raw: bool) -> Result<Self, Problem> {
+        let is_nothing = |item: &Result<Bytes, Problem>| item.as_ref().is_ok_and(Bytes::is_empty);
+        if items.iter().all(is_nothing) {
             return Err(Problem::new(
                 StatusCode::BAD_REQUEST,
                 "no_image",
                 "the request holds no image",
             ));
         }
-        Ok(Self {
-            items,
-            raw: form == BodyForm::Raw,
-        })
+        Ok(Self { items, raw })
     }
-}
-
-async fn body_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
-    Bytes::from_request(request, state).await.map_err(|rejection| {
-        let status = rejection.status();
-        if status == StatusCode::PAYLOAD_TOO_LARGE {
-            body_too_large()
-        } else {
-            Problem::new(status, "bad_request", rejection.body_text())
-        }
-    })
 }
 
 async fn multipart_images<S: Send + Sync>(
     request: Request,
     state: &S,
     limit: usize,
-) -> Result<Vec<Bytes>, Problem> {
-    let mut parts = open_multipart(request, state).await?;
+) -> Result<Vec<Result<Bytes, Problem>>, Problem> {
+    let mut form = Form::open(request, state).await?;
     let mut images = Vec::new();
-    while let Some(part) = parts.next_field().await.map_err(multipart_problem)? {
-        if part.name() != Some("image") {
-            let name = part.name().unwrap_or_default().to_owned();
+    while let Some(part) = form.next().await? {
+        if part.name != "image" {
             return Err(Problem::invalid(
                 "unknown_part",
-                format!("unknown part {name:?}; images go in `image` parts"),
+                format!(
+                    "unknown part {:?}; images go in `image` parts",
+                    shortened(&part.name)
+                ),
             ));
         }
         if images.len() == limit {
             return Err(too_many_images(limit));
         }
-        images.push(part.bytes().await.map_err(multipart_problem)?);
+        images.push(Ok(part.bytes().await?));
     }
     Ok(images)
-}
-
-fn json_images(body: &[u8], limit: usize) -> Result<Vec<Bytes>, Problem> {
-    let body: JsonImages = parse_json(body)?;
-    if body.images.len() > limit {
-        return Err(too_many_images(limit));
-    }
-    let decode = |(place, image): (usize, JsonImage)| {
-        STANDARD.decode(image.data).map(Bytes::from).map_err(|error| {
-            Problem::new(
-                StatusCode::BAD_REQUEST,
-                "invalid_base64",
-                format!("images[{place}].data: {error}"),
-            )
-        })
-    };
-    body.images.into_iter().enumerate().map(decode).collect()
-}
-
-/// Parses a JSON body: 400 when it is no JSON, 422 when it has another form than expected.
-pub(super) fn parse_json<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| {
-        if error.is_data() {
-            Problem::invalid("unprocessable", error.to_string())
-        } else {
-            Problem::new(StatusCode::BAD_REQUEST, "invalid_json", error.to_string())
-        }
-    })
-}
-
-/// Opens a multipart body, with a missing boundary as a problem.
-pub(super) async fn open_multipart<S: Send + Sync>(
-    request: Request,
-    state: &S,
-) -> Result<Multipart, Problem> {
-    Multipart::from_request(request, state)
-        .await
-        .map_err(|rejection| Problem::new(rejection.status(), "invalid_multipart", rejection.body_text()))
-}
-
-/// What went wrong while reading a multipart body.
-#[expect(clippy::needless_pass_by_value, reason = "the signature that map_err wants")]
-pub(super) fn multipart_problem(error: MultipartError) -> Problem {
-    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        return body_too_large();
-    }
-    Problem::new(error.status(), "invalid_multipart", error.body_text())
-}
-
-/// 413 for the whole body.
-pub(super) fn body_too_large() -> Problem {
-    Problem::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        "body_too_large",
-        "the body is larger than allowed; /info says how much is",
-    )
 }
 
 fn too_many_images(limit: usize) -> Problem {

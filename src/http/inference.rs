@@ -7,14 +7,14 @@ use axum::http::HeaderName;
 use axum::response::AppendHeaders;
 
 use super::images::Images;
-use super::problem::{ItemError, Problem};
+use super::problem::Problem;
 use crate::adapter::Head;
 use crate::engine::{Engine, EngineError, Output, Priority};
 
 /// What became of a request's images.
 pub(super) struct Encoded {
     /// One result an image, in order; at least one is good.
-    pub outputs: Vec<Result<Output, ItemError>>,
+    pub outputs: Vec<Result<Output, Problem>>,
     /// How long the stages took.
     pub times: StageTimes,
 }
@@ -59,21 +59,29 @@ pub(super) async fn encode(
     head: Option<Arc<Head>>,
 ) -> Result<Encoded, Problem> {
     let started = Instant::now();
-    let decoded = engine.decode_all(images.items).await?;
+    let mut received = Vec::with_capacity(images.items.len());
+    let mut failures: Vec<Option<Problem>> = Vec::with_capacity(images.items.len());
+    for item in images.items {
+        match item {
+            Ok(bytes) => {
+                received.push(bytes);
+                failures.push(None);
+            }
+            Err(problem) => failures.push(Some(problem)),
+        }
+    }
+    let decoded = engine.decode_all(received).await?;
     let mut times = StageTimes {
         decode: started.elapsed(),
         ..StageTimes::default()
     };
 
     let mut pixels = Vec::with_capacity(decoded.len());
-    let mut failures: Vec<Option<Problem>> = Vec::with_capacity(decoded.len());
-    for image in decoded {
+    let places = failures.iter_mut().filter(|failure| failure.is_none());
+    for (place, image) in places.zip(decoded) {
         match image {
-            Ok(image) => {
-                pixels.push(image);
-                failures.push(None);
-            }
-            Err(error @ EngineError::Image(_)) => failures.push(Some(error.into())),
+            Ok(image) => pixels.push(image),
+            Err(error @ EngineError::Image(_)) => *place = Some(error.into()),
             Err(error) => return Err(error.into()),
         }
     }
@@ -87,7 +95,7 @@ pub(super) async fn encode(
     let mut results = Vec::with_capacity(failures.len());
     for (place, failure) in failures.into_iter().enumerate() {
         match failure {
-            Some(problem) => results.push(Err(problem.into_item(item(place)))),
+            Some(problem) => results.push(Err(problem.of_item(item(place)))),
             None => results.extend(outputs.next().inspect(|output| times.include(output)).map(Ok)),
         }
     }

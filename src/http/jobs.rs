@@ -3,18 +3,24 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::HeaderMap;
+use axum::Extension;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures::{Stream, StreamExt as _, stream};
+use axum::response::{IntoResponse as _, Response};
+use futures::{StreamExt as _, stream};
+use jiff::Timestamp;
+use serde::Serialize;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::Api;
+use super::admission::Place;
+use super::extract::{Json, Path};
 use super::problem::Problem;
+use super::{Api, prefer};
 use crate::domain::{Job, JobId, JobState, ModelName};
 use crate::store::{JobEvent, StoreError};
 
@@ -22,95 +28,137 @@ use crate::store::{JobEvent, StoreError};
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 /// Events read from the store at a time.
 const PAGE: u32 = 64;
-/// The longest `Prefer: wait`, in seconds.
-const LONGEST_WAIT: u64 = 600;
 
 pub(super) fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(one)).routes(routes!(events))
 }
 
+/// A job, and how long it will still take.
+#[derive(Debug, Serialize, ToSchema)]
+struct JobResponse {
+    #[serde(flatten)]
+    job: Job,
+    /// The seconds until it probably ends; null unless it runs and has made progress.
+    remaining_seconds: Option<f64>,
+}
+
 /// Describe a job
+///
+/// With `Prefer: wait=N` the answer waits up to N seconds for the job to end, and then shows it as it stands. When too
+/// many wait already, the answer comes at once.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}", tag = "learn", operation_id = "job",
-    params(("id" = Uuid, Path, description = "The job's id")),
-    responses((status = 200, description = "The job", body = Job), (status = "default", response = super::openapi::ProblemResponse))
+    params(
+        ("id" = Uuid, Path, description = "The job's id"),
+        ("prefer" = Option<String>, Header, description = "`wait=N`: answer once the job has ended, or after N seconds, at most 600", example = "wait=30")
+    ),
+    responses((status = 200, description = "The job", body = JobResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
-async fn one(State(api): State<Api>, Path(id): Path<Uuid>, headers: HeaderMap) -> Result<Json<Job>, Problem> {
-    let job = existing(&api, JobId(id)).await?;
-    match preferred_wait(&headers) {
-        Some(seconds) => wait_for_end(&api, job, seconds).await.map(Json),
-        None => Ok(Json(job)),
+async fn one(
+    State(api): State<Api>,
+    Path(id): Path<Uuid>,
+    place: Option<Extension<Place>>,
+    headers: HeaderMap,
+) -> Result<Json<JobResponse>, Problem> {
+    let mut job = existing(&api, JobId(id)).await?;
+    if let (Some(seconds), Some(_place)) = (prefer::wait(&headers), place) {
+        job = wait_for_end(&api, job, seconds).await;
     }
+    let estimate = api.store.remaining_seconds(&job, Timestamp::now()).await;
+    let remaining_seconds = estimate.unwrap_or_else(|error| {
+        // The job itself is known; a wait must not end in an error for want of a guess.
+        tracing::warn!(error = &error as &dyn std::error::Error, "no estimate for a job");
+        None
+    });
+    Ok(Json(JobResponse {
+        job,
+        remaining_seconds,
+    }))
 }
 
 /// Follow a job
 ///
 /// Server-sent events `state` and `progress`, from the first or from the one after `Last-Event-ID`. The stream ends
-/// with the job.
+/// with the job; whoever asks again then, as browsers do, is answered 204, which tells them to stop.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/events", tag = "learn", operation_id = "job_events",
     params(
         ("id" = Uuid, Path, description = "The job's id"),
         ("last-event-id" = Option<u64>, Header, description = "The last event that was seen")
     ),
-    responses((status = 200, description = "The events", body = String, content_type = "text/event-stream"), (status = "default", response = super::openapi::ProblemResponse))
+    responses((status = 200, description = "The events", body = String, content_type = "text/event-stream"), (status = 204, description = "The job has ended and nothing is left to tell"), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn events(
     State(api): State<Api>,
     Path(id): Path<Uuid>,
+    Extension(place): Extension<Place>,
     headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+) -> Result<Response, Problem> {
     let job = existing(&api, JobId(id)).await?;
     let seen = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok()?.parse().ok())
         .unwrap_or(0);
+    if job.state.is_final() && api.store.job_events(job.id, seen, 1).await?.is_empty() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let stopping = api.stopping.clone();
-    let stream = stream::unfold(Some((api, seen)), move |cursor| {
-        follow(cursor, job.id, job.model.clone())
-    })
-    .flat_map(stream::iter)
-    .take_until(stopping.cancelled_owned());
-    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10))))
+    let follower = Follower {
+        api,
+        job: job.id,
+        model: job.model,
+        seen,
+        _place: place,
+    };
+    let stream = stream::unfold(follower, Follower::next)
+        .flat_map(stream::iter)
+        .take_until(stopping.cancelled_owned());
+    let events = Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10)));
+    Ok(events.into_response())
 }
 
-type Cursor = Option<(Api, u64)>;
-
-/// The next events of a job, waiting for them where there are none yet; `None` after the last.
-async fn follow(
-    cursor: Cursor,
+/// Somebody who follows a job, and up to which event.
+struct Follower {
+    api: Api,
     job: JobId,
     model: ModelName,
-) -> Option<(Vec<Result<Event, Infallible>>, Cursor)> {
-    let (api, seen) = cursor?;
-    loop {
-        // The state is read before the events: what a final state wrote is then among them.
-        let step = async {
-            let ended = api.store.job(job).await?.is_none_or(|job| job.state.is_final());
-            Ok::<_, StoreError>((ended, api.store.job_events(job, seen, PAGE).await?))
-        };
-        match step.await {
-            Ok((_, events)) if !events.is_empty() => {
-                let seen = events.last().map_or(seen, |event| event.sequence);
-                let is_success = |event: &JobEvent| event.data["state"] == JobState::Succeeded.as_str();
-                if events.iter().any(is_success) {
-                    let_serve(&api, &model).await;
+    seen: u64,
+    /// Held for as long as the stream lives.
+    _place: Place,
+}
+
+impl Follower {
+    /// The next events of the job, waiting for them where there are none yet; `None` after the last.
+    async fn next(mut self) -> Option<(Vec<Result<Event, Infallible>>, Self)> {
+        loop {
+            match self.unseen().await {
+                Ok((_, events)) if !events.is_empty() => {
+                    self.seen = events.last().map_or(self.seen, |event| event.sequence);
+                    let is_success = |event: &JobEvent| event.data["state"] == JobState::Succeeded.as_str();
+                    if events.iter().any(is_success) {
+                        let_serve(&self.api, &self.model).await;
+                    }
+                    return Some((events.into_iter().map(|event| Ok(shown(event))).collect(), self));
                 }
-                return Some((
-                    events.into_iter().map(|event| Ok(shown(event))).collect(),
-                    Some((api, seen)),
-                ));
-            }
-            Ok((true, _)) => return None,
-            Ok((false, _)) => tokio::time::sleep(WATCH_INTERVAL).await,
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "an event stream ended early"
-                );
-                return None;
+                Ok((true, _)) => return None,
+                Ok((false, _)) => tokio::time::sleep(WATCH_INTERVAL).await,
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "an event stream ended early"
+                    );
+                    return None;
+                }
             }
         }
+    }
+
+    /// Whether the job has ended, and what is new. The state is read before the events: what a final state wrote is
+    /// then among them.
+    async fn unseen(&self) -> Result<(bool, Vec<JobEvent>), StoreError> {
+        let store = &self.api.store;
+        let ended = store.job(self.job).await?.is_none_or(|job| job.state.is_final());
+        Ok((ended, store.job_events(self.job, self.seen, PAGE).await?))
     }
 }
 
@@ -141,31 +189,16 @@ async fn let_serve(api: &Api, model: &ModelName) {
     }
 }
 
-/// The seconds of a `Prefer: wait=N` header (RFC 7240).
-pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<u64> {
-    let preferences = headers
-        .get_all("prefer")
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let mut waits = preferences
-        .flat_map(|value| value.split(','))
-        .filter_map(|preference| {
-            preference
-                .trim()
-                .strip_prefix("wait=")?
-                .trim()
-                .parse::<u64>()
-                .ok()
-        });
-    waits.next().map(|seconds| seconds.min(LONGEST_WAIT))
-}
-
-/// The job once it has ended, or as it is after `seconds`.
-pub(super) async fn wait_for_end(api: &Api, mut job: Job, seconds: u64) -> Result<Job, Problem> {
+/// The job once it has ended, or as it is after `seconds`. There is always a job to show: when the store fails to say
+/// more, the one that was seen last.
+pub(super) async fn wait_for_end(api: &Api, mut job: Job, seconds: u64) -> Job {
     let until = Instant::now() + Duration::from_secs(seconds);
     while !job.state.is_final() && Instant::now() < until && !api.stopping.is_cancelled() {
         tokio::time::sleep(WATCH_INTERVAL).await;
-        job = existing(api, job.id).await?;
+        match existing(api, job.id).await {
+            Ok(seen) => job = seen,
+            Err(problem) => tracing::warn!(detail = problem.detail, "a wait cannot see its job"),
+        }
     }
-    Ok(job)
+    job
 }

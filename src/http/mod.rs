@@ -10,8 +10,13 @@
 mod accuracy;
 mod activations;
 mod admission;
+mod body;
+mod capped;
 mod classify;
+mod disposition;
 mod embed;
+mod extract;
+mod form;
 mod health;
 mod images;
 mod inference;
@@ -21,8 +26,11 @@ mod observe;
 pub mod openapi;
 mod page;
 mod pages;
+mod patience;
+mod prefer;
 mod problem;
 mod tasks;
+mod teach;
 mod upload;
 mod versions;
 
@@ -42,12 +50,15 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
-use crate::domain::{Model, ModelName};
+use crate::domain::{Model, ModelName, VersionNumber};
 use crate::engine::Engine;
 use crate::learner::{Learner, UploadLimits};
 use crate::registry::{Registry, RegistryError};
 use crate::store::Store;
 use problem::Problem;
+
+/// Most bytes of a text: far more than any backbone looks at.
+pub const TEXT_BYTES: usize = 4096;
 
 /// Bounds on what a caller may ask for.
 #[derive(Debug, Clone)]
@@ -60,14 +71,31 @@ pub struct Limits {
     pub pixels: u64,
     /// Most ad-hoc labels or texts in a request.
     pub labels: usize,
+    /// Most bytes of one text.
+    pub text_bytes: usize,
     /// Most bytes in the body of a task.
     pub upload_bytes: usize,
     /// Bounds on a task's examples.
     pub upload: UploadLimits,
     /// Requests that are worked on at a time.
     pub requests: usize,
-    /// How long a request may take, uploads and event streams aside.
+    /// Images that may wait for the device.
+    pub queue: usize,
+    /// How long a request may take, uploads and event streams aside; and how long an upload may send nothing.
     pub deadline: Duration,
+}
+
+impl Limits {
+    /// Uploads that are taken in at a time: each keeps a disk and the store's writer busy, so they are fewer than
+    /// the requests.
+    pub fn uploads(&self) -> usize {
+        (self.requests / 8).max(1)
+    }
+
+    /// Event streams and waits for jobs at a time: as many as requests, for they cost next to nothing.
+    pub fn watches(&self) -> usize {
+        self.requests
+    }
 }
 
 /// What the handlers work with.
@@ -103,6 +131,26 @@ impl Api {
         let model = self.store.model(name).await?;
         model.ok_or_else(|| RegistryError::UnknownModel(name.clone()).into())
     }
+
+    /// The last version of the line whose history is asked for: the given one, or the active one if there is any.
+    async fn line(
+        &self,
+        name: &ModelName,
+        asked: Option<VersionNumber>,
+    ) -> Result<Option<VersionNumber>, Problem> {
+        let active = self.model(name).await?.active;
+        let Some(version) = asked else {
+            return Ok(active);
+        };
+        match self.store.version(name, version).await? {
+            Some(_) => Ok(asked),
+            None => Err(RegistryError::UnknownVersion {
+                model: name.clone(),
+                version,
+            }
+            .into()),
+        }
+    }
 }
 
 /// Every resource and its description.
@@ -110,7 +158,8 @@ fn resources(upload_bytes: usize) -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(openapi::Description::openapi())
         .merge(classify::router())
         .merge(embed::router())
-        .merge(tasks::router(upload_bytes))
+        .merge(teach::router(upload_bytes))
+        .merge(tasks::router())
         .merge(jobs::router())
         .merge(accuracy::router())
         .merge(versions::router())

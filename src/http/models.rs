@@ -1,7 +1,6 @@
 //! `/v1/models`: named classifiers over the server's one backbone.
 
-use axum::Json;
-use axum::extract::{OriginalUri, Path, Query, State};
+use axum::extract::{OriginalUri, State};
 use axum::http::{StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse};
 use jiff::Timestamp;
@@ -10,6 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::extract::{Json, Path, Query};
 use super::problem::Problem;
 use super::{Api, page};
 use crate::domain::{Digest, Label, Model, ModelConfig, ModelName, VersionNumber};

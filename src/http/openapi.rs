@@ -32,6 +32,12 @@ pub(super) struct Description;
 #[expect(dead_code, reason = "describes the responses of the problem layer")]
 pub(super) struct ProblemResponse(Problem);
 
+/// A file as it is.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "describes a body that is read as bytes")]
+pub(super) struct BinaryFile(Vec<u8>);
+
 /// A multipart body with images.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes a body that is read part by part")]
@@ -55,18 +61,6 @@ pub(super) struct TaskParts {
     /// Any other part is an image of the class it is named after.
     #[schema(format = Binary, content_media_type = "image/*")]
     label: Vec<String>,
-}
-
-/// A JSON body to embed: images or texts.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is told apart by its fields")]
-pub(super) struct EmbedBody {
-    /// Image files in base64.
-    images: Option<Vec<super::images::JsonImage>>,
-    /// Texts.
-    texts: Option<Vec<String>>,
-    /// Whether to put each text into the default prompt template first.
-    template: Option<bool>,
 }
 
 /// The description as YAML; the same text as `openapi.yaml` in the repository.

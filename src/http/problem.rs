@@ -3,6 +3,8 @@
 //! A handler returns a [`Problem`]; [`finish`] is the outermost layer and writes the body, so that the framework's
 //! own rejections (unknown route, wrong method, bad JSON, body too large, a panic) leave in the same form.
 
+use std::borrow::Cow;
+
 use axum::body::{Body, to_bytes};
 use axum::extract::{OriginalUri, Request};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -17,6 +19,9 @@ use crate::engine::EngineError;
 use crate::learner::{SubmitError, UploadError};
 use crate::registry::RegistryError;
 use crate::store::{EnqueueError, StoreError};
+
+/// Most characters of an explanation, which may repeat what a caller sent.
+const LONGEST_DETAIL: usize = 500;
 
 /// An error, as RFC 9457 describes it (`application/problem+json`).
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -38,6 +43,9 @@ pub(super) struct Problem {
     /// The id under which the server logged the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// The item at fault, where the problem is a part of an answer: its position, such as `images[2]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub item: Option<String>,
     /// The fields or items at fault, where there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ItemError>,
@@ -64,9 +72,10 @@ impl Problem {
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
             code,
-            detail: detail.into(),
+            detail: shortened_to(LONGEST_DETAIL, &detail.into()).into_owned(),
             instance: None,
             request_id: None,
+            item: None,
             errors: Vec::new(),
             retry_after: None,
         }
@@ -106,13 +115,34 @@ impl Problem {
         Self { errors, ..self }
     }
 
-    /// As one item's error within a larger answer.
+    /// As the problem of one item of a larger answer.
+    #[must_use]
+    pub(super) fn of_item(self, item: String) -> Self {
+        Self {
+            item: Some(item),
+            ..self
+        }
+    }
+
+    /// As an entry of a larger problem.
     pub(super) fn into_item(self, item: String) -> ItemError {
         ItemError {
             item,
             code: self.code,
             detail: self.detail,
         }
+    }
+}
+
+/// What a caller said, as far as an error repeats it.
+pub(super) fn shortened(text: &str) -> Cow<'_, str> {
+    shortened_to(200, text)
+}
+
+fn shortened_to(most: usize, text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
     }
 }
 
@@ -183,6 +213,9 @@ pub(super) fn from_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
 async fn from_framework(response: &mut Response) -> Problem {
     const LONGEST_DETAIL: usize = 4096;
     let status = response.status();
+    if status.is_server_error() {
+        tracing::error!(status = status.as_u16(), "the framework failed");
+    }
     let body = std::mem::take(response.body_mut());
     let text = to_bytes(body, LONGEST_DETAIL).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&text).trim().to_owned();
@@ -247,6 +280,12 @@ impl From<ImageError> for Problem {
                 "too_many_pixels",
                 error.to_string(),
             ),
+            // A header that claims more pixels than can be counted is refused for the memory that they would take.
+            ImageError::Undecodable(image::ImageError::Limits(_)) => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_many_pixels",
+                "decoding the image would take more memory than its pixels may",
+            ),
             ImageError::Unsupported => Self::invalid("unsupported_image", error.to_string()),
             _ => Self::invalid("undecodable_image", error.to_string()),
         }
@@ -293,6 +332,9 @@ impl From<UploadError> for Problem {
             UploadError::Damaged(_) => Self::invalid("damaged_archive", detail),
             UploadError::Layout(_) => Self::invalid("archive_layout", detail),
             UploadError::TooManyExamples(_) => too_large("too_many_examples"),
+            UploadError::TooManyClasses(_) => too_large("too_many_classes"),
+            UploadError::TooManyArchives(_) => too_large("too_many_archives"),
+            UploadError::HeadersTooLarge(_) => too_large("archive_headers_too_large"),
             UploadError::ImageTooLarge { .. } => too_large("image_too_large"),
             UploadError::TooLarge(_) => too_large("upload_too_large"),
             UploadError::EmptyClass(_) | UploadError::NothingToLearn(_) | UploadError::Empty => {

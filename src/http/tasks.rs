@@ -1,9 +1,7 @@
-//! `/v1/models/{model}/tasks`: teach a task, and read what was taught.
+//! `/v1/models/{model}/tasks`: read what was taught. How a task is taught stands in `teach`.
 
-use axum::Json;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::extract::{OriginalUri, State};
+use axum::response::{AppendHeaders, IntoResponse};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -11,47 +9,36 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::accuracy::Accuracy;
+use super::extract::{Json, Path, Query};
 use super::problem::Problem;
-use super::{Api, jobs, upload};
-use crate::domain::{
-    AccuracyMatrix, JobId, JobState, Label, ModelName, Tally, Task, TaskName, VersionNumber,
-};
-use crate::learner::NewTask;
+use super::{Api, page};
+use crate::domain::{AccuracyMatrix, JobId, Label, ModelName, Tally, Task, TaskName, VersionNumber};
 
-pub(super) fn router(upload_bytes: usize) -> OpenApiRouter<Api> {
-    OpenApiRouter::new()
-        .routes(routes!(teach, list))
-        .layer(DefaultBodyLimit::max(upload_bytes))
-        .routes(routes!(one))
+pub(super) fn router() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(one))
 }
 
-/// How a task is taught.
+/// Which tasks are asked for, and how a page of them.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct TeachQuery {
-    /// The task's name; a multipart body may say it in a `name` field instead.
-    name: Option<String>,
+struct TasksQuery {
+    /// What this version knows, instead of the active one.
+    version: Option<VersionNumber>,
+    /// Most entries in a page. 50 unless given.
+    #[param(minimum = 1, maximum = 500)]
+    limit: Option<u32>,
+    /// Continue after the task that this version learned: the `next` of the page before.
+    cursor: Option<VersionNumber>,
 }
 
-/// A task was accepted.
-#[derive(Debug, Serialize, ToSchema)]
-struct TeachResponse {
-    /// The job that learns it.
-    job: JobId,
-    /// The task's name.
-    task: TaskName,
-    /// Where the job stands.
-    state: JobState,
-}
-
-/// The tasks that the active version knows, oldest first.
+/// The tasks that a version knows, oldest first.
 #[derive(Debug, Serialize, ToSchema)]
 struct TasksResponse {
     /// The tasks.
     tasks: Vec<TaskSummary>,
-    /// Where the next page starts; null on the last.
-    next: Option<String>,
+    /// The cursor of the next page; null on the last.
+    next: Option<VersionNumber>,
 }
 
 /// What was taught, and how well it is known.
@@ -69,7 +56,7 @@ struct TaskSummary {
     #[schema(value_type = String, format = DateTime)]
     learned_at: Timestamp,
     accuracy: TaskAccuracy,
-    /// The best accuracy it ever had less the active version's; null where nothing was held out, 0 for the newest task.
+    /// The best accuracy it ever had less the one now; null where nothing was held out, 0 for the newest task.
     forgetting: Option<f64>,
 }
 
@@ -87,75 +74,37 @@ struct ExampleCount {
 struct TaskAccuracy {
     /// By the version that learned it.
     at_learning: Option<Accuracy>,
-    /// By the active version.
+    /// By the active version, or the one asked for.
     now: Option<Accuracy>,
-}
-
-/// Teach a task
-///
-/// Examples come as multipart parts named after their class, as archives of class folders in parts named `archive`,
-/// `train` or `test`, or as one zip or tar archive. Folders `train/` and `test/` above the classes choose the split;
-/// without one, a share of each class is held out. The optional parts `name` and `classes` (a JSON list of
-/// `{"label", "prompt"}`) say the task's name and which words describe a class. With `Prefer: wait=N` the answer
-/// waits up to N seconds for the job to end.
-#[utoipa::path(
-    post, path = "/v1/models/{model}/tasks", tag = "learn", operation_id = "teach",
-    params(("model" = String, Path, description = "The model's name"), TeachQuery),
-    request_body(content((Vec<u8> = "application/zip"), (Vec<u8> = "application/x-tar"), (super::openapi::TaskParts = "multipart/form-data"))),
-    responses((status = 202, description = "Accepted; the Location is the job", body = TeachResponse), (status = "default", response = super::openapi::ProblemResponse))
-)]
-async fn teach(
-    State(api): State<Api>,
-    Path(model): Path<ModelName>,
-    Query(query): Query<TeachQuery>,
-    headers: HeaderMap,
-    request: Request,
-) -> Result<Response, Problem> {
-    // What can be refused without reading the body is refused first.
-    let name = query.name.as_deref().map(str::parse::<TaskName>).transpose()?;
-    api.model(&model).await?;
-    let received = upload::receive(&api, request).await?;
-    let name = name.or(received.name).ok_or_else(|| {
-        Problem::invalid(
-            "missing_name",
-            "name the task: ?name=… or a multipart field `name`",
-        )
-    })?;
-    let task = NewTask {
-        model,
-        name,
-        upload: received.upload,
-    };
-    let mut job = api.learner.submit(task, Timestamp::now()).await?;
-    if let Some(seconds) = jobs::preferred_wait(&headers) {
-        job = jobs::wait_for_end(&api, job, seconds).await?;
-    }
-    let location = format!("/v1/jobs/{}", job.id);
-    let headers = [
-        (header::LOCATION, location),
-        (header::RETRY_AFTER, "1".to_owned()),
-    ];
-    let body = TeachResponse {
-        job: job.id,
-        task: job.task,
-        state: job.state,
-    };
-    Ok((StatusCode::ACCEPTED, headers, Json(body)).into_response())
 }
 
 /// List the tasks
 ///
-/// The tasks that the active version knows, oldest first.
+/// The tasks that the active version knows, or another one, oldest first.
 #[utoipa::path(
     get, path = "/v1/models/{model}/tasks", tag = "history", operation_id = "tasks",
-    params(("model" = String, Path, description = "The model's name")),
+    params(("model" = String, Path, description = "The model's name"), TasksQuery),
     responses((status = 200, description = "The tasks", body = TasksResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
-async fn list(State(api): State<Api>, Path(model): Path<ModelName>) -> Result<Json<TasksResponse>, Problem> {
-    Ok(Json(TasksResponse {
-        tasks: summaries(&api, &model).await?,
-        next: None,
-    }))
+async fn list(
+    State(api): State<Api>,
+    Path(model): Path<ModelName>,
+    Query(query): Query<TasksQuery>,
+    OriginalUri(uri): OriginalUri,
+) -> Result<impl IntoResponse, Problem> {
+    let limit = page::limit(query.limit)?;
+    let known = summaries(&api, &model, query.version).await?;
+    let is_after = |task: &TaskSummary| query.cursor.is_none_or(|seen| task.version > seen);
+    let found = known
+        .into_iter()
+        .filter(is_after)
+        .take(limit as usize + 1)
+        .collect();
+    let (tasks, next) = page::cut(found, limit, |task: &TaskSummary| task.version);
+    Ok((
+        AppendHeaders(page::link(&uri, next)),
+        Json(TasksResponse { tasks, next }),
+    ))
 }
 
 /// Describe a task
@@ -168,7 +117,7 @@ async fn one(
     State(api): State<Api>,
     Path((model, task)): Path<(ModelName, TaskName)>,
 ) -> Result<Json<TaskSummary>, Problem> {
-    let known = summaries(&api, &model)
+    let known = summaries(&api, &model, None)
         .await?
         .into_iter()
         .find(|known| known.name == task);
@@ -180,12 +129,16 @@ async fn one(
     })
 }
 
-async fn summaries(api: &Api, model: &ModelName) -> Result<Vec<TaskSummary>, Problem> {
-    let Some(active) = api.model(model).await?.active else {
+async fn summaries(
+    api: &Api,
+    model: &ModelName,
+    version: Option<VersionNumber>,
+) -> Result<Vec<TaskSummary>, Problem> {
+    let Some(version) = api.line(model, version).await? else {
         return Ok(Vec::new());
     };
-    let tasks = api.store.tasks(model, active).await?;
-    let history = api.store.accuracy(model, active).await?;
+    let tasks = api.store.tasks(model, version).await?;
+    let history = api.store.accuracy(model, version).await?;
     let matrix = history.matrix;
     Ok(tasks
         .into_iter()

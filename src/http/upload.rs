@@ -3,9 +3,8 @@
 use std::io::SeekFrom;
 use std::path::Path;
 
-use axum::body::{Body, BodyDataStream};
+use axum::body::BodyDataStream;
 use axum::extract::Request;
-use axum::extract::multipart::Field;
 use axum::http::StatusCode;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -13,11 +12,18 @@ use serde::Deserialize;
 use tokio::fs::File;
 use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 
-use super::Api;
-use super::images::{BodyForm, body_too_large, multipart_problem, open_multipart, parse_json};
-use super::problem::{ItemError, Problem};
+use super::body::BodyForm;
+use super::extract::parse_json;
+use super::form::Form;
+use super::problem::{ItemError, Problem, shortened};
+use super::{Api, body};
 use crate::domain::{Label, NewClass, Prompt, Split, TaskName};
 use crate::learner::{ArchiveKind, Upload, UploadError};
+
+/// Most bytes of the field `name`.
+const NAME_BYTES: usize = 1 << 10;
+/// Most bytes of the field `classes`.
+const CLASSES_BYTES: usize = 1 << 20;
 
 /// A task as it arrived: its name and its examples.
 pub(super) struct ReceivedTask {
@@ -66,8 +72,8 @@ pub(super) async fn receive(api: &Api, request: Request) -> Result<ReceivedTask,
 
 async fn receive_archive(api: &Api, request: Request) -> Result<ReceivedTask, Problem> {
     let mut upload = Upload::new(api.limits.upload, temporary(&api.spool).await?.into_std().await);
-    let body: BodyDataStream = axum::body::Body::into_data_stream(limited(request, api.limits.upload_bytes));
-    let body = body.map(|chunk| chunk.map_err(|error| broken_body(&error)));
+    let body: BodyDataStream = body::limited(request, api.limits.upload_bytes).into_data_stream();
+    let body = body.map(|chunk| chunk.map_err(|error| body::failure(&error)));
     let mut spool = temporary(&api.spool).await?;
     match spool_part(Box::pin(body), &mut spool, &api.spool).await? {
         Part::Archive(kind, file) => {
@@ -94,15 +100,15 @@ async fn receive_parts(api: &Api, request: Request) -> Result<ReceivedTask, Prob
             .await,
     );
     let mut name = None;
-    let mut parts = open_multipart(request, api).await?;
-    while let Some(part) = parts.next_field().await.map_err(multipart_problem)? {
-        let part_name = part.name().unwrap_or_default().to_owned();
-        let file_name = part.file_name().map(str::to_owned);
+    let mut form = Form::open(request, api).await?;
+    while let Some(part) = form.next().await? {
+        let (part_name, file_name) = (part.name.clone(), part.file_name.clone());
         // Fields have no file name; a class may be called "name" all the same.
         match (part_name.as_str(), &file_name) {
-            ("name", None) => name = Some(text(part).await?.parse()?),
+            ("name", None) => name = Some(part.text(NAME_BYTES).await?.parse()?),
             ("classes", None) => {
-                for class in parse_json::<Vec<DescribedClass>>(text(part).await?.as_bytes())? {
+                let classes = part.text(CLASSES_BYTES).await?;
+                for class in parse_json::<Vec<DescribedClass>>(classes.as_bytes())? {
                     upload.describe(NewClass {
                         label: class.label,
                         prompt: class.prompt.map(String::from),
@@ -110,7 +116,7 @@ async fn receive_parts(api: &Api, request: Request) -> Result<ReceivedTask, Prob
                 }
             }
             _ => {
-                let chunks = Box::pin(part.map(|chunk| chunk.map_err(multipart_problem)));
+                let chunks = part.chunks();
                 match spool_part(chunks, &mut spool, &api.spool).await? {
                     Part::Archive(kind, file) => {
                         let split = archive_split(&part_name)?;
@@ -119,14 +125,14 @@ async fn receive_parts(api: &Api, request: Request) -> Result<ReceivedTask, Prob
                     Part::Slice(at) => {
                         let label: Label = part_name.parse().map_err(|error: crate::domain::NameError| {
                             let item = ItemError {
-                                item: part_name.clone(),
+                                item: shortened(&part_name).into_owned(),
                                 code: "invalid_name",
                                 detail: error.to_string(),
                             };
                             Problem::from(error).with_errors(vec![item])
                         })?;
                         let shown = file_name.unwrap_or_else(|| format!("{label}[{}]", upload.len()));
-                        upload.add_image(label, shown, at)?;
+                        upload.add_image(&label, &shown, at)?;
                     }
                 }
             }
@@ -143,7 +149,10 @@ fn archive_split(part: &str) -> Result<Option<Split>, Problem> {
         "test" => Ok(Some(Split::HeldOut)),
         other => Err(Problem::invalid(
             "unknown_part",
-            format!("the archive in part {other:?} must be in a part named archive, train or test"),
+            format!(
+                "the archive in part {:?} must be in a part named archive, train or test",
+                shortened(other)
+            ),
         )),
     }
 }
@@ -202,23 +211,4 @@ async fn temporary(directory: &Path) -> Result<File, Problem> {
     file.map_err(|e| Problem::internal(&e))?
         .map(File::from_std)
         .map_err(|e| Problem::internal(&e))
-}
-
-async fn text(part: Field<'_>) -> Result<String, Problem> {
-    part.text().await.map_err(multipart_problem)
-}
-
-fn limited(request: Request, bytes: usize) -> Body {
-    Body::new(http_body_util::Limited::new(request.into_body(), bytes))
-}
-
-fn broken_body(error: &axum::Error) -> Problem {
-    let mut source: Option<&dyn std::error::Error> = Some(error);
-    while let Some(cause) = source {
-        if cause.is::<http_body_util::LengthLimitError>() {
-            return body_too_large();
-        }
-        source = cause.source();
-    }
-    Problem::new(StatusCode::BAD_REQUEST, "broken_body", "the body ended early")
 }

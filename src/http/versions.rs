@@ -1,7 +1,6 @@
 //! `/v1/models/{model}/versions`: the immutable snapshots.
 
-use axum::Json;
-use axum::extract::{OriginalUri, Path, Query, State};
+use axum::extract::{OriginalUri, State};
 use axum::response::{AppendHeaders, IntoResponse};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,12 +9,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::accuracy::Accuracy;
+use super::extract::{Json, Path, Query};
 use super::problem::Problem;
 use super::{Api, page};
 use crate::domain::{
-    Class, Digest, JobId, ModelConfig, ModelName, Strategy, TaskName, Version, VersionNumber,
+    AccuracyMatrix, Class, Digest, JobId, ModelConfig, ModelName, Strategy, TaskName, Version, VersionNumber,
 };
 use crate::registry::RegistryError;
+use crate::store::Histories;
 
 pub(super) fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(one))
@@ -110,10 +111,17 @@ async fn list(
         limit,
         |v| v.number,
     );
-    let mut versions = Vec::with_capacity(found.len());
-    for version in found {
-        versions.push(VersionSummary::of(&api, &model, version).await?);
-    }
+    let histories = match found.first() {
+        Some(newest) => api.store.histories(&model, newest.number).await?,
+        None => Histories::default(),
+    };
+    let versions = found
+        .into_iter()
+        .map(|version| {
+            let matrix = histories.of(version.number).matrix;
+            VersionSummary::of(version, &matrix)
+        })
+        .collect();
     let link = page::link(&uri, next);
     Ok((
         AppendHeaders(link),
@@ -143,6 +151,7 @@ async fn one(
             version: number,
         })
         .map_err(Problem::from)?;
+    let history = api.store.accuracy(&model, number).await?;
     let classes = api
         .store
         .tasks(&model, number)
@@ -155,15 +164,14 @@ async fn one(
         config: version.config.clone(),
         report: version.report.clone(),
         classes,
-        summary: VersionSummary::of(&api, &model, version).await?,
+        summary: VersionSummary::of(version, &history.matrix),
     }))
 }
 
 impl VersionSummary {
-    async fn of(api: &Api, model: &ModelName, version: Version) -> Result<Self, Problem> {
-        let matrix = api.store.accuracy(model, version.number).await?.matrix;
+    fn of(version: Version, matrix: &AccuracyMatrix) -> Self {
         let summary = matrix.summary();
-        Ok(Self {
+        Self {
             number: version.number,
             parent: version.parent,
             task: version.task,
@@ -177,6 +185,6 @@ impl VersionSummary {
                 average: summary.map(|s| s.average),
                 forgetting: summary.map(|s| s.forgetting),
             },
-        })
+        }
     }
 }

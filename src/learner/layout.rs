@@ -9,7 +9,10 @@
 
 use crate::domain::{Label, NameError, Split};
 
-/// Why a path cannot be placed.
+/// Most bytes of a path: a label of the longest kind and a file's name fit.
+const PATH_BYTES: usize = 2048;
+
+/// Why a path cannot be placed. Long paths are shown in part.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// The path is absolute or climbs out of the archive.
@@ -21,6 +24,9 @@ pub enum LayoutError {
     /// The folders are nested deeper than a class.
     #[error("{0:?} is nested too deep (expected class/file, train/class/file or test/class/file)")]
     TooDeep(String),
+    /// The path is too long.
+    #[error("{0:?} is a path of more than {PATH_BYTES} bytes")]
+    TooLong(String),
     /// The folder's name is no label.
     #[error("{path:?} names no class")]
     Label {
@@ -59,15 +65,18 @@ pub(super) fn wrapper<'a>(paths: impl Iterator<Item = &'a str>) -> Option<String
 /// What `path` stands for, below `wrapper`.
 pub(super) fn place(path: &str, wrapper: Option<&str>) -> Result<Place, LayoutError> {
     let is_folder = path.ends_with('/');
+    if path.len() > PATH_BYTES {
+        return Err(LayoutError::TooLong(shown(path)));
+    }
     if path.starts_with(['/', '\\']) || path.contains('\0') || path.get(1..2) == Some(":") {
-        return Err(LayoutError::Escapes(path.to_owned()));
+        return Err(LayoutError::Escapes(shown(path)));
     }
     let mut parts: Vec<&str> = path
         .split(['/', '\\'])
         .filter(|part| !matches!(*part, "" | "."))
         .collect();
     if parts.contains(&"..") {
-        return Err(LayoutError::Escapes(path.to_owned()));
+        return Err(LayoutError::Escapes(shown(path)));
     }
     if is_litter(path) {
         return Ok(Place::Ignored);
@@ -77,7 +86,7 @@ pub(super) fn place(path: &str, wrapper: Option<&str>) -> Result<Place, LayoutEr
     }
     let label = |part: &str| {
         part.parse::<Label>().map_err(|source| LayoutError::Label {
-            path: path.to_owned(),
+            path: shown(path),
             source,
         })
     };
@@ -86,7 +95,7 @@ pub(super) fn place(path: &str, wrapper: Option<&str>) -> Result<Place, LayoutEr
         ([only], true) if split_of(only).is_some() => Ok(Place::Ignored),
         ([class], true) => Ok(Place::Class { label: label(class)? }),
         ([top, class], true) if split_of(top).is_some() => Ok(Place::Class { label: label(class)? }),
-        ([_], false) => Err(LayoutError::NoClass(path.to_owned())),
+        ([_], false) => Err(LayoutError::NoClass(shown(path))),
         ([class, _], false) => Ok(Place::Example {
             label: label(class)?,
             split: None,
@@ -95,7 +104,16 @@ pub(super) fn place(path: &str, wrapper: Option<&str>) -> Result<Place, LayoutEr
             label: label(class)?,
             split: split_of(top),
         }),
-        _ => Err(LayoutError::TooDeep(path.to_owned())),
+        _ => Err(LayoutError::TooDeep(shown(path))),
+    }
+}
+
+/// A path as far as messages repeat it.
+pub(super) fn shown(path: &str) -> String {
+    const MOST: usize = 200;
+    match path.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &path[..end]),
+        None => path.to_owned(),
     }
 }
 
@@ -174,6 +192,15 @@ mod tests {
         assert!(matches!(place("a/b/c/1.jpg", None), Err(LayoutError::TooDeep(_))));
         assert_eq!(place("heron/.DS_Store", None), Ok(Place::Ignored));
         assert_eq!(place("__MACOSX/heron/._1.jpg", None), Ok(Place::Ignored));
+    }
+
+    #[test]
+    fn long_paths_are_refused_and_shown_in_part() {
+        let long = format!("heron/{}.jpg", "é".repeat(2000));
+        let Err(LayoutError::TooLong(shown)) = place(&long, None) else {
+            panic!("accepted");
+        };
+        assert_eq!(shown.chars().count(), 201);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use sqlx::AnyConnection;
 use super::Store;
 use super::codec::{from_json, micros, number, timestamp};
 use super::error::StoreError;
-use crate::domain::{Job, JobId};
+use super::estimate::remaining_seconds;
+use crate::domain::{Job, JobId, Phase};
 
 /// One event in the life of a job.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,7 +17,8 @@ pub struct JobEvent {
     pub sequence: u64,
     /// `state` for a change of state, `progress` otherwise.
     pub name: String,
-    /// The job after the event: `state`, `phase`, `progress`, `attempts`, `version`, `error`.
+    /// The job after the event: `state`, `phase`, `progress`, `attempts`, `version`, `error`; `step`, `steps` and
+    /// `loss` while it is fitted, and `remaining_seconds` where they can be told.
     pub data: Value,
     /// When.
     pub at: Timestamp,
@@ -62,10 +64,23 @@ pub(super) async fn append(
     kind: EventKind,
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    let remaining_seconds = match kind {
+        EventKind::State => None,
+        EventKind::Progress => remaining_seconds(connection, job, now).await?,
+    };
+    // The report keeps the last step of an earlier attempt; only while fitting it is the current one.
+    let fitting = |field: &str| match job.phase {
+        Some(Phase::Fit) => job.report[field].clone(),
+        _ => Value::Null,
+    };
     let data = json!({
         "state": job.state,
         "phase": job.phase,
         "progress": job.progress,
+        "step": fitting("step"),
+        "steps": fitting("steps"),
+        "loss": fitting("loss"),
+        "remaining_seconds": remaining_seconds,
         "attempts": job.attempts,
         "version": job.version,
         "error": job.error,

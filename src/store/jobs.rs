@@ -84,9 +84,9 @@ impl Store {
         let Some(row) = row else {
             return Ok(Lease::Lost);
         };
-        let job = Job::try_from(row)?;
+        let mut job = Job::try_from(row)?;
         if let Some(fields) = progress.report {
-            write_report(&mut tx, &job, fields).await?;
+            job.report = write_report(&mut tx, &job, fields).await?;
         }
         events::append(&mut tx, &job, EventKind::Progress, progress.now).await?;
         tx.commit().await?;
@@ -166,23 +166,24 @@ pub(super) async fn close(
     events::append(connection, job, EventKind::State, now).await
 }
 
-/// Sets fields of a job's report; the others stay.
+/// Sets fields of a job's report; the others stay. Gives the whole report.
 async fn write_report(
     connection: &mut AnyConnection,
     job: &Job,
     fields: Map<String, Value>,
-) -> Result<(), StoreError> {
+) -> Result<Value, StoreError> {
     let mut report = match &job.report {
         Value::Object(report) => report.clone(),
         _ => Map::new(),
     };
     report.extend(fields);
+    let report = Value::Object(report);
     sqlx::query("update job set report = $2 where id = $1")
         .bind(job.id.to_string())
-        .bind(Value::Object(report).to_string())
+        .bind(report.to_string())
         .execute(connection)
         .await?;
-    Ok(())
+    Ok(report)
 }
 
 #[derive(sqlx::FromRow)]

@@ -179,8 +179,40 @@ async fn a_bad_image_fails_its_item_and_not_its_neighbours() {
         let error = &predictions[place]["error"];
         assert_eq!(error["code"], code, "{answer}");
         assert_eq!(error["item"], format!("images[{place}]"));
+        assert_eq!(error["type"], format!("urn:clipkeep:problem:{code}"));
+        assert_eq!(
+            (&error["status"], &error["title"]),
+            (&json!(422), &json!("Unprocessable Entity"))
+        );
         assert!(error["detail"].as_str().is_some_and(|detail| !detail.is_empty()));
         assert_eq!(predictions[place].get("classes"), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broken_base64_fails_its_item_and_not_its_neighbours() {
+    let (app, _) = with_flora(&Database::sqlite(), &[]).await;
+    let good = json!({"data": STANDARD.encode(png("poppy", 52))});
+    for (path, answers, answer) in [
+        (CLASSIFY, "predictions", "classes"),
+        ("/v1/embed", "embeddings", "values"),
+    ] {
+        let images = json!({"images": [good, {"data": "%%%"}, good]});
+        let told = Answer::to(app.post(path).json(&images)).await.json(200);
+        assert!(told[answers][0][answer].is_array(), "{told}");
+        let error = &told[answers][1]["error"];
+        assert_eq!(
+            (&error["code"], &error["status"]),
+            (&json!("invalid_base64"), &json!(400))
+        );
+        assert_eq!(error["item"], "images[1]");
+        assert_eq!(told[answers][2], {
+            let mut first = told[answers][0].clone();
+            if let Some(id) = told[answers][2].get("id") {
+                first["id"] = id.clone();
+            }
+            first
+        });
     }
 }
 

@@ -87,6 +87,23 @@ async fn what_cannot_be_embedded_is_refused() {
     refused(json!({"texts": ["a"], "templates": true}), "unprocessable").await;
     refused(json!({"nothing": 1}), "unprocessable").await;
     refused(json!(["heron"]), "unprocessable").await;
+    refused(json!({}), "unprocessable").await;
+    refused(json!({"texts": ["a"], "images": []}), "unprocessable").await;
+    refused(json!({"images": [], "template": true}), "unprocessable").await;
+    let longest = "x".repeat(4096);
+    let problem = Answer::to(
+        app.post("/v1/embed")
+            .json(&json!({"texts": [longest, longest + "x"]})),
+    )
+    .await
+    .problem(422, "text_too_long");
+    assert_eq!(problem["errors"][0]["item"], "texts[1]", "{problem}");
+    assert_eq!(problem["errors"].as_array().map(Vec::len), Some(1));
+    let typed = app
+        .post("/v1/embed")
+        .header("content-type", "Application/JSON")
+        .body(json!({"texts": ["heron"]}).to_string());
+    Answer::to(typed).await.json(200);
     let request = app.post("/v1/embed").body("no picture");
     Answer::to(request).await.problem(422, "unsupported_image");
     let form = Form::new()

@@ -1,5 +1,6 @@
 //! `/v1/jobs/{id}`.
 
+use futures::StreamExt as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -7,7 +8,8 @@ use crate::archive::zip;
 use crate::caller::Answer;
 use crate::database::{Database, on_both};
 use crate::pictures::{FLORA, folders};
-use crate::scene::with_flora;
+use crate::process::Process;
+use crate::scene::{endless_job, with_flora};
 use crate::test_app::TestApp;
 
 on_both!(a_job_tells_its_story, events_follow_a_job_to_its_end);
@@ -48,6 +50,7 @@ async fn a_job_tells_its_story(database: Database) {
     assert_eq!((&job["version"], &job["error"]), (&json!(1), &Value::Null));
     assert_eq!((&job["progress"], &job["attempts"]), (&json!(1.0), &json!(1)));
     assert!(job["created_at"].as_str().expect("text") <= job["updated_at"].as_str().expect("text"));
+    assert_eq!(job["remaining_seconds"], Value::Null);
     let examples = &job["report"]["examples"];
     assert_eq!(
         (&examples["train"], &examples["held_out"]),
@@ -67,7 +70,7 @@ async fn a_job_tells_its_story(database: Database) {
             let asked = app.request(Method::GET, &format!("/v1/jobs/{id}{tail}"));
             let answer = Answer::to(asked).await;
             match id {
-                "not-an-id" => answer.problem(400, "bad_request"),
+                "not-an-id" => answer.problem(400, "invalid_path"),
                 _ => answer.problem(404, "unknown_job"),
             };
         }
@@ -101,6 +104,7 @@ async fn events_follow_a_job_to_its_end(database: Database) {
         .collect();
     assert!(!progress.is_empty() && progress.is_sorted(), "{progress:?}");
     assert_eq!(told.last().expect("events").data["version"], 1);
+    assert_eq!(told[0].data["remaining_seconds"], Value::Null);
 
     let replayed = async |seen: usize| {
         let request = app
@@ -110,5 +114,43 @@ async fn events_follow_a_job_to_its_end(database: Database) {
     };
     assert_eq!(replayed(0).await, told, "from the start");
     assert_eq!(replayed(2).await, told[2..], "from where the caller left off");
-    assert_eq!(replayed(told.len()).await, [], "nothing is left");
+    let seen = told.len().to_string();
+    let request = app.request(Method::GET, &path).header("last-event-id", seen);
+    let nothing = Answer::to(request).await;
+    assert_eq!(
+        (nothing.status, nothing.text.as_str()),
+        (204, ""),
+        "nothing is left"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_tell_of_steps_and_of_the_time_that_is_left() {
+    let database = Database::sqlite();
+    let app = Process::start(&database, &[]);
+    let job = endless_job(&app).await;
+    let stream = app.request(Method::GET, &format!("{job}/events"));
+    let mut stream = stream.send().await.expect("an answer").bytes_stream();
+    let mut told = String::new();
+    let step = loop {
+        let chunk = stream.next().await.expect("the job runs on").expect("bytes");
+        told.push_str(str::from_utf8(&chunk).expect("text"));
+        let whole = &told[..told.rfind("\n\n").map_or(0, |end| end + 2)];
+        if let Some(event) = events(whole)
+            .into_iter()
+            .find(|event| event.data["step"].is_u64())
+        {
+            break event.data;
+        }
+    };
+    assert_eq!(
+        (&step["phase"], &step["state"]),
+        (&json!("fit"), &json!("running"))
+    );
+    assert!(step["steps"].as_u64() > step["step"].as_u64(), "{step}");
+    assert!(
+        step["loss"].is_f64() && step["remaining_seconds"].is_f64(),
+        "{step}"
+    );
+    assert!(app.get(&job).await["remaining_seconds"].is_f64());
 }

@@ -4,6 +4,7 @@
 //! `CLIPKEEP_TEST_POSTGRES` holds the URL of a role that may create databases. Without it that half says that it was
 //! skipped. Nothing here rests on what the backbone knows: random weights pass as trained ones do.
 
+mod admission;
 mod archive;
 mod caller;
 mod classify;
@@ -11,6 +12,7 @@ mod conflicts;
 mod database;
 mod embed;
 mod history;
+mod hostile_archives;
 mod jobs;
 mod malformed_archives;
 mod malformed_bodies;

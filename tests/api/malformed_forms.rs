@@ -4,10 +4,11 @@ use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 
 use crate::archive::zip;
+use crate::caller::Answer;
 use crate::database::Database;
 use crate::pictures::{FLORA, folders, png};
 use crate::refusals::assert_refused;
-use crate::scene::TASKS;
+use crate::scene::{CLASSIFY, TASKS};
 use crate::test_app::TestApp;
 
 /// A form with pictures and no name.
@@ -56,7 +57,7 @@ async fn names_that_cannot_be() {
     let groups = vec![
         (422, "missing_name", vec![("no name", send(form()))]),
         (422, "invalid_name", invalid),
-        (400, "bad_request", vec![("a title", at("title=birds"))]),
+        (400, "invalid_query", vec![("a title", at("title=birds"))]),
         (404, "unknown_model", vec![("nobody", elsewhere)]),
     ];
     assert_refused(&app, groups).await;
@@ -103,4 +104,56 @@ async fn parts_that_cannot_be() {
     ];
     assert_refused(&app, groups).await;
     assert_eq!(app.get(TASKS).await["tasks"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_that_never_end() {
+    let app = TestApp::start(&Database::sqlite(), &["--max-body-mib", "1"]).await;
+    let raw = |path: &str, body: String| {
+        let request = app.post(path).query(&[("labels", "a,b")]).body(body);
+        request.header("content-type", "multipart/form-data; boundary=x")
+    };
+    let teach = |body: String| {
+        let request = app.post(TASKS).body(body);
+        request.header("content-type", "multipart/form-data; boundary=x")
+    };
+    let long = "x".repeat(100_000);
+    let head = format!("--x\r\ncontent-disposition: form-data; name=\"image\"\r\nx: {long}");
+    let whole = format!("{head}\r\n\r\nabc\r\n--x--\r\n");
+    let second = format!(
+        "--x\r\ncontent-disposition: form-data; name=\"image\"; filename=\"a\"\r\n\r\n{long}\r\n{whole}"
+    );
+    let encoded = "--x\r\ncontent-disposition: form-data; name*=latin1''%E9\r\n\r\nabc\r\n--x--\r\n";
+    let field = |name: &'static str, bytes: usize| form().text(name, "x".repeat(bytes));
+    let send = |form: Form| app.post(TASKS).multipart(form);
+    let heads = vec![
+        ("a head without an end", teach(head.clone())),
+        ("a head that is too long", teach(whole.clone())),
+        ("a second head that is too long", teach(second.clone())),
+        ("no first boundary", teach(long.clone())),
+        ("an image's head without an end", raw(CLASSIFY, head)),
+        ("an image's head that is too long", raw(CLASSIFY, whole)),
+        ("a second image's head that is too long", raw(CLASSIFY, second)),
+    ];
+    let fields = vec![
+        ("a name", send(field("name", 1025))),
+        ("classes", send(field("classes", (1 << 20) + 1))),
+    ];
+    let groups = vec![
+        (400, "invalid_multipart", heads),
+        (413, "field_too_large", fields),
+        (
+            400,
+            "invalid_part_name",
+            vec![("latin1", teach(encoded.to_owned()))],
+        ),
+    ];
+    assert_refused(&app, groups).await;
+    // A head may be long within reason.
+    let head = format!(
+        "--x\r\ncontent-disposition: form-data; name=\"image\"\r\nx: {}",
+        &long[..10_000]
+    );
+    let answer = raw(CLASSIFY, format!("{head}\r\n\r\nabc\r\n--x--\r\n"));
+    Answer::to(answer).await.problem(422, "unsupported_image");
 }

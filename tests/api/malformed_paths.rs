@@ -1,6 +1,7 @@
 //! Paths, queries and methods that lead nowhere.
 
 use reqwest::Method;
+use serde_json::json;
 
 use crate::caller::Answer;
 use crate::database::Database;
@@ -39,7 +40,7 @@ async fn queries_that_make_no_sense() {
     ];
     let groups = vec![
         (422, "invalid_top_k", counts),
-        (400, "bad_request", unread),
+        (400, "invalid_query", unread),
         (404, "unknown_version", versions),
         (422, "invalid_name", labels),
         (
@@ -84,7 +85,7 @@ async fn paths_that_lead_nowhere() {
         ("a method of its own", app.request(own, CLASSIFY)),
     ];
     let groups = vec![
-        (400, "bad_request", names),
+        (400, "invalid_path", names),
         (404, "unknown_model", vec![("nobody", classify("nobody"))]),
         (404, "not_found", paths),
         (405, "method_not_allowed", methods),
@@ -98,4 +99,41 @@ async fn a_wrong_method_is_told_the_right_ones() {
     let answer = Answer::to(app.request(Method::PUT, CLASSIFY)).await;
     answer.problem(405, "method_not_allowed");
     assert_eq!(answer.headers["allow"], "POST");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_wrong_is_named() {
+    let app = TestApp::start(&Database::sqlite(), &[]).await;
+    let create = |body: String| {
+        let request = app.post("/v1/models").body(body);
+        request.header("content-type", "Application/JSON; charset=utf-8")
+    };
+    let nested = json!({"name": "birds", "config": {"epochs": "many"}}).to_string();
+    let unknown = json!({"name": "birds", "x".repeat(100_000): 1}).to_string();
+    let query = app.post(&format!("{CLASSIFY}?top_k=five"));
+    let path = app.request(Method::GET, "/v1/models/default/versions/two");
+    for (request, status, code, field) in [
+        (create(nested), 422, "unprocessable", "config.epochs"),
+        (query, 400, "invalid_query", "top_k"),
+        (path, 400, "invalid_path", "number"),
+    ] {
+        let problem = Answer::to(request).await.problem(status, code);
+        assert_eq!(problem["errors"][0]["item"], field, "{problem}");
+        assert_eq!(problem["errors"][0]["code"], code);
+    }
+    // What a caller sent is repeated in part.
+    let refused = Answer::to(create(unknown)).await;
+    refused.problem(422, "unprocessable");
+    assert!(refused.text.len() < 2000, "{} bytes", refused.text.len());
+    let cut = create("{\"name\": ".to_owned());
+    Answer::to(cut).await.problem(400, "invalid_json");
+    let typed = app
+        .post("/v1/models")
+        .header("content-type", "text/plain")
+        .body("{}");
+    Answer::to(typed).await.problem(415, "unsupported_media_type");
+    let large = create(format!("\"{}\"", "x".repeat(33 << 20)));
+    if let Ok(answer) = large.send().await {
+        assert_eq!(answer.status(), 413, "the server may also have hung up");
+    }
 }

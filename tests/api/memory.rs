@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::archive::zip;
 use crate::caller::Answer;
 use crate::database::Database;
+use crate::hostile_archives::{empty_folders, tar_extended};
 use crate::pictures::{encoded, png};
 use crate::process::Process;
 use crate::refusals::png_of;
@@ -55,7 +56,7 @@ async fn bombs_do_not_swell_the_server() {
         (
             "as many pixels as there are numbers",
             post(png_of(u32::MAX >> 1, u32::MAX >> 1)),
-            422,
+            413,
         ),
         (
             "a little over the limit",
@@ -73,6 +74,20 @@ async fn bombs_do_not_swell_the_server() {
                 &(0..200)
                     .map(|n| (format!("poppy/{n}.png"), zeros(1_000_000)))
                     .collect::<Vec<_>>(),
+            ),
+            413,
+        ),
+        (
+            "many folders in a zip",
+            server.submit("default", "bomb", empty_folders(60_000)),
+            413,
+        ),
+        (
+            "a long name in a tar",
+            server.submit(
+                "default",
+                "bomb",
+                tar_extended(tar::EntryType::GNULongName, 15 << 20),
             ),
             413,
         ),

@@ -40,7 +40,11 @@ async fn tells_how_it_is(database: Database) {
     for limit in [
         "pixels",
         "labels",
+        "text_bytes",
+        "queue",
         "requests",
+        "uploads",
+        "watches",
         "upload_bytes",
         "examples",
         "example_bytes",
@@ -127,37 +131,41 @@ async fn the_description_names_every_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn too_many_requests_at_a_time_are_shed() {
-    let app = TestApp::start(&Database::sqlite(), &["--max-requests", "1"]).await;
-    // A body that never ends keeps the only place.
-    let (sender, body) = tokio::sync::mpsc::channel::<std::io::Result<&'static [u8]>>(1);
-    let body = futures::stream::unfold(body, async |mut body| Some((body.recv().await?, body)));
-    let slow = app
-        .post(CLASSIFY)
-        .query(&[("labels", "a,b")])
-        .body(reqwest::Body::wrap_stream(body));
-    let slow = tokio::spawn(Answer::to(slow));
-    sender.send(Ok(b"GIF")).await.expect("the request is under way");
-    let refused = loop {
-        let answer = Answer::to(
-            app.post(CLASSIFY)
-                .query(&[("labels", "a,b")])
-                .body(png("poppy", 1)),
-        )
-        .await;
-        if answer.status != 200 {
-            break answer;
+async fn the_description_says_what_is_sent() {
+    let app = TestApp::start(&Database::sqlite(), &[]).await;
+    let description = app.get("/openapi.json").await;
+    let calls = description["paths"].as_object().expect("paths").iter();
+    let calls = calls.flat_map(|(path, calls)| {
+        let calls = calls.as_object().expect("methods").iter();
+        calls.map(move |(method, call)| (format!("{method} {path}"), call))
+    });
+    let mut files = 0;
+    for (call, said) in calls {
+        let Some(content) = said["requestBody"]["content"].as_object() else {
+            continue;
+        };
+        for (kind, body) in content {
+            let schema = match body["schema"]["$ref"].as_str() {
+                Some(name) => description.pointer(&name[1..]).expect("a known schema"),
+                None => &body["schema"],
+            };
+            assert_ne!(schema["items"]["type"], "integer", "{call} with {kind}: {schema}");
+            if schema["format"] == "binary" {
+                assert_eq!(schema["type"], "string");
+                files += 1;
+            }
         }
-    };
-    refused.problem(503, "overloaded");
-    assert!(refused.headers.contains_key("retry-after"));
-    assert_eq!(app.get("/healthz").await["status"], "ok");
+    }
     assert_eq!(
-        app.get("/readyz").await["status"],
-        "ready",
-        "probes are always let in"
+        files, 5,
+        "images twice for one call and once for another, and two kinds of archive"
     );
-    drop(sender);
-    slow.await.expect("no panic").problem(422, "unsupported_image");
-    app.get("/v1/models").await;
+    for call in [
+        "/paths/~1v1~1jobs~1{id}/get",
+        "/paths/~1v1~1models~1{model}~1tasks/post",
+    ] {
+        let parameters = description.pointer(call).expect("a call")["parameters"].as_array();
+        let names: Vec<_> = parameters.expect("a list").iter().map(|p| &p["name"]).collect();
+        assert!(names.contains(&&json!("prefer")), "{call}: {names:?}");
+    }
 }

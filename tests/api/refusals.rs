@@ -2,7 +2,7 @@
 
 use reqwest::RequestBuilder;
 
-use crate::caller::Answer;
+use crate::caller::{Answer, Caller};
 use crate::pictures::png;
 use crate::scene::CLASSIFY;
 use crate::test_app::TestApp;
@@ -25,7 +25,7 @@ pub(crate) async fn assert_refused(app: &TestApp, groups: Vec<Group>) {
 }
 
 /// Fails unless the server still classifies.
-pub(crate) async fn assert_alive(app: &TestApp, after: &str) {
+pub(crate) async fn assert_alive(app: &Caller, after: &str) {
     let request = app
         .post(CLASSIFY)
         .query(&[("labels", "a,b")])

@@ -1,5 +1,6 @@
 //! `POST /v1/models/{model}/rollback` and the log of activations.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::caller::Answer;
@@ -27,6 +28,19 @@ async fn rolls_back_and_forward(database: Database) {
     assert_eq!(app.get("/v1/models/default/versions").await["active"], 1);
     let known = app.get("/v1/models/default/tasks").await;
     assert_eq!(known["tasks"].as_array().expect("tasks").len(), 1);
+    // What was learned since is still told when asked for by its version.
+    let known = app.get("/v1/models/default/tasks?version=2").await;
+    assert_eq!(known["tasks"].as_array().expect("tasks").len(), 2);
+    let accuracy = async |query: &str| app.get(&format!("/v1/models/default/accuracy{query}")).await;
+    assert_eq!(accuracy("").await["versions"], json!([1]));
+    assert_eq!(accuracy("?version=1").await, accuracy("").await);
+    assert_eq!(accuracy("?version=2").await["versions"], json!([1, 2]));
+    for path in ["tasks", "accuracy"] {
+        let asked = app.request(Method::GET, &format!("/v1/models/default/{path}?version=3"));
+        Answer::to(asked).await.problem(404, "unknown_version");
+        let asked = app.request(Method::GET, &format!("/v1/models/default/{path}?versions=1"));
+        Answer::to(asked).await.problem(400, "invalid_query");
+    }
 
     roll_back(&app, &json!({"version": 2})).await.json(200);
     let after = app.classify(CLASSIFY, png("poppy", 60)).await;
@@ -85,7 +99,7 @@ async fn refuses_what_it_cannot_serve(database: Database) {
         .post(path)
         .header("content-type", "application/json")
         .body("{");
-    Answer::to(request).await.problem(400, "bad_request");
+    Answer::to(request).await.problem(400, "invalid_json");
     let request = app.post(path).body("{\"version\": 1}");
     Answer::to(request).await.problem(415, "unsupported_media_type");
     let request = app

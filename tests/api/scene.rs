@@ -1,10 +1,12 @@
 //! Servers that know something already.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::archive::zip;
+use crate::caller::Answer;
 use crate::database::Database;
 use crate::pictures::{FLORA, SKIES, folders};
+use crate::process::Process;
 use crate::test_app::TestApp;
 
 /// Where the default model classifies.
@@ -26,6 +28,19 @@ pub(crate) async fn with_both(database: &Database) -> TestApp {
     let job = app.teach("default", "skies", zip(&folders(&SKIES, 0..5))).await;
     assert_eq!(job["state"], "succeeded", "{job}");
     app
+}
+
+/// Teaches a task that is learned for longer than any of these tests takes, and gives its job's path. The server must
+/// be a process, which need not wait for it in the end.
+pub(crate) async fn endless_job(app: &Process) -> String {
+    let config = json!({"epochs": 1000, "batch_size": 1});
+    let model = app
+        .post("/v1/models")
+        .json(&json!({"name": "slow", "config": config}));
+    Answer::to(model).await.json(201);
+    let accepted = app.submit("slow", "flora", zip(&folders(&FLORA, 0..20)));
+    let accepted = Answer::to(accepted).await.json(202);
+    format!("/v1/jobs/{}", accepted["job"].as_str().expect("an id"))
 }
 
 /// The entries of a list of JSON texts.

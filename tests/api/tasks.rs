@@ -124,6 +124,23 @@ async fn prompts_describe_classes() {
     let version = app.get("/v1/models/default/versions/1").await;
     assert_eq!(version["classes"][0]["prompt"], "green grass in stripes");
     assert_eq!(version["classes"][1]["prompt"], "red flower");
+
+    // The description may also come after the examples.
+    let skies = SKIES
+        .iter()
+        .flat_map(|class| (0..2).map(move |number| (*class, png(class, number))));
+    let form = skies.fold(Form::new().text("name", "skies"), |form, (class, image)| {
+        form.part(class, Part::bytes(image).file_name("x.png"))
+    });
+    let prompts = json!([{"label": "rainbow", "prompt": "colours in the sky"}]);
+    let accepted = Answer::to(
+        app.post(TASKS)
+            .multipart(form.text("classes", prompts.to_string())),
+    )
+    .await;
+    learned(&app, &accepted).await;
+    let version = app.get("/v1/models/default/versions/2").await;
+    assert_eq!(version["classes"][3]["prompt"], "colours in the sky");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,23 +159,33 @@ async fn a_caller_may_wait_for_the_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_of_all_the_world_come_back_as_they_were() {
     let app = TestApp::start(&Database::sqlite(), &[]).await;
-    // As browsers and curl do: UTF-8 as it stands.
-    let mut form = Form::new().percent_encode_noop();
+    // As browsers and curl do: UTF-8 as it stands. Others encode it, `name*=utf-8''…`.
+    for (task, form) in [
+        ("Vögel – ёж 🐦", Form::new().percent_encode_noop()),
+        ("encoded", Form::new()),
+    ] {
+        let model = json!({"name": format!("model-{}", task.is_ascii())});
+        Answer::to(app.post("/v1/models").json(&model)).await.json(201);
+        teach_names(&app, model["name"].as_str().expect("a name"), task, form).await;
+    }
+}
+
+async fn teach_names(app: &TestApp, model: &str, name: &str, mut form: Form) {
+    let tasks = format!("/v1/models/{model}/tasks");
     for (label, class) in [("Graureiher 鷺", "poppy"), ("name", "meadow")] {
         for number in 0..3 {
-            let image = Part::bytes(png(class, number)).file_name("x.png");
+            let image = Part::bytes(png(class, number)).file_name("鷺.png");
             form = form.part(label, image);
         }
     }
-    let request = app
-        .post(TASKS)
-        .query(&[("name", "Vögel – ёж 🐦")])
-        .multipart(form);
-    let accepted = Answer::to(request).await;
-    assert_eq!(accepted.json(202)["task"], "Vögel – ёж 🐦");
-    let task = learned(&app, &accepted).await;
-    assert_eq!(texts(&task["classes"]), ["Graureiher 鷺", "name"]);
-    assert_eq!(task["name"], "Vögel – ёж 🐦");
-    let problem = Answer::to(app.request(reqwest::Method::GET, &format!("{TASKS}/unheard"))).await;
+    let request = app.post(&tasks).query(&[("name", name)]).multipart(form);
+    let accepted = Answer::to(request).await.json(202);
+    assert_eq!(accepted["task"], name);
+    let ended = app.end_of(accepted["job"].as_str().expect("a job's id")).await;
+    assert_eq!(ended["state"], "succeeded", "{ended}");
+    let known = app.get(&tasks).await;
+    assert_eq!(texts(&known["tasks"][0]["classes"]), ["Graureiher 鷺", "name"]);
+    assert_eq!(known["tasks"][0]["name"], name);
+    let problem = Answer::to(app.request(reqwest::Method::GET, &format!("{tasks}/unheard"))).await;
     problem.problem(404, "unknown_task");
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::caller::Answer;
 use crate::database::{Database, on_both};
-use crate::scene::with_both;
+use crate::scene::{TASKS, with_both};
 
 const VERSIONS: &str = "/v1/models/default/versions";
 
@@ -57,9 +57,9 @@ async fn versions_are_listed_and_described(database: Database) {
     for (number, status, code) in [
         ("3", 404, "unknown_version"),
         ("0", 404, "unknown_version"),
-        ("two", 400, "bad_request"),
-        ("-1", 400, "bad_request"),
-        ("4294967296", 400, "bad_request"),
+        ("two", 400, "invalid_path"),
+        ("-1", 400, "invalid_path"),
+        ("4294967296", 400, "invalid_path"),
     ] {
         let asked = app.request(Method::GET, &format!("{VERSIONS}/{number}"));
         Answer::to(asked).await.problem(status, code);
@@ -71,6 +71,7 @@ async fn pages_are_linked(database: Database) {
     for (path, list) in [
         (VERSIONS, "versions"),
         ("/v1/models/default/activations", "activations"),
+        (TASKS, "tasks"),
     ] {
         let first = Answer::to(app.request(Method::GET, &format!("{path}?limit=1"))).await;
         let link = first.headers["link"].to_str().expect("text");
@@ -91,10 +92,10 @@ async fn pages_are_linked(database: Database) {
         for (query, status, code) in [
             ("limit=0", 422, "invalid_limit"),
             ("limit=501", 422, "invalid_limit"),
-            ("limit=-1", 400, "bad_request"),
-            ("limit=ten", 400, "bad_request"),
-            ("cursor=heron", 400, "bad_request"),
-            ("page=2", 400, "bad_request"),
+            ("limit=-1", 400, "invalid_query"),
+            ("limit=ten", 400, "invalid_query"),
+            ("cursor=heron", 400, "invalid_query"),
+            ("page=2", 400, "invalid_query"),
         ] {
             let asked = app.request(Method::GET, &format!("{path}?{query}"));
             Answer::to(asked).await.problem(status, code);
