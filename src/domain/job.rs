@@ -47,15 +47,6 @@ impl JobState {
     pub fn is_final(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)
     }
-
-    /// Whether a job may go from this state to `next`.
-    pub fn may_become(self, next: Self) -> bool {
-        match self {
-            Self::Queued => matches!(next, Self::Running | Self::Cancelled),
-            Self::Running => next != Self::Running,
-            Self::Succeeded | Self::Held | Self::Failed | Self::Cancelled => false,
-        }
-    }
 }
 
 /// What a running job is doing.
@@ -169,20 +160,10 @@ mod tests {
     ];
 
     #[test]
-    fn final_states_are_the_ones_without_a_way_out() {
+    fn every_state_has_a_name_of_its_own() {
         for state in STATES {
-            let exits = STATES.into_iter().filter(|&next| state.may_become(next)).count();
-            assert_eq!(state.is_final(), exits == 0, "{state:?}");
             assert_eq!(state.as_str().parse(), Ok(state));
         }
-    }
-
-    #[test]
-    fn a_job_succeeds_only_by_running() {
-        let before_success: Vec<_> = STATES
-            .into_iter()
-            .filter(|state| state.may_become(JobState::Succeeded))
-            .collect();
-        assert_eq!(before_success, [JobState::Running]);
+        assert!("done".parse::<JobState>().is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Rollback, and the log of what was live when.
 
 use axum::extract::{OriginalUri, State};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -84,19 +85,23 @@ struct LogEntry {
 /// what is learned from now on continues from it.
 #[utoipa::path(
     post, path = "/v1/models/{model}/rollback", tag = "history", operation_id = "rollback",
-    params(("model" = String, Path, description = "The model's name")),
+    params(
+        ("model" = String, Path, description = "The model's name"),
+        ("if-match" = Option<String>, Header, description = "The version that must be active, in quotes; 412 when another one is", example = "\"2\"")
+    ),
     request_body = RollbackRequest,
     responses((status = 200, description = "The version answers", body = RollbackResponse), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn rollback(
     State(api): State<Api>,
     Path(model): Path<ModelName>,
+    headers: HeaderMap,
     Json(body): Json<RollbackRequest>,
 ) -> Result<Json<RollbackResponse>, Problem> {
     let wish = Activate {
         model,
         version: body.version,
-        expected: None,
+        expected: expected(&headers)?,
         actor: "http".to_owned(),
         reason: body.reason.map(String::from),
         now: Timestamp::now(),
@@ -114,6 +119,27 @@ async fn rollback(
         previous,
         at,
     }))
+}
+
+/// The version in `If-Match`, if it names one. `*` holds for any.
+fn expected(headers: &HeaderMap) -> Result<Option<VersionNumber>, Problem> {
+    let malformed = |detail| Problem::new(StatusCode::BAD_REQUEST, "invalid_if_match", detail);
+    let Some(tag) = headers.get(header::IF_MATCH) else {
+        return Ok(None);
+    };
+    match tag.to_str().map(str::trim) {
+        Ok("*") => Ok(None),
+        Ok(tag) => {
+            let number = tag
+                .strip_prefix('"')
+                .and_then(|tag| tag.strip_suffix('"')?.parse().ok());
+            number
+                .map(VersionNumber)
+                .map(Some)
+                .ok_or_else(|| malformed("If-Match must be a version's number in quotes"))
+        }
+        Err(_) => Err(malformed("If-Match must be text")),
+    }
 }
 
 /// Read the activation log

@@ -1,4 +1,4 @@
-//! `/v1/jobs/{id}`: poll a job, or follow its events.
+//! `/v1/jobs/{id}`: poll a job, follow its events, or cancel it.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use super::extract::{Json, Path};
 use super::problem::Problem;
 use super::{Api, prefer};
 use crate::domain::{Job, JobId, JobState, ModelName};
-use crate::store::{JobEvent, StoreError};
+use crate::store::{CancelError, JobEvent, StoreError};
 
 /// How often the store is asked about a job that somebody watches.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
@@ -30,7 +30,10 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 const PAGE: u32 = 64;
 
 pub(super) fn router() -> OpenApiRouter<Api> {
-    OpenApiRouter::new().routes(routes!(one)).routes(routes!(events))
+    OpenApiRouter::new()
+        .routes(routes!(one))
+        .routes(routes!(events))
+        .routes(routes!(cancel))
 }
 
 /// A job, and how long it will still take.
@@ -117,6 +120,24 @@ async fn events(
     Ok(events.into_response())
 }
 
+/// Cancel a job
+///
+/// Nothing of it is published and its examples are deleted. A job that has ended cannot be cancelled any more.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/cancel", tag = "learn", operation_id = "cancel_job",
+    params(("id" = Uuid, Path, description = "The job's id")),
+    responses((status = 200, description = "The job, cancelled", body = Job), (status = "default", response = super::openapi::ProblemResponse))
+)]
+async fn cancel(State(api): State<Api>, Path(id): Path<Uuid>) -> Result<Json<Job>, Problem> {
+    let id = JobId(id);
+    let cancelled = api.store.cancel_job(id, Timestamp::now()).await;
+    let cancelled = cancelled.map_err(|error| match error {
+        CancelError::Final(_) => Problem::new(StatusCode::CONFLICT, "job_ended", error.to_string()),
+        CancelError::Store(error) => error.into(),
+    })?;
+    cancelled.map(Json).ok_or_else(|| unknown(id))
+}
+
 /// Somebody who follows a job, and up to which event.
 struct Follower {
     api: Api,
@@ -169,9 +190,13 @@ fn shown(event: JobEvent) -> Event {
         .data(event.data.to_string())
 }
 
+fn unknown(id: JobId) -> Problem {
+    Problem::unknown("unknown_job", format!("there is no job {id}"))
+}
+
 async fn existing(api: &Api, id: JobId) -> Result<Job, Problem> {
     let job = api.store.job(id).await?;
-    let job = job.ok_or_else(|| Problem::unknown("unknown_job", format!("there is no job {id}")))?;
+    let job = job.ok_or_else(|| unknown(id))?;
     if job.state == JobState::Succeeded {
         let_serve(api, &job.model).await;
     }

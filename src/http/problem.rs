@@ -316,7 +316,7 @@ impl From<RegistryError> for Problem {
                 Self::new(StatusCode::CONFLICT, "other_backbone", error.to_string())
             }
             RegistryError::ActiveMoved { .. } => {
-                Self::new(StatusCode::CONFLICT, "active_moved", error.to_string())
+                Self::new(StatusCode::PRECONDITION_FAILED, "active_moved", error.to_string())
             }
             RegistryError::Store(error) => error.into(),
             RegistryError::Snapshot { .. } => Self::internal(&error),

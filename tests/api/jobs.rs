@@ -154,3 +154,21 @@ async fn events_tell_of_steps_and_of_the_time_that_is_left() {
     );
     assert!(app.get(&job).await["remaining_seconds"].is_f64());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_can_be_cancelled_once() {
+    let server = Process::start(&Database::sqlite(), &[]);
+    let job = endless_job(&server).await;
+    let cancel = async |job: &str| Answer::to(server.post(&format!("{job}/cancel"))).await;
+    let cancelled = cancel(&job).await.json(200);
+    assert_eq!(cancelled["state"], "cancelled", "{cancelled}");
+    cancel(&job).await.problem(409, "job_ended");
+    cancel("/v1/jobs/0199f3c0-0000-7000-8000-000000000000")
+        .await
+        .problem(404, "unknown_job");
+    // Its labels are free again, and the worker goes on.
+    let taught = server
+        .teach("default", "flora", zip(&folders(&FLORA, 0..4)))
+        .await;
+    assert_eq!(taught["state"], "succeeded", "{taught}");
+}

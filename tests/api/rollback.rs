@@ -42,7 +42,13 @@ async fn rolls_back_and_forward(database: Database) {
         Answer::to(asked).await.problem(400, "invalid_query");
     }
 
-    roll_back(&app, &json!({"version": 2})).await.json(200);
+    let if_active = async |tag: &str| {
+        let request = app.post("/v1/models/default/rollback").header("if-match", tag);
+        Answer::to(request.json(&json!({"version": 2}))).await
+    };
+    if_active("\"2\"").await.problem(412, "active_moved");
+    if_active("two").await.problem(400, "invalid_if_match");
+    if_active("\"1\"").await.json(200);
     let after = app.classify(CLASSIFY, png("poppy", 60)).await;
     assert_eq!(
         after["predictions"][0]["classes"],
