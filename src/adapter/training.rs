@@ -56,8 +56,9 @@ impl<'a> Training<'a> {
         observe: &mut dyn FnMut(FitProgress) -> ControlFlow<()>,
     ) -> Result<(Linear, FitReport), FitError> {
         let examples = self.input.labels.len();
-        let epochs = self.input.config.epochs;
-        let per_epoch = examples.div_ceil(self.input.config.batch_size);
+        let config = self.input.config;
+        let per_epoch = examples.div_ceil(config.batch_size);
+        let epochs = config.epochs.max(config.min_steps.div_ceil(per_epoch));
         let steps = epochs * per_epoch;
         let peak = peak_rate(self.input.config.learning_rate, self.input.scale);
         let mut order: Vec<u32> = (0..examples as u32).collect();

@@ -83,6 +83,8 @@ pub struct ModelConfig {
     pub learning_rate: f64,
     /// Passes over a task's examples.
     pub epochs: usize,
+    /// Fewest optimiser updates of a fit: a task of few examples is passed over as often as that takes.
+    pub min_steps: usize,
     /// New examples in a batch.
     pub batch_size: usize,
     /// Share of each class's examples held out when the caller brings no split of their own, in [0, 0.5].
@@ -97,7 +99,8 @@ pub struct ModelConfig {
 /// tasks of 100 classes and five of 50: fitted on three examples a class, compared on a fourth. More pseudo-features
 /// forget less and cost more; smaller batches learn as much from fewer of them. The ratio is that of arXiv 2310.20348;
 /// compared on training pictures of CIFAR-100 with the embedded backbone, 0.2 left later tasks badly learned, while on
-/// ImageNet the two are within half a point.
+/// ImageNet the two are within half a point. `min_steps` is what a task of 400 examples takes, less a little: with ten
+/// photographs a class, ten passes alone are too few steps to learn anything.
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
@@ -110,6 +113,7 @@ impl Default for ModelConfig {
             },
             learning_rate: 3e-4,
             epochs: 10,
+            min_steps: 60,
             batch_size: 64,
             held_out: 0.2,
             templates: vec!["a good photo of a {}.".to_owned()],
@@ -167,6 +171,7 @@ impl ModelConfig {
             "above 0 and at most 1",
         )?;
         rule((1..=1000).contains(&self.epochs), "epochs", "between 1 and 1000")?;
+        rule(self.min_steps <= 10_000, "min_steps", "at most 10000")?;
         rule(
             (1..=4096).contains(&self.batch_size),
             "batch_size",

@@ -157,7 +157,8 @@ async fn events_tell_of_steps_and_of_the_time_that_is_left() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_can_be_cancelled_once() {
-    let server = Process::start(&Database::sqlite(), &[]);
+    let database = Database::sqlite();
+    let server = Process::start(&database, &[]);
     let job = endless_job(&server).await;
     let cancel = async |job: &str| Answer::to(server.post(&format!("{job}/cancel"))).await;
     let cancelled = cancel(&job).await.json(200);

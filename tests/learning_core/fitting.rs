@@ -109,6 +109,7 @@ fn carry_on(_: FitProgress) -> ControlFlow<()> {
 fn config() -> ModelConfig {
     ModelConfig {
         epochs: 5,
+        min_steps: 0,
         batch_size: 16,
         learning_rate: 3e-3,
         ..ModelConfig::default()
