@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use clipkeep::adapter::embedding::normalise;
-use clipkeep::adapter::{Base, ClassStatistics, FitInput, Head, Linear, fit};
+use clipkeep::adapter::{Base, ClassStatistics, FitInput, Head, Linear, Statistics, fit};
 use clipkeep::domain::{Initialisation, ModelConfig, VersionNumber};
 use criterion::{Criterion, criterion_group, criterion_main};
 use rand::SeedableRng;
@@ -31,9 +31,13 @@ fn learning(criterion: &mut Criterion) {
     let anchors = normalise(&noise(1, CLASSES)).expect("unit rows");
     let old = anchors.narrow(0, 0, OLD).expect("rows");
     let config = ModelConfig::default();
-    let statistics: Vec<ClassStatistics> = (0..OLD as u64)
+    let classes: Vec<ClassStatistics> = (0..OLD as u64)
         .map(|class| ClassStatistics::estimate(&noise(class, PER_CLASS), 32).expect("estimated"))
         .collect();
+    let statistics = Statistics {
+        classes,
+        scatter: None,
+    };
     let head = Head::zero_shot(old, 100.0).expect("a head");
     let labels: Vec<u32> = (0..(CLASSES - OLD) * PER_CLASS)
         .map(|row| (OLD + row / PER_CLASS) as u32)

@@ -13,6 +13,7 @@
 //! | [`http`] | the interface: one file a resource |
 //! | [`learner`] | jobs: from labelled examples to a published version |
 //! | [`registry`] | which snapshot serves |
+//! | [`evaluation`] | class-incremental protocols, offline |
 //! | [`engine`] | inference: decoding, batching, the device thread |
 //! | [`store`] | models, jobs, versions and activations in SQLite or PostgreSQL |
 //! | [`adapter`] | what is trained: fitting, retention, snapshots as bytes |
@@ -60,6 +61,7 @@ pub mod clip;
 pub mod config;
 pub mod domain;
 pub mod engine;
+pub mod evaluation;
 pub mod http;
 pub mod learner;
 pub mod metrics;

@@ -25,6 +25,14 @@ pub fn normalise(rows: &Tensor) -> Result<Tensor> {
     rows.broadcast_div(&lengths(rows)?)
 }
 
+/// The mean of each class's rows as unit rows (C, D): what stands for a class whose label says nothing. `labels` (n)
+/// are below `classes`; a class without rows gets a zero row.
+pub fn class_means(rows: &Tensor, labels: &[u32], classes: usize) -> Result<Tensor> {
+    let index = Tensor::new(labels, rows.device())?;
+    let sums = Tensor::zeros((classes, rows.dim(1)?), rows.dtype(), rows.device())?;
+    normalise(&sums.index_add(&index, &normalise(rows)?, 0)?)
+}
+
 /// The Euclidean length of each row of (n, D), as (n, 1).
 pub(super) fn lengths(rows: &Tensor) -> Result<Tensor> {
     rows.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(SHORTEST)
@@ -39,6 +47,21 @@ mod tests {
         let rows = Tensor::new(&[[3.0_f32, 4.0], [30.0, 40.0], [0.0, 0.0]], &Device::Cpu)?;
         let expected = vec![vec![0.6, 0.8], vec![0.6, 0.8], vec![0.0, 0.0]];
         assert_eq!(normalise(&rows)?.to_vec2::<f32>()?, expected);
+        Ok(())
+    }
+
+    #[test]
+    fn means_of_classes_are_directions() -> Result<()> {
+        let rows = Tensor::new(&[[2.0_f32, 0.0], [0.0, 1.0], [0.0, 9.0]], &Device::Cpu)?;
+        let means = class_means(&rows, &[1, 0, 1], 3)?.to_vec2::<f32>()?;
+        let half = 0.5_f32.sqrt();
+        let expected = [[0.0, 1.0], [half, half], [0.0, 0.0]];
+        for (mean, expected) in means.iter().zip(expected) {
+            assert!(
+                mean.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6),
+                "{means:?}"
+            );
+        }
         Ok(())
     }
 

@@ -8,12 +8,15 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::head::{Adapter, Head};
+use super::affine::Affine;
+use super::embedding::normalise;
+use super::head::{Adapter, Head, Scorer, Term};
 use super::linear::Linear;
+use super::prototypes::{self, Prototypes};
 use super::retention;
-use super::statistics::ClassStatistics;
-use super::training::Training;
-use crate::domain::{ModelConfig, Rehearsal, VersionNumber};
+use super::statistics::{ClassStatistics, Statistics};
+use super::training::{Lesson, Part, Training};
+use crate::domain::{Anchors, ModelConfig, Rehearsal, Strategy, VersionNumber};
 
 /// The version a task is learned on top of.
 #[derive(Debug, Clone, Copy)]
@@ -22,8 +25,8 @@ pub struct Base<'a> {
     pub version: VersionNumber,
     /// Its head, left as it is.
     pub head: &'a Head,
-    /// What it remembers of its classes, in column order. Not needed without rehearsal.
-    pub statistics: &'a [ClassStatistics],
+    /// What it remembers of its classes. Of each of them where they are rehearsed or the strategy is in closed form.
+    pub statistics: &'a Statistics,
 }
 
 /// What a fit needs. All tensors on one device, in f32.
@@ -31,7 +34,7 @@ pub struct Base<'a> {
 pub struct FitInput<'a> {
     /// What to learn on top of; `None` for a model's first task.
     pub base: Option<Base<'a>>,
-    /// Text embeddings (C, D) of all classes as unit rows: the base's, then the new ones.
+    /// What stands for all classes, as unit rows (C, D): the base's, then the new ones.
     pub anchors: &'a Tensor,
     /// The new classes' features (n, D).
     pub features: &'a Tensor,
@@ -48,8 +51,8 @@ pub struct FitInput<'a> {
 pub struct Fitted {
     /// The next version's head.
     pub head: Head,
-    /// Statistics of the new classes, in column order; empty without rehearsal.
-    pub statistics: Vec<ClassStatistics>,
+    /// What is remembered of the new classes, in column order.
+    pub statistics: Statistics,
     /// What happened.
     pub report: FitReport,
 }
@@ -72,6 +75,19 @@ pub struct FitProgress {
 /// What a fit did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FitReport {
+    /// Examples fitted on.
+    pub examples: usize,
+    /// The training of the linear adapter before the anchors, where the strategy has one.
+    pub linear: Option<TrainingReport>,
+    /// The training of the adapter before the prototypes, where the strategy has one.
+    pub prototypes: Option<TrainingReport>,
+    /// Time it took.
+    pub seconds: f64,
+}
+
+/// What training an adapter did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainingReport {
     /// Passes over the examples.
     pub epochs: usize,
     /// Optimiser updates.
@@ -80,12 +96,8 @@ pub struct FitReport {
     pub first_loss: f64,
     /// Mean loss over the last epoch's steps.
     pub last_loss: f64,
-    /// Examples fitted on.
-    pub examples: usize,
     /// Pseudo-features of old classes drawn.
     pub pseudo_features: usize,
-    /// Time it took.
-    pub seconds: f64,
 }
 
 /// Why a fit came to nothing.
@@ -110,7 +122,7 @@ pub enum FitError {
     Tensor(#[from] candle_core::Error),
 }
 
-/// Learns a task: trains the base's adapter on the new examples and rehearsed old classes, then applies retention.
+/// Learns a task on top of the base, as the configured strategy does.
 ///
 /// The same input gives the same weights, byte for byte, on the same device and build. `observe` is called after every
 /// step and may stop the fit.
@@ -120,16 +132,26 @@ pub fn fit(
 ) -> Result<Fitted, FitError> {
     let started = Instant::now();
     input.check()?;
-    let mut rng = ChaCha8Rng::seed_from_u64(input.config.seed);
-    rng.set_stream(input.base.map_or(0, |base| u64::from(base.version.0)));
-    let old = input.starting_point(&mut rng)?;
-    let (new, mut report) = Training::new(input, old.clone(), &mut rng)?.run(observe)?;
-    let kept = match input.base {
-        Some(_) => retention::apply(input.config.retention, &old, new)?,
-        None => new,
-    };
-    let head = Head::new(Adapter::Linear(kept), input.anchors.clone(), input.scale)?;
     let statistics = input.statistics()?;
+    let mut known = input
+        .base
+        .map_or_else(Statistics::default, |base| base.statistics.clone());
+    known.extend(statistics.clone())?;
+    let mut strategies = Strategies {
+        input,
+        known: &known,
+        embeddings: normalise(input.features)?,
+        observe,
+        report: FitReport {
+            examples: input.labels.len(),
+            linear: None,
+            prototypes: None,
+            seconds: 0.0,
+        },
+    };
+    let terms = strategies.terms()?;
+    let mut report = strategies.report;
+    let head = Head::of_terms(terms, input.anchors.clone(), input.scale)?;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(Fitted {
         head,
@@ -138,7 +160,82 @@ pub fn fit(
     })
 }
 
-impl FitInput<'_> {
+/// A fit under way.
+struct Strategies<'a, 'b> {
+    input: &'a FitInput<'a>,
+    /// What is remembered of all classes, the new ones included.
+    known: &'a Statistics,
+    /// The new examples' embeddings (n, D).
+    embeddings: Tensor,
+    observe: &'b mut dyn FnMut(FitProgress) -> ControlFlow<()>,
+    report: FitReport,
+}
+
+impl Strategies<'_, '_> {
+    /// The terms of the next version's head.
+    fn terms(&mut self) -> Result<Vec<Term>, FitError> {
+        const ONE: Part = Part { number: 0, of: 1 };
+        let ModelConfig {
+            strategy,
+            anchors,
+            weights,
+            ..
+        } = self.input.config;
+        let term = |weight, scorer| Term { weight, scorer };
+        Ok(match (strategy, anchors) {
+            (Strategy::ZeroShot, _) => vec![term(1.0, Scorer::Anchors(Adapter::Identity))],
+            (Strategy::Linear, _) => vec![term(1.0, self.linear(ONE)?)],
+            (Strategy::Gda, _) => vec![term(1.0, Scorer::Affine(Affine::discriminant(self.known)?))],
+            (Strategy::Ensemble, Anchors::Examples) => vec![term(1.0, self.prototypes(ONE)?)],
+            (Strategy::Ensemble, Anchors::Text) => vec![
+                term(weights.zero_shot, Scorer::Anchors(Adapter::Identity)),
+                term(weights.linear, self.linear(Part { number: 0, of: 2 })?),
+                term(weights.prototypes, self.prototypes(Part { number: 1, of: 2 })?),
+            ],
+        })
+    }
+
+    /// Trains the base's adapter before the anchors on the new examples and rehearsed old classes, then applies
+    /// retention.
+    fn linear(&mut self, part: Part) -> Result<Scorer, FitError> {
+        let base = self.input.base.and_then(|base| base.head.linear());
+        let lesson = Lesson {
+            embeddings: &self.embeddings,
+            labels: self.input.labels,
+            old: self.input.old(),
+            view: None,
+            anchors: self.input.anchors,
+            scale: self.input.scale,
+            config: self.input.config,
+        };
+        let (adapter, report) = self.input.train(&lesson, base, part, self.observe)?;
+        self.report.linear = Some(report);
+        Ok(Scorer::Anchors(Adapter::Linear(adapter)))
+    }
+
+    /// The prototypes of all classes, and the same for the adapter before them.
+    fn prototypes(&mut self, part: Part) -> Result<Scorer, FitError> {
+        let base = self.input.base.and_then(|base| base.head.prototypes());
+        let start = self.input.initial(part)?;
+        let mut prototypes = Prototypes::of(self.known, start)?;
+        let lesson = Lesson {
+            embeddings: &self.embeddings,
+            labels: self.input.labels,
+            old: self.input.old(),
+            view: Some(&prototypes),
+            anchors: &prototypes.rows,
+            scale: prototypes::SCALE,
+            config: self.input.config,
+        };
+        let base = base.map(|base| &base.adapter);
+        let (adapter, report) = self.input.train(&lesson, base, part, self.observe)?;
+        self.report.prototypes = Some(report);
+        prototypes.adapter = adapter;
+        Ok(Scorer::Prototypes(prototypes))
+    }
+}
+
+impl<'a> FitInput<'a> {
     fn check(&self) -> Result<(), FitError> {
         let (columns, dim) = self.anchors.dims2()?;
         let known = self.known();
@@ -151,7 +248,11 @@ impl FitInput<'_> {
             "a new class has no examples"
         } else if self.base.is_some_and(|base| base.head.dim() != dim) {
             "the base is for features of another width"
-        } else if self.rehearses() && self.base.is_some_and(|base| base.statistics.len() != known) {
+        } else if self.remembers()
+            && self
+                .base
+                .is_some_and(|base| base.statistics.classes.len() != known)
+        {
             "statistics do not match the base's classes"
         } else {
             return Ok(());
@@ -159,8 +260,14 @@ impl FitInput<'_> {
         Err(FitError::Input(complaint))
     }
 
-    fn rehearses(&self) -> bool {
-        self.config.rehearsal != Rehearsal::None
+    /// Whether it looks at what is kept of old classes.
+    fn remembers(&self) -> bool {
+        self.config.rehearsal != Rehearsal::None || self.config.strategy.needs_scatter()
+    }
+
+    /// What is remembered of the base's classes.
+    fn old(&self) -> &'a [ClassStatistics] {
+        self.base.map_or(&[], |base| &base.statistics.classes)
     }
 
     /// Columns of the base.
@@ -168,27 +275,62 @@ impl FitInput<'_> {
         self.base.map_or(0, |base| base.head.columns())
     }
 
-    fn starting_point(&self, rng: &mut ChaCha8Rng) -> candle_core::Result<Linear> {
-        if let Some(Adapter::Linear(linear)) = self.base.map(|base| base.head.adapter()) {
-            return Ok(linear.clone());
-        }
-        let device = self.anchors.device();
-        Linear::initial(self.config.initialisation, self.anchors.dim(1)?, rng, device)
+    /// An adapter from `base`, or from the beginning where there is none, after `lesson` and retention.
+    fn train(
+        &self,
+        lesson: &Lesson<'_>,
+        base: Option<&Linear>,
+        part: Part,
+        observe: &mut dyn FnMut(FitProgress) -> ControlFlow<()>,
+    ) -> Result<(Linear, TrainingReport), FitError> {
+        let mut rng = self.random(part);
+        let old = match base {
+            Some(base) => base.clone(),
+            None => self.initial(part)?,
+        };
+        let (new, report) = Training::new(lesson, old.clone(), &mut rng)?.run(part, observe)?;
+        let kept = match base {
+            Some(_) => retention::apply(self.config.retention, &old, new, &mut rng)?,
+            None => new,
+        };
+        Ok((kept, report))
     }
 
-    /// Statistics of the new classes, to be rehearsed by later fits.
-    fn statistics(&self) -> candle_core::Result<Vec<ClassStatistics>> {
-        let Rehearsal::Gaussian { rank, .. } = self.config.rehearsal else {
-            return Ok(Vec::new());
+    /// An adapter that has learned nothing.
+    fn initial(&self, part: Part) -> candle_core::Result<Linear> {
+        let mut rng = self.random(part);
+        rng.set_stream(u64::MAX - part.number as u64);
+        let device = self.anchors.device();
+        Linear::initial(self.config.initialisation, self.anchors.dim(1)?, &mut rng, device)
+    }
+
+    /// The random numbers of one training: no two trainings on top of one another share theirs.
+    fn random(&self, part: Part) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
+        let base = self.base.map_or(0, |base| u64::from(base.version.0));
+        rng.set_stream((part.number as u64) << 32 | base);
+        rng
+    }
+
+    /// Statistics of the new classes, for later fits.
+    fn statistics(&self) -> candle_core::Result<Statistics> {
+        let rank = match self.config.rehearsal {
+            Rehearsal::Gaussian { rank, .. } => rank,
+            Rehearsal::None if self.config.strategy.needs_scatter() => 0,
+            Rehearsal::None => return Ok(Statistics::default()),
         };
         let mut rows = vec![Vec::new(); self.anchors.dim(0)? - self.known()];
         for (row, &label) in (0_u32..).zip(self.labels) {
             rows[label as usize - self.known()].push(row);
         }
-        let class = |rows: Vec<u32>| {
+        let of_class = |rows: Vec<u32>| {
             let index = Tensor::new(rows, self.features.device())?;
-            ClassStatistics::estimate(&self.features.index_select(&index, 0)?, rank)
+            self.features.index_select(&index, 0)
         };
-        rows.into_iter().map(class).collect()
+        let rows: Vec<Tensor> = rows
+            .into_iter()
+            .map(of_class)
+            .collect::<candle_core::Result<_>>()?;
+        Statistics::estimate(&rows, rank, self.config.strategy.needs_scatter())
     }
 }

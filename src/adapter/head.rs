@@ -2,8 +2,10 @@
 
 use candle_core::{D, Device, Result, Tensor};
 
+use super::affine::Affine;
 use super::embedding::normalise;
 use super::linear::Linear;
+use super::prototypes::Prototypes;
 
 /// Rows scored by one product.
 ///
@@ -20,32 +22,70 @@ pub enum Adapter {
     Linear(Linear),
 }
 
-/// Scores features against classes: `logit_c = scale · cos(adapt(f), anchor_c)`.
+/// One way of scoring.
+#[derive(Debug, Clone)]
+pub enum Scorer {
+    /// `scale · cos(adapt(x), anchor_c)`, with the head's anchors and scale.
+    Anchors(Adapter),
+    /// Cosines to class prototypes among whitened embeddings.
+    Prototypes(Prototypes),
+    /// `w_c · x + b_c`.
+    Affine(Affine),
+}
+
+/// A scorer, and what its logits are multiplied with.
+#[derive(Debug, Clone)]
+pub struct Term {
+    /// The factor.
+    pub weight: f64,
+    /// The scorer.
+    pub scorer: Scorer,
+}
+
+/// Scores features against classes: the weighted logits of its terms, added up. The plainest head has one term,
+/// `logit_c = scale · cos(adapt(f), anchor_c)`.
 #[derive(Debug, Clone)]
 pub struct Head {
-    adapter: Adapter,
+    terms: Vec<Term>,
     anchors: Tensor,
     scale: f64,
 }
 
 impl Head {
-    /// A head over `anchors` (C, D), the classes' text embeddings as unit rows, with the backbone's logit `scale`
-    /// (100 for OpenAI's CLIP).
+    /// A head of one term over `anchors` (C, D), unit rows, with the backbone's logit `scale` (100 for OpenAI's CLIP).
     ///
     /// # Errors
     /// When the adapter's width is not the anchors'.
     pub fn new(adapter: Adapter, anchors: Tensor, scale: f64) -> Result<Self> {
-        let (_, dim) = anchors.dims2()?;
-        match &adapter {
-            Adapter::Linear(linear) if linear.dim()? != dim => {
-                candle_core::bail!("an adapter of width {} and anchors of width {dim}", linear.dim()?)
+        let term = Term {
+            weight: 1.0,
+            scorer: Scorer::Anchors(adapter),
+        };
+        Self::of_terms(vec![term], anchors, scale)
+    }
+
+    /// A head of several terms over the classes of `anchors` (C, D).
+    ///
+    /// # Errors
+    /// When a term is for another number of classes or embeddings of another width.
+    pub fn of_terms(terms: Vec<Term>, anchors: Tensor, scale: f64) -> Result<Self> {
+        let (columns, dim) = anchors.dims2()?;
+        for term in &terms {
+            let found = match &term.scorer {
+                Scorer::Anchors(Adapter::Identity) => (columns, dim),
+                Scorer::Anchors(Adapter::Linear(linear)) => (columns, linear.dim()?),
+                Scorer::Prototypes(prototypes) => prototypes.dims()?,
+                Scorer::Affine(affine) => affine.dims()?,
+            };
+            if found != (columns, dim) {
+                candle_core::bail!("a term for {found:?} and anchors of {:?}", (columns, dim));
             }
-            Adapter::Linear(_) | Adapter::Identity => Ok(Self {
-                adapter,
-                anchors,
-                scale,
-            }),
         }
+        Ok(Self {
+            terms,
+            anchors,
+            scale,
+        })
     }
 
     /// The backbone's own classifier over `anchors` (C, D): no adapter is applied.
@@ -53,9 +93,25 @@ impl Head {
         Self::new(Adapter::Identity, anchors, scale)
     }
 
-    /// What is applied to embeddings.
-    pub fn adapter(&self) -> &Adapter {
-        &self.adapter
+    /// What is added up.
+    pub fn terms(&self) -> &[Term] {
+        &self.terms
+    }
+
+    /// The linear adapter before the anchors, where one was trained.
+    pub fn linear(&self) -> Option<&Linear> {
+        self.terms.iter().find_map(|term| match &term.scorer {
+            Scorer::Anchors(Adapter::Linear(linear)) => Some(linear),
+            _ => None,
+        })
+    }
+
+    /// The prototypes, where they score.
+    pub fn prototypes(&self) -> Option<&Prototypes> {
+        self.terms.iter().find_map(|term| match &term.scorer {
+            Scorer::Prototypes(prototypes) => Some(prototypes),
+            _ => None,
+        })
     }
 
     /// The classes' anchors (C, D), one row a column of the scores.
@@ -63,7 +119,7 @@ impl Head {
         &self.anchors
     }
 
-    /// What cosines are multiplied with.
+    /// What cosines with the anchors are multiplied with.
     pub fn scale(&self) -> f64 {
         self.scale
     }
@@ -111,12 +167,41 @@ impl Head {
             .narrow(0, start, length)?
             .pad_with_zeros(0, 0, BLOCK - length)?;
         let embeddings = normalise(&rows)?;
-        let adapted = match &self.adapter {
-            Adapter::Identity => embeddings,
-            Adapter::Linear(linear) => normalise(&linear.apply(&embeddings)?)?,
-        };
-        (adapted.matmul(&self.anchors.t()?)? * self.scale)?.narrow(0, 0, length)
+        // Terms that look at the same anchors share one product: their directions add up before it.
+        let mut directions = None;
+        let mut logits = None;
+        for Term { weight, scorer } in &self.terms {
+            match scorer {
+                Scorer::Anchors(Adapter::Identity) => add(&mut directions, (&embeddings * *weight)?)?,
+                Scorer::Anchors(Adapter::Linear(linear)) => {
+                    let adapted = normalise(&linear.apply(&embeddings)?)?;
+                    add(&mut directions, (adapted * *weight)?)?;
+                }
+                Scorer::Prototypes(prototypes) => {
+                    add(&mut logits, (prototypes.logits(&embeddings)? * *weight)?)?;
+                }
+                Scorer::Affine(affine) => add(&mut logits, (affine.logits(&embeddings)? * *weight)?)?,
+            }
+        }
+        if let Some(directions) = directions {
+            add(
+                &mut logits,
+                (directions.matmul(&self.anchors.t()?)? * self.scale)?,
+            )?;
+        }
+        match logits {
+            Some(logits) => logits.narrow(0, 0, length),
+            None => Tensor::zeros((length, self.columns()), features.dtype(), features.device()),
+        }
     }
+}
+
+fn add(sum: &mut Option<Tensor>, next: Tensor) -> Result<()> {
+    *sum = Some(match sum.take() {
+        Some(sum) => (sum + next)?,
+        None => next,
+    });
+    Ok(())
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@
 //! What must not happen: a fit that changes a head it started from. Tensors are never written in place here; each
 //! optimiser step makes new ones.
 
+mod affine;
 pub mod codec;
 pub mod embedding;
 pub mod evaluate;
@@ -24,15 +25,20 @@ pub mod head;
 pub mod linear;
 mod objective;
 mod optimiser;
+mod prototypes;
 mod rehearsal;
 mod retention;
 pub mod snapshot;
 pub mod statistics;
 mod training;
+mod whitening;
 
+pub use affine::Affine;
 pub use codec::CodecError;
-pub use fit::{Base, FitError, FitInput, FitProgress, FitReport, Fitted, fit};
-pub use head::{Adapter, Head};
+pub use fit::{Base, FitError, FitInput, FitProgress, FitReport, Fitted, TrainingReport, fit};
+pub use head::{Adapter, Head, Scorer, Term};
 pub use linear::Linear;
+pub use prototypes::Prototypes;
 pub use snapshot::{Snapshot, SnapshotError};
-pub use statistics::ClassStatistics;
+pub use statistics::{ClassStatistics, Statistics};
+pub use whitening::Scatter;

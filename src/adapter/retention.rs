@@ -2,17 +2,27 @@
 //!
 //! Applied once, when a task's training ends, from the second task on (arXiv 2310.20348).
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
+use rand::Rng;
+use rand::seq::SliceRandom as _;
 
 use super::linear::Linear;
 use crate::domain::Retention;
 
 /// The adapter after a task, from the one before it and the trained one.
-pub(super) fn apply(rule: Retention, old: &Linear, new: Linear) -> Result<Linear> {
+pub(super) fn apply(rule: Retention, old: &Linear, new: Linear, rng: &mut impl Rng) -> Result<Linear> {
     match rule {
         Retention::None => Ok(new),
         Retention::Importance { ratio } => Ok(Linear {
             weight: keep_furthest(&old.weight, &new.weight, ratio)?,
+            bias: new.bias,
+        }),
+        Retention::Random { ratio } => Ok(Linear {
+            weight: keep_random(&old.weight, &new.weight, ratio, rng)?,
+            bias: new.bias,
+        }),
+        Retention::Svd { bias } => Ok(Linear {
+            weight: keep_along(&old.weight, &new.weight, bias)?,
             bias: new.bias,
         }),
     }
@@ -36,6 +46,44 @@ fn keep_furthest(old: &Tensor, new: &Tensor, ratio: f64) -> Result<Tensor> {
         .map(|((&old, &new), &far)| if far >= threshold { new } else { old })
         .collect();
     Tensor::from_vec(kept, new.shape(), new.device())
+}
+
+/// Takes `new` in ⌊ratio · entries⌋ entries drawn by `rng`, and `old` elsewhere.
+fn keep_random(old: &Tensor, new: &Tensor, ratio: f64, rng: &mut impl Rng) -> Result<Tensor> {
+    let mut kept = old.flatten_all()?.to_vec1::<f32>()?;
+    let after = new.flatten_all()?.to_vec1::<f32>()?;
+    let mut places: Vec<usize> = (0..kept.len()).collect();
+    let share = (ratio * kept.len() as f64) as usize;
+    let (chosen, _) = places.partial_shuffle(rng, share);
+    for &place in &*chosen {
+        kept[place] = after[place];
+    }
+    Tensor::from_vec(kept, new.shape(), new.device())
+}
+
+/// RAPF's fusion (arXiv 2407.14143, section 3.3). With `old` = U S Vᵀ and both matrices turned by Uᵀ, an entry takes
+/// the share M = min(1, moved / max moved + `bias`) of the new value and the rest of the old one.
+fn keep_along(old: &Tensor, new: &Tensor, bias: f64) -> Result<Tensor> {
+    let rows = old.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+    let (height, width) = old.dims2()?;
+    let svd = faer::Mat::from_fn(height, width, |i, j| rows[i][j])
+        .svd()
+        .map_err(|error| candle_core::Error::msg(format!("singular vectors of an adapter: {error:?}")))?;
+    let turn: Vec<f64> = (0..height)
+        .flat_map(|i| (0..height).map(move |j| (i, j)))
+        .map(|(i, j)| svd.U()[(i, j)])
+        .collect();
+    let turn = Tensor::from_vec(turn, (height, height), old.device())?;
+    let back = turn.t()?.contiguous()?;
+    let before = back.matmul(&old.to_dtype(DType::F64)?)?;
+    let after = back.matmul(&new.to_dtype(DType::F64)?)?;
+    let moved = (&after - &before)?;
+    let furthest = moved.abs()?.max_all()?.to_scalar::<f64>()?;
+    if furthest == 0.0 {
+        return Ok(old.clone());
+    }
+    let share = ((moved.abs()? / furthest)? + bias)?.minimum(1.0)?;
+    turn.matmul(&(before + (moved * share)?)?)?.to_dtype(old.dtype())
 }
 
 /// `None` for k = 0.

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::affine::Affine;
 use super::codec::{self, CodecError, Reader};
-use super::head::{Adapter, Head};
+use super::head::{Adapter, Head, Scorer, Term};
 use super::linear::Linear;
-use crate::domain::{Class, Strategy};
+use super::prototypes::Prototypes;
+use super::whitening::Whitening;
+use crate::domain::Class;
 
 const FORMAT: &str = "clipkeep snapshot 1";
 
@@ -41,11 +44,26 @@ pub struct Snapshot {
 struct Header {
     format: String,
     backbone: String,
-    /// `None` where no adapter is applied.
-    strategy: Option<Strategy>,
+    terms: Vec<TermHeader>,
     dim: usize,
     scale: f64,
     classes: Vec<Class>,
+}
+
+/// A term of the head; its tensors are named after its place.
+#[derive(Serialize, Deserialize)]
+struct TermHeader {
+    weight: f64,
+    scorer: ScorerKind,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ScorerKind {
+    Anchors,
+    LinearAnchors,
+    Prototypes,
+    Affine,
 }
 
 impl Snapshot {
@@ -80,22 +98,26 @@ impl Snapshot {
         &self.backbone
     }
 
-    /// As safetensors bytes: `anchors` (C, D), `linear.weight` (D, D) and `linear.bias` (D) in f32, and one metadata
-    /// entry of JSON. The same snapshot always gives the same bytes.
+    /// As safetensors bytes: `anchors` (C, D), the tensors of term n as `n.…`, all in f32, and one metadata entry of
+    /// JSON. The same snapshot always gives the same bytes.
     pub fn encode(&self) -> Result<Vec<u8>, SnapshotError> {
         let mut tensors = BTreeMap::from([("anchors".to_owned(), self.head.anchors().clone())]);
-        let strategy = match self.head.adapter() {
-            Adapter::Identity => None,
-            Adapter::Linear(Linear { weight, bias }) => {
-                tensors.insert("linear.weight".to_owned(), weight.clone());
-                tensors.insert("linear.bias".to_owned(), bias.clone());
-                Some(Strategy::Linear)
-            }
-        };
+        let mut terms = Vec::new();
+        for (place, Term { weight, scorer }) in self.head.terms().iter().enumerate() {
+            let (scorer, parts) = taken_apart(scorer);
+            let named = parts
+                .into_iter()
+                .map(|(name, tensor)| (format!("{place}.{name}"), tensor.clone()));
+            tensors.extend(named);
+            terms.push(TermHeader {
+                weight: *weight,
+                scorer,
+            });
+        }
         let header = Header {
             format: FORMAT.to_owned(),
             backbone: self.backbone.clone(),
-            strategy,
+            terms,
             dim: self.head.dim(),
             scale: self.head.scale(),
             classes: self.classes.clone(),
@@ -113,18 +135,78 @@ impl Snapshot {
             }
             .into());
         }
-        let dim = header.dim;
-        let adapter = match header.strategy {
-            None => Adapter::Identity,
-            Some(Strategy::Linear) => Adapter::Linear(Linear {
-                weight: reader.f32("linear.weight", &[dim, dim])?,
-                bias: reader.f32("linear.bias", &[dim])?,
-            }),
-        };
-        let anchors: Tensor = reader.f32("anchors", &[header.classes.len(), dim])?;
-        let head = Head::new(adapter, anchors, header.scale).map_err(CodecError::from)?;
+        let shape = (header.classes.len(), header.dim);
+        let terms = header.terms.iter().enumerate().map(|(place, term)| {
+            Ok(Term {
+                weight: term.weight,
+                scorer: put_together(&term.scorer, &reader, place, shape)?,
+            })
+        });
+        let terms = terms.collect::<Result<_, CodecError>>()?;
+        let anchors: Tensor = reader.f32("anchors", &[shape.0, shape.1])?;
+        let head = Head::of_terms(terms, anchors, header.scale).map_err(CodecError::from)?;
         Self::new(header.classes, head, header.backbone)
     }
+}
+
+/// A scorer's kind and its tensors by name.
+fn taken_apart(scorer: &Scorer) -> (ScorerKind, Vec<(&'static str, &Tensor)>) {
+    match scorer {
+        Scorer::Anchors(Adapter::Identity) => (ScorerKind::Anchors, Vec::new()),
+        Scorer::Anchors(Adapter::Linear(Linear { weight, bias })) => (
+            ScorerKind::LinearAnchors,
+            vec![("linear.weight", weight), ("linear.bias", bias)],
+        ),
+        Scorer::Prototypes(Prototypes {
+            whitening: Whitening { centre, transform },
+            adapter: Linear { weight, bias },
+            rows,
+        }) => (
+            ScorerKind::Prototypes,
+            vec![
+                ("centre", centre),
+                ("transform", transform),
+                ("linear.weight", weight),
+                ("linear.bias", bias),
+                ("rows", rows),
+            ],
+        ),
+        Scorer::Affine(Affine { weight, bias }) => {
+            (ScorerKind::Affine, vec![("weight", weight), ("bias", bias)])
+        }
+    }
+}
+
+/// The scorer of the term at `place`, for a head of `columns` classes and embeddings of `dim` values.
+fn put_together(
+    kind: &ScorerKind,
+    reader: &Reader<'_>,
+    place: usize,
+    (columns, dim): (usize, usize),
+) -> Result<Scorer, CodecError> {
+    let tensor = |name: &str, shape: &[usize]| reader.f32(&format!("{place}.{name}"), shape);
+    let linear = || {
+        Ok::<_, CodecError>(Linear {
+            weight: tensor("linear.weight", &[dim, dim])?,
+            bias: tensor("linear.bias", &[dim])?,
+        })
+    };
+    Ok(match kind {
+        ScorerKind::Anchors => Scorer::Anchors(Adapter::Identity),
+        ScorerKind::LinearAnchors => Scorer::Anchors(Adapter::Linear(linear()?)),
+        ScorerKind::Prototypes => Scorer::Prototypes(Prototypes {
+            whitening: Whitening {
+                centre: tensor("centre", &[1, dim])?,
+                transform: tensor("transform", &[dim, dim])?,
+            },
+            adapter: linear()?,
+            rows: tensor("rows", &[columns, dim])?,
+        }),
+        ScorerKind::Affine => Scorer::Affine(Affine {
+            weight: tensor("weight", &[columns, dim])?,
+            bias: tensor("bias", &[columns])?,
+        }),
+    })
 }
 
 #[cfg(test)]
@@ -166,9 +248,9 @@ mod tests {
         let before = snapshot();
         let bytes = before.encode().expect("encoded");
         let after = Snapshot::decode(&bytes, &Device::Cpu).expect("decoded");
-        let linear = |snapshot: &Snapshot| match snapshot.head.adapter() {
-            Adapter::Linear(Linear { weight, bias }) => (bits(weight), bits(bias)),
-            Adapter::Identity => panic!("an adapter went missing"),
+        let linear = |snapshot: &Snapshot| {
+            let Linear { weight, bias } = snapshot.head.linear().expect("an adapter");
+            (bits(weight), bits(bias))
         };
         assert_eq!(linear(&before), linear(&after));
         assert_eq!(bits(before.head.anchors()), bits(after.head.anchors()));
@@ -190,7 +272,7 @@ mod tests {
         let head = Head::zero_shot(anchors, 100.0).expect("a head");
         let bytes = Snapshot::new(vec![class("crow")], head, String::new()).and_then(|s| s.encode());
         let after = Snapshot::decode(&bytes.expect("encoded"), &Device::Cpu).expect("decoded");
-        assert!(matches!(after.head().adapter(), Adapter::Identity));
+        assert!(after.head().linear().is_none() && after.head().terms().len() == 1);
     }
 
     #[test]
@@ -211,13 +293,14 @@ mod tests {
         let tensor = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu).expect("a tensor");
         let mut tensors: BTreeMap<_, _> = [
             ("anchors", &[3, 2][..]),
-            ("linear.weight", &[2, 2]),
-            ("linear.bias", &[2]),
+            ("0.linear.weight", &[2, 2]),
+            ("0.linear.bias", &[2]),
         ]
         .map(|(name, shape)| (name.to_owned(), tensor(shape)))
         .into();
         let mut header = serde_json::json!({
-            "format": FORMAT, "backbone": "", "strategy": "linear", "dim": 2, "scale": 1.0, "classes": good.classes,
+            "format": FORMAT, "backbone": "", "dim": 2, "scale": 1.0, "classes": good.classes,
+            "terms": [{"weight": 1.0, "scorer": "linear_anchors"}],
         });
         change(&mut header, &mut tensors);
         let bytes = codec::encode(&header, &tensors).expect("encoded");
@@ -235,27 +318,27 @@ mod tests {
             error.to_string(),
             "tensor `anchors` is F32 [2, 2], expected F32 [3, 2]"
         );
-        let error = decode_with(|_, tensors| drop(tensors.remove("linear.bias")));
+        let error = decode_with(|_, tensors| drop(tensors.remove("0.linear.bias")));
         assert!(matches!(error, CodecError::Container(_)), "{error:?}");
         let error = decode_with(|_, tensors| {
             let half = tensor(&[2]).to_dtype(DType::F16).expect("converted");
-            tensors.insert("linear.bias".to_owned(), half);
+            tensors.insert("0.linear.bias".to_owned(), half);
         });
         assert_eq!(
             error.to_string(),
-            "tensor `linear.bias` is F16 [2], expected F32 [2]"
+            "tensor `0.linear.bias` is F16 [2], expected F32 [2]"
         );
         let error = decode_with(|_, tensors| {
             let values = Tensor::new(&[1.0, f32::NAN], &Device::Cpu).expect("a tensor");
-            tensors.insert("linear.bias".to_owned(), values);
+            tensors.insert("0.linear.bias".to_owned(), values);
         });
-        assert!(matches!(error, CodecError::NotFinite { name } if name == "linear.bias"));
+        assert!(matches!(error, CodecError::NotFinite { name } if name == "0.linear.bias"));
         let error = decode_with(|header, _| header["format"] = "clipkeep snapshot 99".into());
         assert_eq!(
             error.to_string(),
             format!("the container holds `clipkeep snapshot 99`, expected `{FORMAT}`")
         );
-        let error = decode_with(|header, _| header["strategy"] = "telepathy".into());
+        let error = decode_with(|header, _| header["terms"][0]["scorer"] = "telepathy".into());
         assert!(matches!(error, CodecError::Header(_)), "{error:?}");
     }
 

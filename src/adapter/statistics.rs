@@ -10,7 +10,8 @@
 //! ```
 //!
 //! α is [`SHRINKAGE`] while n ≤ D and 0 after, when S has full rank. ε is [`FLOOR`].
-//! A class needs (r + 1) · D + 1 numbers, whatever the number of its examples.
+//! A class needs (r + 1) · D + 1 numbers, whatever the number of its examples. Beside them a task keeps one [`Scatter`],
+//! D(D + 1)/2 numbers, where the strategy looks at the spread that all classes share.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError, Reader};
 use super::embedding::normalise;
+use super::whitening::Scatter;
 
 /// Share of the mean variance added to every direction while there are too few examples to span the space.
 pub const SHRINKAGE: f64 = 0.5;
@@ -42,10 +44,63 @@ pub struct ClassStatistics {
     pub residual: f64,
 }
 
+/// What is kept of classes, in column order: of one task, or of all tasks up to a version.
+#[derive(Debug, Clone, Default)]
+pub struct Statistics {
+    /// Each class's Gaussian.
+    pub classes: Vec<ClassStatistics>,
+    /// The spread within all of them, where it is kept.
+    pub scatter: Option<Scatter>,
+}
+
+impl Statistics {
+    /// Of classes from their features, each (n, D) with at most `rank` components.
+    ///
+    /// # Errors
+    /// When there is a class without rows.
+    pub(super) fn estimate(
+        features: &[Tensor],
+        rank: usize,
+        keeps_scatter: bool,
+    ) -> candle_core::Result<Self> {
+        let classes: Vec<ClassStatistics> = features
+            .iter()
+            .map(|rows| ClassStatistics::estimate(rows, rank))
+            .collect::<candle_core::Result<_>>()?;
+        let scatter = match features.first() {
+            Some(first) if keeps_scatter => {
+                let mut scatter = Scatter::empty(first.dim(1)?, first.device())?;
+                for rows in features {
+                    scatter.add_class(&normalise(rows)?.to_dtype(DType::F64)?)?;
+                }
+                Some(scatter)
+            }
+            _ => None,
+        };
+        Ok(Self { classes, scatter })
+    }
+
+    /// Adds those of the next task.
+    ///
+    /// # Errors
+    /// When embeddings are of another width.
+    pub fn extend(&mut self, next: Self) -> candle_core::Result<()> {
+        self.classes.extend(next.classes);
+        match (&mut self.scatter, next.scatter) {
+            (Some(sum), Some(next)) => sum.merge(&next)?,
+            (sum @ None, next) => *sum = next,
+            (Some(_), None) => {}
+        }
+        Ok(())
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Header {
     format: String,
     dim: usize,
+    /// N − C of the scatter, where there is one.
+    freedom: Option<usize>,
     classes: Vec<ClassHeader>,
 }
 
@@ -123,7 +178,8 @@ fn principal_directions(deviations: &Tensor, rank: usize) -> candle_core::Result
 
 /// The statistics of a task's classes as safetensors bytes, in the given order. Components are rounded to float16;
 /// the same statistics always give the same bytes.
-pub fn encode(classes: &[ClassStatistics]) -> Result<Vec<u8>, CodecError> {
+pub fn encode(statistics: &Statistics) -> Result<Vec<u8>, CodecError> {
+    let Statistics { classes, scatter } = statistics;
     let mut tensors = BTreeMap::new();
     let mut headers = Vec::with_capacity(classes.len());
     for (index, class) in classes.iter().enumerate() {
@@ -140,10 +196,15 @@ pub fn encode(classes: &[ClassStatistics]) -> Result<Vec<u8>, CodecError> {
         });
     }
     let dim = classes.first().map_or(Ok(0), |class| class.mean.dims1())?;
+    if let Some(scatter) = scatter {
+        let packed = scatter.packed()?;
+        tensors.insert("scatter".to_owned(), Tensor::new(packed, &Device::Cpu)?);
+    }
     codec::encode(
         &Header {
             format: FORMAT.to_owned(),
             dim,
+            freedom: scatter.as_ref().map(Scatter::freedom),
             classes: headers,
         },
         &tensors,
@@ -151,7 +212,7 @@ pub fn encode(classes: &[ClassStatistics]) -> Result<Vec<u8>, CodecError> {
 }
 
 /// Reads what [`encode`] wrote onto `device`.
-pub fn decode(bytes: &[u8], device: &Device) -> Result<Vec<ClassStatistics>, CodecError> {
+pub fn decode(bytes: &[u8], device: &Device) -> Result<Statistics, CodecError> {
     let (header, reader) = Reader::open::<Header>(bytes, device)?;
     if header.format != FORMAT {
         return Err(CodecError::Format {
@@ -160,14 +221,27 @@ pub fn decode(bytes: &[u8], device: &Device) -> Result<Vec<ClassStatistics>, Cod
         });
     }
     let class = |(index, class): (usize, &ClassHeader)| {
-        Ok(ClassStatistics {
+        Ok::<_, CodecError>(ClassStatistics {
             count: class.count,
             mean: reader.f32(&format!("{index:06}.mean"), &[header.dim])?,
             components: reader.f16(&format!("{index:06}.components"), &[class.rank, header.dim])?,
             residual: class.residual,
         })
     };
-    header.classes.iter().enumerate().map(class).collect()
+    let scatter = |freedom| {
+        let dim = header.dim;
+        let packed = reader.f32("scatter", &[dim * (dim + 1) / 2])?.to_vec1::<f32>()?;
+        Ok::<_, CodecError>(Scatter::unpack(&packed, dim, freedom, device)?)
+    };
+    Ok(Statistics {
+        classes: header
+            .classes
+            .iter()
+            .enumerate()
+            .map(class)
+            .collect::<Result<_, _>>()?,
+        scatter: header.freedom.map(scatter).transpose()?,
+    })
 }
 
 #[cfg(test)]
@@ -235,12 +309,13 @@ mod tests {
 
     #[test]
     fn statistics_survive_their_codec() {
-        let classes = [(4, 3), (1, 3), (50, 3)]
-            .map(|(count, rank)| ClassStatistics::estimate(&features(count, 6), rank).expect("estimated"));
-        let bytes = encode(&classes).expect("encoded");
+        let rows = [4, 1, 50].map(|count| features(count, 6));
+        let statistics = Statistics::estimate(&rows, 3, true).expect("estimated");
+        let bytes = encode(&statistics).expect("encoded");
         let decoded = decode(&bytes, &Device::Cpu).expect("decoded");
-        assert_eq!(decoded.len(), 3);
-        for (before, after) in classes.iter().zip(&decoded) {
+        assert_eq!(decoded.classes.len(), 3);
+        assert_eq!(decoded.scatter.as_ref().map(Scatter::freedom), Some(3 + 49));
+        for (before, after) in statistics.classes.iter().zip(&decoded.classes) {
             assert_eq!(before.count, after.count);
             assert_eq!(before.residual.to_bits(), after.residual.to_bits());
             assert_eq!(
@@ -261,8 +336,9 @@ mod tests {
         );
         assert!(decode(&bytes[..bytes.len() - 1], &Device::Cpu).is_err());
         assert!(
-            decode(&encode(&[]).expect("encoded"), &Device::Cpu)
+            decode(&encode(&Statistics::default()).expect("encoded"), &Device::Cpu)
                 .expect("decoded")
+                .classes
                 .is_empty()
         );
     }

@@ -1,4 +1,4 @@
-//! The epochs of a fit: batches of new examples, each joined by pseudo-features of old classes.
+//! The epochs of a fit: batches of new examples, each joined by pseudo-embeddings of old classes.
 
 use std::ops::ControlFlow;
 
@@ -6,19 +6,47 @@ use candle_core::Tensor;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::embedding::normalise;
-use super::fit::{FitError, FitInput, FitProgress, FitReport};
+use super::fit::{FitError, FitProgress, TrainingReport};
 use super::linear::Linear;
 use super::objective::Targets;
 use super::optimiser::{Adam, cosine, peak_rate};
+use super::prototypes::Prototypes;
 use super::rehearsal::Rehearsal;
-use crate::domain;
+use super::statistics::ClassStatistics;
+use crate::domain::{self, ModelConfig};
 
-/// A fit under way. Owns the only adapter that changes; each step replaces its tensors.
+/// What one adapter is trained on.
+pub(super) struct Lesson<'a> {
+    /// Unit embeddings (n, D) of the new examples.
+    pub(super) embeddings: &'a Tensor,
+    /// Their columns (n).
+    pub(super) labels: &'a [u32],
+    /// The old classes, in column order, to be rehearsed.
+    pub(super) old: &'a [ClassStatistics],
+    /// What the adapter stands behind; `None` for the embeddings as they are.
+    pub(super) view: Option<&'a Prototypes>,
+    /// What it stands before, unit rows (C, D).
+    pub(super) anchors: &'a Tensor,
+    /// What cosines are multiplied with.
+    pub(super) scale: f64,
+    /// How to train.
+    pub(super) config: &'a ModelConfig,
+}
+
+/// Which of a fit's trainings it is, for its progress.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    /// From 0.
+    pub(super) number: usize,
+    /// In all.
+    pub(super) of: usize,
+}
+
+/// A training under way. Owns the only adapter that changes; each step replaces its tensors.
 pub(super) struct Training<'a> {
-    input: &'a FitInput<'a>,
-    /// The new examples' embeddings (n, D).
-    embeddings: Tensor,
+    lesson: &'a Lesson<'a>,
+    /// The new examples as the adapter sees them (n, D).
+    inputs: Tensor,
     rehearsal: Option<(Rehearsal, f64)>,
     adapter: Linear,
     weight: Adam,
@@ -29,19 +57,19 @@ pub(super) struct Training<'a> {
 
 impl<'a> Training<'a> {
     pub(super) fn new(
-        input: &'a FitInput<'a>,
+        lesson: &'a Lesson<'a>,
         adapter: Linear,
         rng: &'a mut ChaCha8Rng,
     ) -> candle_core::Result<Self> {
-        let rehearsal = match (input.base, input.config.rehearsal) {
-            (Some(base), domain::Rehearsal::Gaussian { per_example, .. }) if !base.statistics.is_empty() => {
-                Some((Rehearsal::new(base.statistics)?, per_example))
+        let rehearsal = match lesson.config.rehearsal {
+            domain::Rehearsal::Gaussian { per_example, .. } if !lesson.old.is_empty() => {
+                Some((Rehearsal::new(lesson.old)?, per_example))
             }
             _ => None,
         };
         Ok(Self {
-            input,
-            embeddings: normalise(input.features)?,
+            inputs: lesson.seen(lesson.embeddings)?,
+            lesson,
             rehearsal,
             weight: Adam::new(&adapter.weight)?,
             bias: Adam::new(&adapter.bias)?,
@@ -53,19 +81,20 @@ impl<'a> Training<'a> {
 
     pub(super) fn run(
         mut self,
+        part: Part,
         observe: &mut dyn FnMut(FitProgress) -> ControlFlow<()>,
-    ) -> Result<(Linear, FitReport), FitError> {
-        let examples = self.input.labels.len();
-        let config = self.input.config;
+    ) -> Result<(Linear, TrainingReport), FitError> {
+        let examples = self.lesson.labels.len();
+        let config = self.lesson.config;
         let per_epoch = examples.div_ceil(config.batch_size);
         let epochs = config.epochs.max(config.min_steps.div_ceil(per_epoch));
         let steps = epochs * per_epoch;
-        let peak = peak_rate(self.input.config.learning_rate, self.input.scale);
+        let peak = peak_rate(config.learning_rate, self.lesson.scale);
         let mut order: Vec<u32> = (0..examples as u32).collect();
         let mut losses = Vec::with_capacity(steps);
         for epoch in 0..epochs {
             order.shuffle(self.rng);
-            for batch in order.chunks(self.input.config.batch_size) {
+            for batch in order.chunks(config.batch_size) {
                 let rate = cosine(peak, losses.len(), steps);
                 let loss = self.step(batch, rate)?;
                 losses.push(loss);
@@ -74,10 +103,10 @@ impl<'a> Training<'a> {
                     return Err(FitError::NotFinite { step, loss });
                 }
                 if observe(FitProgress {
-                    epoch: epoch + 1,
-                    epochs,
-                    step,
-                    steps,
+                    epoch: part.number * epochs + epoch + 1,
+                    epochs: part.of * epochs,
+                    step: part.number * steps + step,
+                    steps: part.of * steps,
                     loss,
                 })
                 .is_break()
@@ -87,33 +116,31 @@ impl<'a> Training<'a> {
             }
         }
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-        let report = FitReport {
+        let report = TrainingReport {
             epochs,
             steps,
             first_loss: mean(&losses[..per_epoch]),
             last_loss: mean(&losses[steps - per_epoch..]),
-            examples,
             pseudo_features: self.pseudo_features,
-            seconds: 0.0,
         };
         Ok((self.adapter, report))
     }
 
     /// One optimiser update on the examples `rows`; its loss before the update.
     fn step(&mut self, rows: &[u32], rate: f64) -> candle_core::Result<f64> {
-        let index = Tensor::new(rows, self.embeddings.device())?;
-        let mut x = self.embeddings.index_select(&index, 0)?;
-        let mut columns: Vec<u32> = rows.iter().map(|&row| self.input.labels[row as usize]).collect();
+        let index = Tensor::new(rows, self.inputs.device())?;
+        let mut x = self.inputs.index_select(&index, 0)?;
+        let mut columns: Vec<u32> = rows.iter().map(|&row| self.lesson.labels[row as usize]).collect();
         if let Some((rehearsal, per_example)) = &mut self.rehearsal {
             let count = (rows.len() as f64 * *per_example).ceil() as usize;
             let (pseudo, old) = rehearsal.draw(count, self.rng)?;
-            x = Tensor::cat(&[x, pseudo], 0)?;
+            x = Tensor::cat(&[x, self.lesson.seen(&pseudo)?], 0)?;
             columns.extend(old);
             self.pseudo_features += count;
         }
         let targets = Targets {
-            anchors: self.input.anchors,
-            scale: self.input.scale,
+            anchors: self.lesson.anchors,
+            scale: self.lesson.scale,
         };
         let evaluated = targets.evaluate(&self.adapter, &x, &columns)?;
         self.adapter = Linear {
@@ -121,5 +148,15 @@ impl<'a> Training<'a> {
             bias: self.bias.step(&self.adapter.bias, &evaluated.bias, rate)?,
         };
         Ok(evaluated.loss)
+    }
+}
+
+impl Lesson<'_> {
+    /// Embeddings as the adapter is given them.
+    fn seen(&self, embeddings: &Tensor) -> candle_core::Result<Tensor> {
+        match self.view {
+            Some(prototypes) => prototypes.view(embeddings),
+            None => Ok(embeddings.clone()),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod demo;
+mod evaluate;
 mod openapi;
 mod serve;
 
@@ -28,6 +29,7 @@ struct Cli {
 enum Command {
     Serve(Box<Serve>),
     Demo(demo::Demo),
+    Evaluate(evaluate::Evaluate),
     /// Print the interface's description (OpenAPI, YAML).
     ///
     /// Example: clipkeep openapi > openapi.yaml
@@ -44,6 +46,7 @@ pub async fn run() -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(serve) => serve.run().await,
         Command::Demo(demo) => demo.run().await,
+        Command::Evaluate(evaluate) => evaluate.run(),
         Command::Openapi => openapi::run(),
     }
 }

@@ -17,6 +17,8 @@ pub use class::{Class, NewClass};
 pub use example::{Features, Split};
 pub use ids::{ClassId, Digest, JobId, Label, ModelName, NameError, Prompt, Reason, TaskName, VersionNumber};
 pub use job::{Job, JobError, JobKind, JobState, Phase};
-pub use model::{ConfigError, Initialisation, Model, ModelConfig, Rehearsal, Retention, Strategy};
+pub use model::{
+    Anchors, ConfigError, EnsembleWeights, Initialisation, Model, ModelConfig, Rehearsal, Retention, Strategy,
+};
 pub use task::Task;
 pub use version::{Activation, Version};

@@ -11,10 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::Learner;
 use super::learn::{Examples, Learn};
 use super::stop::Stop;
-use crate::adapter::{
-    Base, ClassStatistics, FitError, FitInput, FitProgress, Fitted, embedding, fit, statistics,
-};
-use crate::domain::{Features, Model, NewClass, Phase};
+use crate::adapter::{Base, FitError, FitInput, FitProgress, Fitted, Statistics, embedding, fit, statistics};
+use crate::domain::{Anchors, Features, Model, NewClass, Phase};
 use crate::engine::Priority;
 use crate::registry::Serving;
 
@@ -22,7 +20,7 @@ use crate::registry::Serving;
 pub(super) struct FitJob {
     pub(super) model: Model,
     pub(super) base: Option<Arc<Serving>>,
-    statistics: Vec<ClassStatistics>,
+    statistics: Statistics,
     anchors: Tensor,
     features: Tensor,
     labels: Vec<u32>,
@@ -43,20 +41,16 @@ impl Learn<'_> {
             Some(active) => Some(registry.version(&model.name, active).await?),
             None => None,
         };
-        let mut remembered = Vec::new();
+        let mut remembered = Statistics::default();
         if let Some(base) = &base {
             for (_, bytes) in store.statistics(&model.name, base.number).await? {
                 let of_task = statistics::decode(&bytes, registry.device());
-                remembered.extend(of_task.map_err(|e| Stop::failed("statistics", &e))?);
+                let of_task = of_task.map_err(|e| Stop::failed("statistics", &e))?;
+                remembered
+                    .extend(of_task)
+                    .map_err(|e| Stop::failed("statistics", &e))?;
             }
         }
-        let words: Vec<String> = classes
-            .iter()
-            .map(|class| class.prompt.clone().unwrap_or_else(|| class.label.words()))
-            .collect();
-        let rows = engine
-            .anchors(&words, &model.config.templates, Priority::Background)
-            .await?;
         let known = base
             .as_ref()
             .map_or(0, |base| base.snapshot.head().columns() as u32);
@@ -65,15 +59,29 @@ impl Learn<'_> {
             .iter()
             .map(|example| example.features.clone())
             .collect();
-        let tensors = || -> candle_core::Result<(Tensor, Tensor)> {
-            let new = Tensor::new(rows, registry.device())?;
-            let anchors = match &base {
-                Some(base) => Tensor::cat(&[base.snapshot.head().anchors(), &new], 0)?,
-                None => new,
-            };
-            Ok((anchors, embedding::stack(&features, registry.device())?))
+        let tensor = |error: candle_core::Error| Stop::failed("tensors", &error);
+        let features = embedding::stack(&features, registry.device()).map_err(tensor)?;
+        let new = match model.config.anchors {
+            Anchors::Text => {
+                let words: Vec<String> = classes
+                    .iter()
+                    .map(|class| class.prompt.clone().unwrap_or_else(|| class.label.words()))
+                    .collect();
+                let rows = engine
+                    .anchors(&words, &model.config.templates, Priority::Background)
+                    .await?;
+                Tensor::new(rows, registry.device())
+            }
+            Anchors::Examples => {
+                let of: Vec<u32> = examples.train.iter().map(|example| example.class).collect();
+                embedding::class_means(&features, &of, classes.len())
+            }
+        }
+        .map_err(tensor)?;
+        let anchors = match &base {
+            Some(base) => Tensor::cat(&[base.snapshot.head().anchors(), &new], 0).map_err(tensor)?,
+            None => new,
         };
-        let (anchors, features) = tensors().map_err(|e| Stop::failed("tensors", &e))?;
         Ok(FitJob {
             labels: examples
                 .train

@@ -27,7 +27,7 @@ async fn versions_are_listed_and_described(database: Database) {
         );
         assert_eq!(
             (&version["task"], &version["strategy"]),
-            (&json!(task), &json!("linear"))
+            (&json!(task), &json!("ensemble"))
         );
         assert!(
             version["digest"]
@@ -50,7 +50,7 @@ async fn versions_are_listed_and_described(database: Database) {
             assert_eq!(&full[field], value, "{field}");
         }
         assert_eq!(full["active"], number == 2);
-        assert_eq!(full["config"]["strategy"], "linear");
+        assert_eq!(full["config"]["strategy"], "ensemble");
         assert_eq!(full["report"]["examples"]["train"], 8);
         assert_eq!(full["classes"].as_array().expect("classes").len(), number * 2);
     }

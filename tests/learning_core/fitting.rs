@@ -6,9 +6,13 @@ use std::process::Command;
 use candle_core::{Device, Tensor};
 use clipkeep::adapter::embedding::normalise;
 use clipkeep::adapter::{
-    Adapter, Base, ClassStatistics, FitError, FitInput, FitProgress, Fitted, Head, Linear, evaluate, fit,
+    Base, FitError, FitInput, FitProgress, Fitted, Head, Linear, Snapshot, Statistics, TrainingReport,
+    evaluate, fit,
 };
-use clipkeep::domain::{Digest, Initialisation, ModelConfig, Rehearsal, Retention, VersionNumber};
+use clipkeep::domain::{
+    Anchors, Class, ClassId, Digest, Initialisation, ModelConfig, Rehearsal, Retention, Strategy,
+    VersionNumber,
+};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -102,12 +106,30 @@ impl World {
     }
 }
 
+fn a_class(number: usize) -> Class {
+    Class {
+        id: ClassId::new(),
+        label: format!("class {number}").parse().expect("a label"),
+        prompt: None,
+        task: "a task".parse().expect("a name"),
+    }
+}
+
+fn trained(fitted: &Fitted) -> &TrainingReport {
+    fitted
+        .report
+        .linear
+        .as_ref()
+        .expect("the linear adapter was trained")
+}
+
 fn carry_on(_: FitProgress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
 fn config() -> ModelConfig {
     ModelConfig {
+        strategy: Strategy::Linear,
         epochs: 5,
         min_steps: 0,
         batch_size: 16,
@@ -117,10 +139,7 @@ fn config() -> ModelConfig {
 }
 
 fn linear(head: &Head) -> &Linear {
-    match head.adapter() {
-        Adapter::Linear(linear) => linear,
-        Adapter::Identity => panic!("nothing was trained"),
-    }
+    head.linear().expect("an adapter was trained")
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -158,10 +177,76 @@ fn a_second_task_is_learned_without_losing_the_first() {
         "of 120, {untrained} were right before"
     );
     assert!(correct(&second.head, 0, 10) + 6 > correct(&first.head, 0, 10));
-    assert_eq!((second.statistics.len(), second.head.columns()), (10, 20));
-    let report = second.report;
+    assert_eq!((second.statistics.classes.len(), second.head.columns()), (10, 20));
+    assert_eq!((second.report.examples, &second.report.prototypes), (60, &None));
+    let report = trained(&second);
     assert!(report.last_loss < report.first_loss);
-    assert_eq!((report.epochs, report.steps, report.examples), (5, 5 * 4, 60));
+    assert_eq!((report.epochs, report.steps), (5, 5 * 4));
+}
+
+#[test]
+fn every_strategy_learns_and_lasts_through_its_snapshot() {
+    let world = World::new(20);
+    let right = |head: &Head| {
+        let (features, labels) = world.rows(0, 20);
+        evaluate::correct(head, &features, labels)
+            .expect("scored")
+            .correct
+    };
+    let untrained = right(&Head::zero_shot(world.anchors.clone(), 20.0).expect("a head"));
+    for (strategy, anchors, terms) in [
+        (Strategy::ZeroShot, Anchors::Text, 1),
+        (Strategy::Linear, Anchors::Text, 1),
+        (Strategy::Gda, Anchors::Text, 1),
+        (Strategy::Ensemble, Anchors::Text, 3),
+        (Strategy::Ensemble, Anchors::Examples, 1),
+    ] {
+        let config = ModelConfig {
+            strategy,
+            anchors,
+            ..config()
+        };
+        let first = world.first(10, &config);
+        let second = world.second(&first, 1, &config);
+        assert_eq!(second.head.terms().len(), terms);
+        let found = right(&second.head);
+        match strategy {
+            Strategy::ZeroShot => assert_eq!(found, untrained),
+            _ => assert!(
+                found > untrained + 10,
+                "{strategy:?}: {found} of 120, {untrained} before"
+            ),
+        }
+
+        let classes: Vec<Class> = (0..20).map(a_class).collect();
+        let snapshot = Snapshot::new(classes, second.head.clone(), "here".to_owned()).expect("a snapshot");
+        let bytes = snapshot.encode().expect("encoded");
+        let back = Snapshot::decode(&bytes, &Device::Cpu).expect("decoded");
+        let (features, _) = world.rows(0, 20);
+        let logits = |head: &Head| values(&head.logits(&features).expect("scored"));
+        let bits = |head: &Head| logits(head).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert_eq!(bits(back.head()), bits(&second.head), "{strategy:?}");
+        assert_eq!(bytes, back.encode().expect("encoded"));
+    }
+}
+
+#[test]
+fn closed_forms_do_not_depend_on_the_order_of_tasks() {
+    let world = World::new(12);
+    let config = ModelConfig {
+        strategy: Strategy::Gda,
+        ..config()
+    };
+    let joint = world.first(12, &config);
+    let apart = world.second(&world.first(5, &config), 1, &config);
+    let (features, _) = world.rows(0, 12);
+    let logits = |head: &Head| values(&head.logits(&features).expect("scored"));
+    for (one, other) in logits(&joint.head).iter().zip(logits(&apart.head)) {
+        assert!(
+            (one - other).abs() <= 1e-4 * one.abs().max(1.0),
+            "{one} and {other}"
+        );
+    }
 }
 
 #[test]
@@ -355,10 +440,11 @@ fn input_that_does_not_fit_together_is_refused() {
         }),
         "a new class has no examples"
     );
+    let nothing = Statistics::default();
     let no_statistics = Some(Base {
         version,
         head: &first.head,
-        statistics: &[],
+        statistics: &nothing,
     });
     assert_eq!(
         complaint(FitInput {
@@ -379,9 +465,7 @@ fn input_that_does_not_fit_together_is_refused() {
         },
         &mut carry_on,
     );
-    let Fitted {
-        statistics, report, ..
-    } = fitted.expect("nothing to rehearse, nothing to keep");
-    let nothing: &[ClassStatistics] = &[];
-    assert_eq!((statistics.len(), report.pseudo_features), (nothing.len(), 0));
+    let fitted = fitted.expect("nothing to rehearse, nothing to keep");
+    assert!(fitted.statistics.classes.is_empty());
+    assert_eq!(trained(&fitted).pseudo_features, 0);
 }

@@ -4,7 +4,10 @@
 /// that no two modules need each other.
 pub(crate) const IMPORTS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["app", "telemetry", "config", "metrics", "domain"]),
+    (
+        "cli",
+        &["app", "telemetry", "config", "evaluation", "metrics", "domain"],
+    ),
     (
         "app",
         &[
@@ -25,6 +28,7 @@ pub(crate) const IMPORTS: &[(&str, &[&str])] = &[
         "learner",
         &["registry", "engine", "store", "adapter", "metrics", "domain"],
     ),
+    ("evaluation", &["adapter", "domain"]),
     ("registry", &["store", "adapter", "metrics", "domain"]),
     ("engine", &["adapter", "clip", "metrics", "domain"]),
     ("store", &["domain"]),

@@ -1,0 +1,66 @@
+//! Class prototypes: the whitened means of the examples, and a linear adapter that is trained between.
+//!
+//! ```text
+//! logit_c = s · cos(A w(x), w(μ_c)),    w the whitening of all tasks so far, A a linear adapter from the identity
+//! ```
+//!
+//! Means and whitening are in closed form and follow every task; A is trained as the adapter before the text anchors
+//! is, by rehearsal and retention.
+
+use candle_core::{Result, Tensor};
+
+use super::embedding::normalise;
+use super::linear::Linear;
+use super::statistics::Statistics;
+use super::whitening::{Whitening, means};
+
+/// s. Whitened embeddings have smaller cosines than CLIP's with its texts, and many of them are right.
+pub(super) const SCALE: f64 = 20.0;
+
+/// Prototypes of all classes.
+#[derive(Debug, Clone)]
+pub struct Prototypes {
+    pub(super) whitening: Whitening,
+    pub(super) adapter: Linear,
+    /// w(μ_c) as unit rows, (C, D).
+    pub(super) rows: Tensor,
+}
+
+impl Prototypes {
+    /// Those of all classes that `statistics` knows, in column order, seen through `adapter`.
+    ///
+    /// # Errors
+    /// When the statistics have no scatter, or no class.
+    pub(super) fn of(statistics: &Statistics, adapter: Linear) -> Result<Self> {
+        let Some(scatter) = &statistics.scatter else {
+            candle_core::bail!("prototypes need the spread within classes")
+        };
+        let whitening = Whitening::of(&statistics.classes, scatter)?;
+        let rows = normalise(&whitening.apply(&means(&statistics.classes)?)?)?;
+        Ok(Self {
+            whitening,
+            adapter,
+            rows,
+        })
+    }
+
+    /// Embeddings (n, D) as the adapter is given them: whitened unit rows.
+    pub(super) fn view(&self, embeddings: &Tensor) -> Result<Tensor> {
+        normalise(&self.whitening.apply(embeddings)?)
+    }
+
+    /// Embeddings (n, D) to logits (n, C).
+    pub(super) fn logits(&self, embeddings: &Tensor) -> Result<Tensor> {
+        let adapted = normalise(&self.adapter.apply(&self.view(embeddings)?)?)?;
+        adapted.matmul(&self.rows.t()?)? * SCALE
+    }
+
+    /// C and D.
+    pub(super) fn dims(&self) -> Result<(usize, usize)> {
+        let (columns, dim) = self.rows.dims2()?;
+        if self.adapter.dim()? != dim || self.whitening.transform.dims2()? != (dim, dim) {
+            candle_core::bail!("prototypes of width {dim} behind maps of another");
+        }
+        Ok((columns, dim))
+    }
+}

@@ -1,0 +1,206 @@
+//! Runs side by side: medians over orders, as text, JSON and CSV.
+
+use std::fmt::{self, Write as _};
+
+use serde::Serialize;
+
+use super::protocol::Run;
+
+/// What all runs came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// A row a contender, in their order: medians over the class orders. Accuracies are fractions.
+    pub rows: Vec<Row>,
+    /// Every run by itself.
+    pub runs: Vec<Single>,
+}
+
+/// The figures of a contender.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub name: String,
+    #[serde(flatten)]
+    figures: Figures,
+}
+
+/// The figures of one run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Single {
+    /// The contender's name.
+    pub name: String,
+    /// The order of classes.
+    pub order: String,
+    #[serde(flatten)]
+    figures: Figures,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct Figures {
+    average: f64,
+    last: f64,
+    forgetting: f64,
+    backward_transfer: f64,
+    seconds_per_task: f64,
+    bytes: u64,
+}
+
+impl Figures {
+    fn of(run: &Run) -> Self {
+        Self {
+            average: run.summary.average,
+            last: run.summary.last,
+            forgetting: run.summary.forgetting,
+            backward_transfer: run.summary.backward_transfer,
+            seconds_per_task: run.seconds_per_task,
+            bytes: run.bytes,
+        }
+    }
+
+    /// The median of each figure by itself.
+    fn median(all: &[Self]) -> Self {
+        let of = |figure: fn(&Self) -> f64| {
+            let mut values: Vec<f64> = all.iter().map(figure).collect();
+            values.sort_by(f64::total_cmp);
+            let middle = values.len() / 2;
+            if values.len() % 2 == 1 {
+                values[middle]
+            } else {
+                f64::midpoint(values[middle - 1], values[middle])
+            }
+        };
+        Self {
+            average: of(|f| f.average),
+            last: of(|f| f.last),
+            forgetting: of(|f| f.forgetting),
+            backward_transfer: of(|f| f.backward_transfer),
+            seconds_per_task: of(|f| f.seconds_per_task),
+            bytes: of(|f| f.bytes as f64) as u64,
+        }
+    }
+}
+
+impl Report {
+    /// From runs; those of one contender have one name. There must be at least one run.
+    pub fn of(runs: &[Run]) -> Self {
+        let mut rows: Vec<Row> = Vec::new();
+        for run in runs {
+            if rows.iter().any(|row| row.name == run.name) {
+                continue;
+            }
+            let all: Vec<Figures> = runs
+                .iter()
+                .filter(|other| other.name == run.name)
+                .map(Figures::of)
+                .collect();
+            rows.push(Row {
+                name: run.name.clone(),
+                figures: Figures::median(&all),
+            });
+        }
+        let singles = runs.iter().map(|run| Single {
+            name: run.name.clone(),
+            order: run.order.to_string(),
+            figures: Figures::of(run),
+        });
+        Self {
+            rows,
+            runs: singles.collect(),
+        }
+    }
+
+    /// The rows as comma-separated values with a header.
+    pub fn csv(&self) -> String {
+        let mut text =
+            String::from("name,average,last,forgetting,backward_transfer,seconds_per_task,bytes\n");
+        for Row { name, figures: f } in &self.rows {
+            let _ = writeln!(
+                text,
+                "{name},{},{},{},{},{},{}",
+                f.average, f.last, f.forgetting, f.backward_transfer, f.seconds_per_task, f.bytes
+            );
+        }
+        text
+    }
+}
+
+/// The table for a person: accuracies in percent.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.rows.iter().map(|row| row.name.chars().count());
+        let width = names.max().unwrap_or(0).max("strategy".len());
+        let head = ["average", "last", "forgetting", "transfer", "s/task", "MB"];
+        write!(f, "{:width$}", "strategy")?;
+        for column in head {
+            write!(f, " {column:>10}")?;
+        }
+        writeln!(f)?;
+        let line = |f: &mut fmt::Formatter<'_>, name: &str, figures: &Figures| {
+            write!(f, "{name:width$}")?;
+            for share in [
+                figures.average,
+                figures.last,
+                figures.forgetting,
+                figures.backward_transfer,
+            ] {
+                write!(f, " {:>10.1}", 100.0 * share)?;
+            }
+            let megabytes = figures.bytes as f64 / 1e6;
+            writeln!(f, " {:>10.2} {megabytes:>10.1}", figures.seconds_per_task)
+        };
+        for row in &self.rows {
+            line(f, &row.name, &row.figures)?;
+        }
+        if self.runs.len() > self.rows.len() {
+            writeln!(f, "\nThose are medians. Order by order:")?;
+            for run in &self.runs {
+                line(f, &run.name, &run.figures)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{AccuracyMatrix, Tally};
+    use crate::evaluation::ClassOrder;
+
+    fn run(name: &str, correct: [u32; 3]) -> Run {
+        let tally = |correct| Tally { correct, total: 10 };
+        let [first, kept, new] = correct.map(tally);
+        let matrix = AccuracyMatrix::new(vec![vec![first], vec![kept, new]]).expect("a triangle");
+        Run {
+            name: name.to_owned(),
+            order: ClassOrder::Seed(1),
+            summary: matrix.summary().expect("a summary"),
+            matrix,
+            seconds_per_task: 0.5,
+            bytes: 1000,
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_median_of_its_runs() {
+        let runs = [
+            run("a", [9, 8, 7]),
+            run("b", [5, 5, 5]),
+            run("a", [9, 4, 3]),
+            run("a", [9, 9, 9]),
+        ];
+        let report = Report::of(&runs);
+        let names: Vec<&str> = report.rows.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        let figures = report.rows[0].figures;
+        assert!((figures.last - 0.75).abs() < 1e-12 && (figures.forgetting - 0.1).abs() < 1e-12);
+        assert!((figures.backward_transfer + 0.1).abs() < 1e-12);
+        let json = serde_json::to_value(&report).expect("JSON");
+        assert_eq!(json["rows"][0]["name"], "a");
+        assert_eq!(json["rows"][1]["last"], 0.5);
+        assert_eq!(json["runs"].as_array().map(Vec::len), Some(4));
+        assert_eq!(report.csv().lines().count(), 3);
+        let table = report.to_string();
+        assert!(table.contains("Order by order"), "{table}");
+    }
+}
