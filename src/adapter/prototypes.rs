@@ -14,7 +14,9 @@ use super::linear::Linear;
 use super::statistics::Statistics;
 use super::whitening::{Whitening, means};
 
-/// s. Whitened embeddings have smaller cosines than CLIP's with its texts, and many of them are right.
+/// s. With the whitening's shrinkage it was compared on a validation split of the training rows of four fine-grained
+/// data sets, in ten tasks: shrinkages from 0.3 to 0.7 and scales from 10 to 40 are within a point and a half, these two
+/// within a third of a point of the best.
 pub(super) const SCALE: f64 = 20.0;
 
 /// Prototypes of all classes.
