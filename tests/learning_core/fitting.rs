@@ -3,117 +3,13 @@
 use std::ops::ControlFlow;
 use std::process::Command;
 
-use candle_core::{Device, Tensor};
-use clipkeep::adapter::embedding::normalise;
+use candle_core::Tensor;
 use clipkeep::adapter::{
-    Base, FitError, FitInput, FitProgress, Fitted, Head, Linear, Snapshot, Statistics, TrainingReport,
-    evaluate, fit,
+    Base, FitError, FitInput, FitProgress, Fitted, Head, Linear, Statistics, TrainingReport, evaluate, fit,
 };
-use clipkeep::domain::{
-    Anchors, Class, ClassId, Digest, Initialisation, ModelConfig, Rehearsal, Retention, Strategy,
-    VersionNumber,
-};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
+use clipkeep::domain::{Digest, ModelConfig, Rehearsal, Retention, VersionNumber};
 
-const DIM: usize = 64;
-const PER_CLASS: usize = 6;
-
-/// Classes whose features lie around a turned version of their anchors: there is something to learn.
-struct World {
-    anchors: Tensor,
-    features: Tensor,
-    labels: Vec<u32>,
-}
-
-impl World {
-    fn new(classes: usize) -> Self {
-        let noise = |seed, rows: usize| {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            let values = Linear::initial(Initialisation::Kaiming, rows.max(DIM), &mut rng, &Device::Cpu);
-            values
-                .and_then(|l| l.weight.narrow(0, 0, rows)?.narrow(1, 0, DIM)?.contiguous())
-                .expect("noise")
-        };
-        let anchors = normalise(&noise(1, classes)).expect("normalised");
-        let labels: Vec<u32> = (0..classes * PER_CLASS)
-            .map(|row| (row / PER_CLASS) as u32)
-            .collect();
-        let turn = ((noise(2, DIM) * 3.0).expect("scaled")
-            + Tensor::eye(DIM, anchors.dtype(), &Device::Cpu).expect("eye"))
-        .expect("a turn");
-        let index = Tensor::new(labels.clone(), &Device::Cpu).expect("an index");
-        let centres = anchors
-            .matmul(&turn)
-            .and_then(|t| t.index_select(&index, 0))
-            .expect("centres");
-        let features = ((centres + (noise(3, labels.len()) * 1.0).expect("scaled")).expect("moved") * 10.0)
-            .expect("scaled");
-        Self {
-            anchors,
-            features,
-            labels,
-        }
-    }
-
-    /// Anchors of the first `columns` classes.
-    fn anchors(&self, columns: usize) -> Tensor {
-        self.anchors.narrow(0, 0, columns).expect("anchors")
-    }
-
-    /// Features and labels of the classes `from..to`.
-    fn rows(&self, from: usize, to: usize) -> (Tensor, &[u32]) {
-        let (start, end) = (from * PER_CLASS, to * PER_CLASS);
-        (
-            self.features.narrow(0, start, end - start).expect("rows"),
-            &self.labels[start..end],
-        )
-    }
-
-    fn first(&self, columns: usize, config: &ModelConfig) -> Fitted {
-        let (features, labels) = self.rows(0, columns);
-        let anchors = self.anchors(columns);
-        let input = FitInput {
-            base: None,
-            anchors: &anchors,
-            features: &features,
-            labels,
-            scale: 20.0,
-            config,
-        };
-        fit(&input, &mut carry_on).expect("fitted")
-    }
-
-    /// The classes `from..to` learned on top of `base`.
-    fn second(&self, base: &Fitted, version: u32, config: &ModelConfig) -> Fitted {
-        let (from, to) = (base.head.columns(), self.anchors.dims()[0]);
-        let (features, labels) = self.rows(from, to);
-        let version = VersionNumber(version);
-        let base = Some(Base {
-            version,
-            head: &base.head,
-            statistics: &base.statistics,
-        });
-        let input = FitInput {
-            base,
-            anchors: &self.anchors,
-            features: &features,
-            labels,
-            scale: 20.0,
-            config,
-        };
-        fit(&input, &mut carry_on).expect("fitted")
-    }
-}
-
-fn a_class(number: usize) -> Class {
-    Class {
-        id: ClassId::new(),
-        label: format!("class {number}").parse().expect("a label"),
-        prompt: None,
-        task: "a task".parse().expect("a name"),
-    }
-}
+use crate::world::{DIM, World, carry_on, config, values};
 
 fn trained(fitted: &Fitted) -> &TrainingReport {
     fitted
@@ -123,30 +19,8 @@ fn trained(fitted: &Fitted) -> &TrainingReport {
         .expect("the linear adapter was trained")
 }
 
-fn carry_on(_: FitProgress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-fn config() -> ModelConfig {
-    ModelConfig {
-        strategy: Strategy::Linear,
-        epochs: 5,
-        min_steps: 0,
-        batch_size: 16,
-        learning_rate: 3e-3,
-        ..ModelConfig::default()
-    }
-}
-
 fn linear(head: &Head) -> &Linear {
     head.linear().expect("an adapter was trained")
-}
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor
-        .flatten_all()
-        .and_then(|flat| flat.to_vec1())
-        .expect("values")
 }
 
 fn digest(head: &Head) -> Digest {
@@ -182,71 +56,6 @@ fn a_second_task_is_learned_without_losing_the_first() {
     let report = trained(&second);
     assert!(report.last_loss < report.first_loss);
     assert_eq!((report.epochs, report.steps), (5, 5 * 4));
-}
-
-#[test]
-fn every_strategy_learns_and_lasts_through_its_snapshot() {
-    let world = World::new(20);
-    let right = |head: &Head| {
-        let (features, labels) = world.rows(0, 20);
-        evaluate::correct(head, &features, labels)
-            .expect("scored")
-            .correct
-    };
-    let untrained = right(&Head::zero_shot(world.anchors.clone(), 20.0).expect("a head"));
-    for (strategy, anchors, terms) in [
-        (Strategy::ZeroShot, Anchors::Text, 1),
-        (Strategy::Linear, Anchors::Text, 1),
-        (Strategy::Gda, Anchors::Text, 1),
-        (Strategy::Ensemble, Anchors::Text, 3),
-        (Strategy::Ensemble, Anchors::Examples, 1),
-    ] {
-        let config = ModelConfig {
-            strategy,
-            anchors,
-            ..config()
-        };
-        let first = world.first(10, &config);
-        let second = world.second(&first, 1, &config);
-        assert_eq!(second.head.terms().len(), terms);
-        let found = right(&second.head);
-        match strategy {
-            Strategy::ZeroShot => assert_eq!(found, untrained),
-            _ => assert!(
-                found > untrained + 10,
-                "{strategy:?}: {found} of 120, {untrained} before"
-            ),
-        }
-
-        let classes: Vec<Class> = (0..20).map(a_class).collect();
-        let snapshot = Snapshot::new(classes, second.head.clone(), "here".to_owned()).expect("a snapshot");
-        let bytes = snapshot.encode().expect("encoded");
-        let back = Snapshot::decode(&bytes, &Device::Cpu).expect("decoded");
-        let (features, _) = world.rows(0, 20);
-        let logits = |head: &Head| values(&head.logits(&features).expect("scored"));
-        let bits = |head: &Head| logits(head).into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        assert_eq!(bits(back.head()), bits(&second.head), "{strategy:?}");
-        assert_eq!(bytes, back.encode().expect("encoded"));
-    }
-}
-
-#[test]
-fn closed_forms_do_not_depend_on_the_order_of_tasks() {
-    let world = World::new(12);
-    let config = ModelConfig {
-        strategy: Strategy::Gda,
-        ..config()
-    };
-    let joint = world.first(12, &config);
-    let apart = world.second(&world.first(5, &config), 1, &config);
-    let (features, _) = world.rows(0, 12);
-    let logits = |head: &Head| values(&head.logits(&features).expect("scored"));
-    for (one, other) in logits(&joint.head).iter().zip(logits(&apart.head)) {
-        assert!(
-            (one - other).abs() <= 1e-4 * one.abs().max(1.0),
-            "{one} and {other}"
-        );
-    }
 }
 
 #[test]

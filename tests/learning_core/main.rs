@@ -2,3 +2,5 @@
 
 mod evaluating;
 mod fitting;
+mod strategies;
+mod world;
