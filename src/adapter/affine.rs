@@ -5,6 +5,9 @@
 //! Σ̂⁻¹ = D ((N − C) Σ + tr Σ · I)⁻¹        equation 5 there, with N − C for their N − 1: Σ is already pooled
 //! ```
 //!
+//! Its logits are log-likelihoods under that model, which is surer of itself than it is right: their order is what counts,
+//! and as probabilities they are not calibrated.
+//!
 //! Means and scatter are additive, so nothing depends on the order of tasks, and leaving a task's out unlearns it.
 
 use candle_core::{DType, Result, Tensor};
@@ -62,7 +65,12 @@ fn precision_times(scatter: &Scatter, means: &Tensor) -> Result<Tensor> {
     let (columns, dim) = means.dims2()?;
     let rows = means.to_vec2::<f64>()?;
     let freedom = scatter.freedom().max(1) as f64;
-    let trace = variance * dim as f64;
+    // Of classes with one example each nothing is known; a spread as wide as the embeddings are long assumes little.
+    let trace = if scatter.freedom() == 0 {
+        1.0
+    } else {
+        variance * dim as f64
+    };
     let matrix = faer::Mat::from_fn(dim, dim, |i, j| {
         let even = if i == j { trace + FLOOR } else { 0.0 };
         (freedom * covariance[i][j] + even) / dim as f64
@@ -78,7 +86,7 @@ fn precision_times(scatter: &Scatter, means: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(values, (columns, dim), means.device())
 }
 
-/// Keeps the covariance of classes with one example each invertible.
+/// Keeps the covariance of equal examples invertible.
 const FLOOR: f64 = 1e-6;
 
 #[cfg(test)]

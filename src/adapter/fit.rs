@@ -16,6 +16,7 @@ use super::prototypes::{self, Prototypes};
 use super::retention;
 use super::statistics::{ClassStatistics, Statistics};
 use super::training::{Lesson, Part, Training};
+use super::whitening::Whitening;
 use crate::domain::{Anchors, ModelConfig, Rehearsal, Strategy, VersionNumber};
 
 /// The version a task is learned on top of.
@@ -216,22 +217,25 @@ impl Strategies<'_, '_> {
     /// The prototypes of all classes, and the same for the adapter before them.
     fn prototypes(&mut self, part: Part) -> Result<Scorer, FitError> {
         let base = self.input.base.and_then(|base| base.head.prototypes());
-        let start = self.input.initial(part)?;
-        let mut prototypes = Prototypes::of(self.known, start)?;
+        let whitening = Whitening::of(self.known)?;
+        let rows = Prototypes::rows(self.known, &whitening)?;
         let lesson = Lesson {
             embeddings: &self.embeddings,
             labels: self.input.labels,
             old: self.input.old(),
-            view: Some(&prototypes),
-            anchors: &prototypes.rows,
+            view: Some(&whitening),
+            anchors: &rows,
             scale: prototypes::SCALE,
             config: self.input.config,
         };
         let base = base.map(|base| &base.adapter);
         let (adapter, report) = self.input.train(&lesson, base, part, self.observe)?;
         self.report.prototypes = Some(report);
-        prototypes.adapter = adapter;
-        Ok(Scorer::Prototypes(prototypes))
+        Ok(Scorer::Prototypes(Prototypes {
+            whitening,
+            adapter,
+            rows,
+        }))
     }
 }
 

@@ -29,31 +29,14 @@ pub struct Prototypes {
 }
 
 impl Prototypes {
-    /// Those of all classes that `statistics` knows, in column order, seen through `adapter`.
-    ///
-    /// # Errors
-    /// When the statistics have no scatter, or no class.
-    pub(super) fn of(statistics: &Statistics, adapter: Linear) -> Result<Self> {
-        let Some(scatter) = &statistics.scatter else {
-            candle_core::bail!("prototypes need the spread within classes")
-        };
-        let whitening = Whitening::of(&statistics.classes, scatter)?;
-        let rows = normalise(&whitening.apply(&means(&statistics.classes)?)?)?;
-        Ok(Self {
-            whitening,
-            adapter,
-            rows,
-        })
-    }
-
-    /// Embeddings (n, D) as the adapter is given them: whitened unit rows.
-    pub(super) fn view(&self, embeddings: &Tensor) -> Result<Tensor> {
-        normalise(&self.whitening.apply(embeddings)?)
+    /// The whitened class means of all classes that `statistics` knows, as unit rows (C, D) in column order.
+    pub(super) fn rows(statistics: &Statistics, whitening: &Whitening) -> Result<Tensor> {
+        whitening.view(&means(&statistics.classes)?)
     }
 
     /// Embeddings (n, D) to logits (n, C).
     pub(super) fn logits(&self, embeddings: &Tensor) -> Result<Tensor> {
-        let adapted = normalise(&self.adapter.apply(&self.view(embeddings)?)?)?;
+        let adapted = normalise(&self.adapter.apply(&self.whitening.view(embeddings)?)?)?;
         adapted.matmul(&self.rows.t()?)? * SCALE
     }
 

@@ -83,14 +83,18 @@ impl Statistics {
     /// Adds those of the next task.
     ///
     /// # Errors
-    /// When embeddings are of another width.
+    /// When embeddings are of another width, or only one of the two keeps the spread within its classes.
     pub fn extend(&mut self, next: Self) -> candle_core::Result<()> {
-        self.classes.extend(next.classes);
         match (&mut self.scatter, next.scatter) {
             (Some(sum), Some(next)) => sum.merge(&next)?,
-            (sum @ None, next) => *sum = next,
-            (Some(_), None) => {}
+            (sum @ None, next) if self.classes.is_empty() => *sum = next,
+            (None, None) => {}
+            (Some(_), None) if next.classes.is_empty() => {}
+            (Some(_), None) | (None, Some(_)) => {
+                candle_core::bail!("the spread within classes is kept of some classes only")
+            }
         }
+        self.classes.extend(next.classes);
         Ok(())
     }
 }

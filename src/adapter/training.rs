@@ -10,9 +10,9 @@ use super::fit::{FitError, FitProgress, TrainingReport};
 use super::linear::Linear;
 use super::objective::Targets;
 use super::optimiser::{Adam, cosine, peak_rate};
-use super::prototypes::Prototypes;
 use super::rehearsal::Rehearsal;
 use super::statistics::ClassStatistics;
+use super::whitening::Whitening;
 use crate::domain::{self, ModelConfig};
 
 /// What one adapter is trained on.
@@ -24,7 +24,7 @@ pub(super) struct Lesson<'a> {
     /// The old classes, in column order, to be rehearsed.
     pub(super) old: &'a [ClassStatistics],
     /// What the adapter stands behind; `None` for the embeddings as they are.
-    pub(super) view: Option<&'a Prototypes>,
+    pub(super) view: Option<&'a Whitening>,
     /// What it stands before, unit rows (C, D).
     pub(super) anchors: &'a Tensor,
     /// What cosines are multiplied with.
@@ -115,6 +115,7 @@ impl<'a> Training<'a> {
                 }
             }
         }
+        self.check_last_update(losses.len())?;
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         let report = TrainingReport {
             epochs,
@@ -124,6 +125,17 @@ impl<'a> Training<'a> {
             pseudo_features: self.pseudo_features,
         };
         Ok((self.adapter, report))
+    }
+
+    /// A loss is measured before its update, so the last update has none.
+    fn check_last_update(&self, step: usize) -> Result<(), FitError> {
+        let sum = self.adapter.weight.sum_all()?.to_scalar::<f32>()?
+            + self.adapter.bias.sum_all()?.to_scalar::<f32>()?;
+        if sum.is_finite() {
+            Ok(())
+        } else {
+            Err(FitError::NotFinite { step, loss: f64::NAN })
+        }
     }
 
     /// One optimiser update on the examples `rows`; its loss before the update.
@@ -155,7 +167,7 @@ impl Lesson<'_> {
     /// Embeddings as the adapter is given them.
     fn seen(&self, embeddings: &Tensor) -> candle_core::Result<Tensor> {
         match self.view {
-            Some(prototypes) => prototypes.view(embeddings),
+            Some(whitening) => whitening.view(embeddings),
             None => Ok(embeddings.clone()),
         }
     }

@@ -12,7 +12,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::statistics::ClassStatistics;
+use super::embedding::normalise;
+use super::statistics::{ClassStatistics, Statistics};
 
 /// a: the share of the covariance that is spread evenly. There are few examples for D² numbers.
 const SHRINKAGE: f64 = 0.5;
@@ -98,8 +99,15 @@ pub(super) struct Whitening {
 }
 
 impl Whitening {
-    /// From what is known of all classes; there must be at least one.
-    pub(super) fn of(classes: &[ClassStatistics], scatter: &Scatter) -> Result<Self> {
+    /// From what is known of all classes.
+    ///
+    /// # Errors
+    /// When there is no class, or the spread within them is not kept.
+    pub(super) fn of(statistics: &Statistics) -> Result<Self> {
+        let Statistics { classes, scatter } = statistics;
+        let Some(scatter) = scatter else {
+            candle_core::bail!("a whitening needs the spread within classes")
+        };
         let means = means(classes)?;
         let (covariance, variance) = scatter.covariance()?;
         let dim = covariance.len();
@@ -123,8 +131,13 @@ impl Whitening {
         })
     }
 
+    /// Embeddings (n, D) as an adapter is given them: whitened unit rows.
+    pub(super) fn view(&self, embeddings: &Tensor) -> Result<Tensor> {
+        normalise(&self.apply(embeddings)?)
+    }
+
     /// Embeddings (n, D) as seen through it, not normalised.
-    pub(super) fn apply(&self, embeddings: &Tensor) -> Result<Tensor> {
+    fn apply(&self, embeddings: &Tensor) -> Result<Tensor> {
         embeddings.broadcast_sub(&self.centre)?.matmul(&self.transform)
     }
 }
@@ -138,7 +151,6 @@ pub(super) fn means(classes: &[ClassStatistics]) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::embedding::normalise;
     use crate::adapter::rehearsal::tests::{features, moments};
 
     fn embeddings(count: usize, dim: usize) -> Tensor {
@@ -184,7 +196,11 @@ mod tests {
         scatter
             .add_class(&unit.to_dtype(DType::F64).expect("wide"))
             .expect("added");
-        let whitening = Whitening::of(&[statistics], &scatter).expect("a whitening");
+        let statistics = Statistics {
+            classes: vec![statistics],
+            scatter: Some(scatter),
+        };
+        let whitening = Whitening::of(&statistics).expect("a whitening");
         let (_, before) = moments(&unit);
         let (centre, after) = moments(&whitening.apply(&unit).expect("applied"));
         assert!(centre.iter().all(|value| value.abs() < 1e-4), "{centre:?}");
@@ -202,7 +218,11 @@ mod tests {
     fn classes_of_one_example_each_are_only_centred() {
         let one = ClassStatistics::estimate(&features(1, 4), 4).expect("estimated");
         let scatter = Scatter::empty(4, &Device::Cpu).expect("zeros");
-        let whitening = Whitening::of(&[one.clone(), one], &scatter).expect("a whitening");
+        let statistics = Statistics {
+            classes: vec![one.clone(), one],
+            scatter: Some(scatter),
+        };
+        let whitening = Whitening::of(&statistics).expect("a whitening");
         let transform = whitening.transform.to_vec2::<f32>().expect("rows");
         for (i, row) in transform.iter().enumerate() {
             for (j, value) in row.iter().enumerate() {

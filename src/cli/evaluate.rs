@@ -71,6 +71,10 @@ impl Evaluate {
             self.seeds == 1 || self.order != ClassOrder::Given,
             "the given order is one; repeat with a seed, such as --order 1993"
         );
+        anyhow::ensure!(
+            self.logit_scale.is_finite() && self.logit_scale > 0.0,
+            "the logit scale must be above 0"
+        );
         let data = FeatureSet::read(&self.features, anchors)?;
         let tasks = Tasks::split(data.classes(), self.tasks, self.base).map_err(anyhow::Error::msg)?;
         let contenders: Vec<Contender> = self

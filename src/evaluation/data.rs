@@ -5,7 +5,7 @@ use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use npyz::{DType, NpyFile, TypeChar};
+use npyz::{DType, NpyFile, Order, TypeChar};
 
 use crate::adapter::embedding;
 use crate::domain::Anchors;
@@ -89,6 +89,14 @@ impl FeatureSet {
             )));
         }
         let anchors = anchors.narrow(0, 0, classes)?;
+        if test.labels.is_empty() {
+            return Err(DataError::Mismatch("there are no test rows".to_owned()));
+        }
+        if let Some(class) = test.labels.iter().find(|class| **class as usize >= classes) {
+            return Err(DataError::Mismatch(format!(
+                "class {class} has test rows and no training row"
+            )));
+        }
         let mut seen = vec![false; classes];
         train.labels.iter().for_each(|label| seen[*label as usize] = true);
         match seen.iter().position(|seen| !seen) {
@@ -138,7 +146,7 @@ fn kind(file: &NpyFile<BufReader<File>>) -> Option<(TypeChar, u64)> {
 /// A matrix of float16 or float32.
 fn floats(path: &Path) -> Result<Tensor, DataError> {
     let file = open(path)?;
-    let shape = file.shape().to_vec();
+    let (shape, order) = (file.shape().to_vec(), file.order());
     let read = |source| DataError::Read {
         path: path.to_owned(),
         source,
@@ -164,11 +172,17 @@ fn floats(path: &Path) -> Result<Tensor, DataError> {
             expected: "finite numbers",
         });
     }
-    let shape = (shape[0] as usize, shape[1] as usize);
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    let (rows, columns) = (shape[0] as usize, shape[1] as usize);
+    Ok(match order {
+        Order::C => Tensor::from_vec(values, (rows, columns), &Device::Cpu)?,
+        // Stored column by column.
+        Order::Fortran => Tensor::from_vec(values, (columns, rows), &Device::Cpu)?
+            .t()?
+            .contiguous()?,
+    })
 }
 
-/// A vector of integers that are no negative numbers, of whatever size.
+/// A vector of integers that are no negative numbers.
 fn integers(path: &Path) -> Result<Vec<u32>, DataError> {
     let file = open(path)?;
     let read = |source| DataError::Read {

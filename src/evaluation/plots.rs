@@ -144,10 +144,8 @@ fn heat_map(run: &Run, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
         .draw()?;
     let cells = rows.iter().enumerate().flat_map(|(l, row)| {
         row.iter()
-            .copied()
-            .filter_map(Tally::accuracy)
             .enumerate()
-            .map(move |(j, share)| (l, j, share))
+            .filter_map(move |(j, tally)| Some((l, j, tally.accuracy()?)))
     });
     for (l, j, share) in cells {
         let shade = HSLColor(0.58, 0.6, 1.0 - 0.65 * share).filled();

@@ -65,6 +65,7 @@ impl Protocol {
         learned: &mut dyn FnMut(),
     ) -> Result<Run, FitError> {
         let order = self.order.permutation(data.classes());
+        // Every label is a class: the features were checked when they were read.
         let mut column_of = vec![0; order.len()];
         order
             .iter()
@@ -73,9 +74,7 @@ impl Protocol {
         let by_column = |rows: &Rows| {
             let mut found = vec![Vec::new(); order.len()];
             for (label, row) in rows.labels.iter().zip(0_u32..) {
-                if let Some(column) = column_of.get(*label as usize) {
-                    found[*column].push(row);
-                }
+                found[column_of[*label as usize]].push(row);
             }
             found
         };

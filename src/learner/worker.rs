@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 use super::Learner;
 use super::learn::Learn;
 use super::stop::Stop;
-use crate::domain::{Job, JobError, JobId, JobState, VersionNumber};
+use crate::domain::{Job, JobError, JobId, JobState, ModelName, VersionNumber};
 use crate::metrics;
 use crate::store::{Attempt, Lease, StoreError};
 
@@ -110,7 +110,7 @@ impl Worker {
     }
 
     async fn see_through(&self, job: Job, stop: &CancellationToken) -> Result<Outcome, StoreError> {
-        let id = job.id;
+        let (id, model, attempt) = (job.id, job.model.clone(), job.attempts);
         let started = Instant::now();
         tracing::info!(attempt = job.attempts, "job started");
         let ended = if job.attempts > MOST_ATTEMPTS {
@@ -136,7 +136,7 @@ impl Worker {
                 tracing::warn!(code, detail, "job goes back into the queue");
                 self.requeue(id, Attempt::Counts).await?
             }
-            Err(Stop::LeaseLost) => Outcome::Lost,
+            Err(Stop::LeaseLost) => self.after_a_lost_lease(id, &model, attempt).await?,
             Err(Stop::Store(error)) => return Err(error),
         };
         if outcome == Outcome::Lost {
@@ -180,6 +180,25 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// A renewal that waited for the commit finds no lease: then the job is not lost but done.
+    async fn after_a_lost_lease(
+        &self,
+        id: JobId,
+        model: &ModelName,
+        attempt: u32,
+    ) -> Result<Outcome, StoreError> {
+        let job = self.learner.store.job(id).await?;
+        let is_done = job.is_some_and(|job| job.state == JobState::Succeeded && job.attempts == attempt);
+        if !is_done {
+            return Ok(Outcome::Lost);
+        }
+        if let Err(error) = self.learner.registry.follow(model).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "the new version does not serve yet");
+        }
+        Ok(Outcome::Ended(JobState::Succeeded))
     }
 
     async fn requeue(&self, id: JobId, attempt: Attempt) -> Result<Outcome, StoreError> {

@@ -149,6 +149,13 @@ fn what_cannot_be_evaluated_is_said() {
         let said = complaint(arguments);
         assert!(said.contains(expected), "{said}");
     }
+    let strange = [[0_i64; 47].as_slice(), &[12]].concat();
+    write(&directory.path().join("test_labels.npy"), &strange, &[48]);
+    let said = complaint(&[]);
+    assert!(
+        said.contains("class 12 has test rows and no training row"),
+        "{said}"
+    );
     write(&directory.path().join("test_labels.npy"), &[0_i64, 1], &[2]);
     let said = complaint(&[]);
     assert!(said.contains("48 test rows and 2 labels"), "{said}");
