@@ -35,8 +35,13 @@ fn number(row: &Value, name: &str) -> f64 {
 }
 
 fn write<T: npyz::AutoSerialize + Copy>(path: &Path, values: &[T], shape: &[u64]) {
+    write_in(npyz::Order::C, path, values, shape);
+}
+
+fn write_in<T: npyz::AutoSerialize + Copy>(order: npyz::Order, path: &Path, values: &[T], shape: &[u64]) {
     let mut writer = npyz::WriteOptions::new()
         .default_dtype()
+        .order(order)
         .shape(shape)
         .writer(File::create(path).expect("a file"))
         .begin_nd()
@@ -127,6 +132,26 @@ fn a_table_files_and_pictures_come_of_features() {
         let text = std::fs::read_to_string(picture.expect("a file").path()).expect("text");
         assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"));
     }
+}
+
+#[test]
+fn how_an_array_is_stored_does_not_matter() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let features = directory.path().to_str().expect("UTF-8");
+    made_up(directory.path());
+    let last = || {
+        let arguments = ["--features", features, "--tasks", "2", "--strategies", "gda"];
+        number(&rows(&arguments, directory.path())[0], "last")
+    };
+    let before = last();
+    let path = directory.path().join("train_features.npy");
+    let file = npyz::NpyFile::new(File::open(&path).expect("a file")).expect("an array");
+    let values: Vec<f32> = file.into_vec().expect("numbers");
+    let by_column: Vec<f32> = (0..16)
+        .flat_map(|column| values.iter().copied().skip(column).step_by(16))
+        .collect();
+    write_in(npyz::Order::Fortran, &path, &by_column, &[72, 16]);
+    assert!((last() - before).abs() < 1e-12);
 }
 
 #[test]
