@@ -153,7 +153,7 @@ pub struct ModelConfig {
 /// compared on training pictures of CIFAR-100 with the embedded backbone, 0.2 left later tasks badly learned, while on
 /// ImageNet the two are within half a point. The weights of the ensemble were compared in the same way on ten tasks of
 /// ImageNet, zero-shot at 0.3 and 0.5 and prototypes from 0.2 to 0.8 beside the linear adapter at 0.7; the best stand
-/// here, and all are within a point and a half. `min_steps` is what a task of 400 examples takes, less a little: with ten
+/// here, and all are within two points. `min_steps` is what a task of 400 examples takes, less a little: with ten
 /// photographs a class, ten passes alone are too few steps to learn anything.
 impl Default for ModelConfig {
     fn default() -> Self {
