@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use clipkeep::adapter::embedding::normalise;
-use clipkeep::adapter::{Base, ClassStatistics, FitInput, Head, Linear, Statistics, fit};
+use clipkeep::adapter::{Base, ClassStatistics, FitInput, Head, Linear, Statistics, Towers, fit};
 use clipkeep::domain::{Initialisation, ModelConfig, VersionNumber};
 use criterion::{Criterion, criterion_group, criterion_main};
 use rand::SeedableRng;
@@ -53,6 +53,7 @@ fn learning(criterion: &mut Criterion) {
         features: &features,
         labels: &labels,
         scale: 100.0,
+        towers: Towers::default(),
         config: &config,
     };
     criterion.bench_function("fit 100 classes after 900", |bencher| {

@@ -15,6 +15,7 @@ use super::linear::Linear;
 use super::prototypes::{self, Prototypes};
 use super::retention;
 use super::statistics::{ClassStatistics, Statistics};
+use super::towers::Towers;
 use super::training::{Lesson, Part, Training};
 use super::whitening::Whitening;
 use crate::domain::{Anchors, ModelConfig, Rehearsal, Strategy, VersionNumber};
@@ -43,6 +44,8 @@ pub struct FitInput<'a> {
     pub labels: &'a [u32],
     /// The backbone's logit scale.
     pub scale: f64,
+    /// The parts of the backbone that the strategy trains behind or before.
+    pub towers: Towers<'a>,
     /// How to learn.
     pub config: &'a ModelConfig,
 }
@@ -186,6 +189,9 @@ impl Strategies<'_, '_> {
         Ok(match (strategy, anchors) {
             (Strategy::ZeroShot, _) => vec![term(1.0, Scorer::Anchors(Adapter::Identity))],
             (Strategy::Linear, _) => vec![term(1.0, self.linear(ONE)?)],
+            (Strategy::SelfAttention | Strategy::Prompt | Strategy::Ridge, _) => {
+                return Err(FitError::Input("the strategy is not built yet"));
+            }
             (Strategy::Gda, _) => vec![term(1.0, Scorer::Affine(Affine::discriminant(self.known)?))],
             (Strategy::Ensemble, Anchors::Examples) => vec![term(1.0, self.prototypes(ONE)?)],
             (Strategy::Ensemble, Anchors::Text) => vec![

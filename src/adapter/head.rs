@@ -6,6 +6,7 @@ use super::affine::Affine;
 use super::embedding::normalise;
 use super::linear::Linear;
 use super::prototypes::Prototypes;
+use crate::domain::Reads;
 
 /// Rows scored by one product.
 ///
@@ -127,6 +128,16 @@ impl Head {
     /// C, the number of columns.
     pub fn columns(&self) -> usize {
         self.anchors.dims()[0]
+    }
+
+    /// What it scores: features, or the last layer's tokens.
+    pub fn reads(&self) -> Reads {
+        Reads::Features
+    }
+
+    /// Values in a row that it scores: D, or t · w for tokens.
+    pub fn width(&self) -> usize {
+        self.dim()
     }
 
     /// D, the number of values in a feature row.

@@ -30,6 +30,7 @@ mod rehearsal;
 mod retention;
 pub mod snapshot;
 pub mod statistics;
+mod towers;
 mod training;
 mod whitening;
 
@@ -41,4 +42,5 @@ pub use linear::Linear;
 pub use prototypes::Prototypes;
 pub use snapshot::{Snapshot, SnapshotError};
 pub use statistics::{ClassStatistics, Statistics};
+pub use towers::{Prompts, Readout, Towers};
 pub use whitening::Scatter;

@@ -18,7 +18,8 @@ pub use example::{Features, Split};
 pub use ids::{ClassId, Digest, JobId, Label, ModelName, NameError, Prompt, Reason, TaskName, VersionNumber};
 pub use job::{Job, JobError, JobKind, JobState, Phase};
 pub use model::{
-    Anchors, ConfigError, EnsembleWeights, Initialisation, Model, ModelConfig, Rehearsal, Retention, Strategy,
+    Anchors, ConfigError, EnsembleWeights, Initialisation, Model, ModelConfig, Reads, Rehearsal, Retention,
+    Strategy,
 };
 pub use task::Task;
 pub use version::{Activation, Version};

@@ -29,6 +29,14 @@ pub enum Strategy {
     ZeroShot,
     /// One matrix and bias on the image features, carried on from task to task (arXiv 2310.20348).
     Linear,
+    /// A residual self-attention block over the last layer's tokens of the image tower, then a layer norm and projection of
+    /// its class token (arXiv 2310.20348).
+    SelfAttention,
+    /// Context vectors before the class's name, learned through the text tower (arXiv 2310.20348, as CoOp, arXiv
+    /// 2109.01134).
+    Prompt,
+    /// Ridge regression on random features, in closed form (arXiv 2307.02251).
+    Ridge,
     /// Gaussian discriminant analysis: class means and one covariance, in closed form (arXiv 2402.04087).
     Gda,
     /// The bare backbone, the linear adapter, and prototypes: class means among whitened features, behind a linear
@@ -41,6 +49,25 @@ impl Strategy {
     pub fn needs_scatter(self) -> bool {
         matches!(self, Self::Gda | Self::Ensemble)
     }
+
+    /// What it reads of an image.
+    pub fn reads(self) -> Reads {
+        match self {
+            Self::SelfAttention => Reads::Tokens,
+            Self::ZeroShot | Self::Linear | Self::Prompt | Self::Ridge | Self::Gda | Self::Ensemble => {
+                Reads::Features
+            }
+        }
+    }
+}
+
+/// What a model is given of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// The backbone's features, D values.
+    Features,
+    /// The tokens of the image tower's last layer, one after another: t · w values.
+    Tokens,
 }
 
 /// What stands for a class among the embeddings of texts and images.

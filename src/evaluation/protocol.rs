@@ -8,7 +8,7 @@ use super::contender::Contender;
 use super::data::{FeatureSet, Rows};
 use super::order::{ClassOrder, Tasks};
 use crate::adapter::{
-    Base, FitError, FitInput, Fitted, Head, Snapshot, Statistics, evaluate, fit, statistics,
+    Base, FitError, FitInput, Fitted, Head, Snapshot, Statistics, Towers, evaluate, fit, statistics,
 };
 use crate::domain::{AccuracyMatrix, Class, ClassId, Summary, Tally, VersionNumber};
 
@@ -139,6 +139,7 @@ impl Sequence<'_> {
             features: &features,
             labels: &labels,
             scale: self.scale,
+            towers: Towers::default(),
             config: &self.contender.config,
         };
         fit(&input, &mut |_| ControlFlow::Continue(()))

@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::Learner;
 use super::learn::{Examples, Learn};
 use super::stop::Stop;
-use crate::adapter::{Base, FitError, FitInput, FitProgress, Fitted, Statistics, embedding, fit, statistics};
+use crate::adapter::{
+    Base, FitError, FitInput, FitProgress, Fitted, Statistics, Towers, embedding, fit, statistics,
+};
 use crate::domain::{Anchors, Features, Model, NewClass, Phase};
 use crate::engine::Priority;
 use crate::registry::Serving;
@@ -117,6 +119,7 @@ impl Learn<'_> {
                 features: &job.features,
                 labels: &job.labels,
                 scale: job.scale,
+                towers: Towers::default(),
                 config: &job.model.config,
             };
             pool.install(|| {

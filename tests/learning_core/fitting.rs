@@ -5,7 +5,8 @@ use std::process::Command;
 
 use candle_core::Tensor;
 use clipkeep::adapter::{
-    Base, FitError, FitInput, FitProgress, Fitted, Head, Linear, Statistics, TrainingReport, evaluate, fit,
+    Base, FitError, FitInput, FitProgress, Fitted, Head, Linear, Statistics, Towers, TrainingReport,
+    evaluate, fit,
 };
 use clipkeep::domain::{Digest, ModelConfig, Rehearsal, Retention, VersionNumber};
 
@@ -155,6 +156,7 @@ fn a_fit_stops_when_told() {
         features: &features,
         labels,
         scale: 20.0,
+        towers: Towers::default(),
         config: &config,
     };
     let mut seen = Vec::new();
@@ -185,6 +187,7 @@ fn numbers_that_run_away_are_an_error() {
         features: &features,
         labels,
         scale: 20.0,
+        towers: Towers::default(),
         config: &config,
     };
     let mut losses = Vec::new();
@@ -219,6 +222,7 @@ fn input_that_does_not_fit_together_is_refused() {
         features: &features,
         labels,
         scale: 20.0,
+        towers: Towers::default(),
         config: &config,
     };
     let complaint = |input: FitInput<'_>| match fit(&input, &mut carry_on).expect_err("refused") {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
 use clipkeep::adapter::embedding::normalise;
-use clipkeep::adapter::{Base, FitInput, FitProgress, Fitted, Linear, fit};
+use clipkeep::adapter::{Base, FitInput, FitProgress, Fitted, Linear, Towers, fit};
 use clipkeep::domain::{Initialisation, ModelConfig, Strategy, VersionNumber};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -72,6 +72,7 @@ impl World {
             features: &features,
             labels,
             scale: 20.0,
+            towers: Towers::default(),
             config,
         };
         fit(&input, &mut carry_on).expect("fitted")
@@ -93,6 +94,7 @@ impl World {
             features: &features,
             labels,
             scale: 20.0,
+            towers: Towers::default(),
             config,
         };
         fit(&input, &mut carry_on).expect("fitted")
