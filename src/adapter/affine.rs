@@ -31,7 +31,7 @@ impl Affine {
     /// # Errors
     /// When the statistics have no scatter, or no class.
     pub(super) fn discriminant(statistics: &Statistics) -> Result<Self> {
-        let Statistics { classes, scatter } = statistics;
+        let Statistics { classes, scatter, .. } = statistics;
         let Some(scatter) = scatter else {
             candle_core::bail!("a discriminant needs the spread within classes")
         };

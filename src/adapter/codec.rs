@@ -55,17 +55,17 @@ pub enum CodecError {
     Device(#[from] candle_core::Error),
 }
 
-/// Writes `tensors` (f32 or f16) and `header` down.
+/// Writes `tensors` (f32, f16 or f64) and `header` down.
 pub(super) fn encode(
     header: &impl Serialize,
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<Vec<u8>, CodecError> {
     let bytes: Vec<Vec<u8>> = tensors.values().map(tensor_bytes).collect::<Result<_, _>>()?;
     let views = tensors.iter().zip(&bytes).map(|((name, tensor), bytes)| {
-        let dtype = if tensor.dtype() == DType::F16 {
-            Dtype::F16
-        } else {
-            Dtype::F32
+        let dtype = match tensor.dtype() {
+            DType::F16 => Dtype::F16,
+            DType::F64 => Dtype::F64,
+            _ => Dtype::F32,
         };
         Ok((name, TensorView::new(dtype, tensor.dims().to_vec(), bytes)?))
     });
@@ -79,6 +79,11 @@ fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>, CodecError> {
     Ok(match flat.dtype() {
         DType::F16 => flat
             .to_vec1::<f16>()?
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect(),
+        DType::F64 => flat
+            .to_vec1::<f64>()?
             .iter()
             .flat_map(|v| v.to_le_bytes())
             .collect(),
@@ -135,6 +140,23 @@ impl<'a> Reader<'a> {
             .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
             .collect();
         self.tensor(name, values, shape)
+    }
+
+    /// The values of the f64 tensor `name`, which must have exactly `shape` and be finite.
+    pub(super) fn f64(&self, name: &str, shape: &[usize]) -> Result<Vec<f64>, CodecError> {
+        let bytes = self.checked(name, Dtype::F64, shape)?;
+        let values: Vec<f64> = bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| f64::from_le_bytes(*bytes))
+            .collect();
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(CodecError::NotFinite {
+                name: name.to_owned(),
+            });
+        }
+        Ok(values)
     }
 
     fn checked(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&'a [u8], CodecError> {

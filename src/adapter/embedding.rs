@@ -33,6 +33,11 @@ pub fn class_means(rows: &Tensor, labels: &[u32], classes: usize) -> Result<Tens
     normalise(&sums.index_add(&index, &normalise(rows)?, 0)?)
 }
 
+/// The mean of two lists of unit rows (C, D), as unit rows: half words, half examples.
+pub fn blend(texts: &Tensor, means: &Tensor) -> Result<Tensor> {
+    normalise(&(texts + means)?)
+}
+
 /// The Euclidean length of each row of (n, D), as (n, 1).
 pub(super) fn lengths(rows: &Tensor) -> Result<Tensor> {
     rows.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(SHORTEST)

@@ -8,17 +8,12 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::affine::Affine;
 use super::embedding::normalise;
-use super::head::{Adapter, Head, Scorer, Term};
-use super::linear::Linear;
-use super::prototypes::{self, Prototypes};
-use super::retention;
+use super::head::Head;
 use super::statistics::{ClassStatistics, Statistics};
+use super::strategies::Strategies;
 use super::towers::Towers;
-use super::training::{Lesson, Part, Training};
-use super::whitening::Whitening;
-use crate::domain::{Anchors, ModelConfig, Rehearsal, Strategy, VersionNumber};
+use crate::domain::{ModelConfig, Reads, Rehearsal, VersionNumber};
 
 /// The version a task is learned on top of.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +33,7 @@ pub struct FitInput<'a> {
     pub base: Option<Base<'a>>,
     /// What stands for all classes, as unit rows (C, D): the base's, then the new ones.
     pub anchors: &'a Tensor,
-    /// The new classes' features (n, D).
+    /// The new examples: features (n, D), or for a strategy that reads them, tokens (n, t · w).
     pub features: &'a Tensor,
     /// Each row's column (n); all of them beyond the base's.
     pub labels: &'a [u32],
@@ -81,10 +76,18 @@ pub struct FitProgress {
 pub struct FitReport {
     /// Examples fitted on.
     pub examples: usize,
-    /// The training of the linear adapter before the anchors, where the strategy has one.
-    pub linear: Option<TrainingReport>,
+    /// The training of what stands before the anchors, or makes them, where the strategy has any: the linear or
+    /// self-attention adapter, or prompts.
+    #[serde(alias = "linear")]
+    pub adapter: Option<TrainingReport>,
     /// The training of the adapter before the prototypes, where the strategy has one.
     pub prototypes: Option<TrainingReport>,
+    /// λ of the ridge regression, where there is one.
+    #[serde(default)]
+    pub lambda: Option<f64>,
+    /// What the closed form's scores are multiplied with to be logits, where it was calibrated.
+    #[serde(default)]
+    pub temperature: Option<f64>,
     /// Time it took.
     pub seconds: f64,
 }
@@ -100,8 +103,9 @@ pub struct TrainingReport {
     pub first_loss: f64,
     /// Mean loss over the last epoch's steps.
     pub last_loss: f64,
-    /// Pseudo-features of old classes drawn.
-    pub pseudo_features: usize,
+    /// Rows of old classes drawn.
+    #[serde(alias = "pseudo_features")]
+    pub rehearsed: usize,
 }
 
 /// Why a fit came to nothing.
@@ -136,25 +140,10 @@ pub fn fit(
 ) -> Result<Fitted, FitError> {
     let started = Instant::now();
     input.check()?;
-    let statistics = input.statistics()?;
-    let mut known = input
-        .base
-        .map_or_else(Statistics::default, |base| base.statistics.clone());
-    known.extend(statistics.clone())?;
-    let mut strategies = Strategies {
-        input,
-        known: &known,
-        embeddings: normalise(input.features)?,
-        observe,
-        report: FitReport {
-            examples: input.labels.len(),
-            linear: None,
-            prototypes: None,
-            seconds: 0.0,
-        },
-    };
+    let rows = input.rows()?;
+    let mut strategies = Strategies::new(input, &rows, observe)?;
     let terms = strategies.terms()?;
-    let mut report = strategies.report;
+    let (statistics, mut report) = strategies.finish();
     let head = Head::of_terms(terms, input.anchors.clone(), input.scale)?;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(Fitted {
@@ -164,93 +153,14 @@ pub fn fit(
     })
 }
 
-/// A fit under way.
-struct Strategies<'a, 'b> {
-    input: &'a FitInput<'a>,
-    /// What is remembered of all classes, the new ones included.
-    known: &'a Statistics,
-    /// The new examples' embeddings (n, D).
-    embeddings: Tensor,
-    observe: &'b mut dyn FnMut(FitProgress) -> ControlFlow<()>,
-    report: FitReport,
-}
-
-impl Strategies<'_, '_> {
-    /// The terms of the next version's head.
-    fn terms(&mut self) -> Result<Vec<Term>, FitError> {
-        const ONE: Part = Part { number: 0, of: 1 };
-        let ModelConfig {
-            strategy,
-            anchors,
-            weights,
-            ..
-        } = self.input.config;
-        let term = |weight, scorer| Term { weight, scorer };
-        Ok(match (strategy, anchors) {
-            (Strategy::ZeroShot, _) => vec![term(1.0, Scorer::Anchors(Adapter::Identity))],
-            (Strategy::Linear, _) => vec![term(1.0, self.linear(ONE)?)],
-            (Strategy::SelfAttention | Strategy::Prompt | Strategy::Ridge, _) => {
-                return Err(FitError::Input("the strategy is not built yet"));
-            }
-            (Strategy::Gda, _) => vec![term(1.0, Scorer::Affine(Affine::discriminant(self.known)?))],
-            (Strategy::Ensemble, Anchors::Examples) => vec![term(1.0, self.prototypes(ONE)?)],
-            (Strategy::Ensemble, Anchors::Text) => vec![
-                term(weights.zero_shot, Scorer::Anchors(Adapter::Identity)),
-                term(weights.linear, self.linear(Part { number: 0, of: 2 })?),
-                term(weights.prototypes, self.prototypes(Part { number: 1, of: 2 })?),
-            ],
-        })
-    }
-
-    /// Trains the base's adapter before the anchors on the new examples and rehearsed old classes, then applies
-    /// retention.
-    fn linear(&mut self, part: Part) -> Result<Scorer, FitError> {
-        let base = self.input.base.and_then(|base| base.head.linear());
-        let lesson = Lesson {
-            embeddings: &self.embeddings,
-            labels: self.input.labels,
-            old: self.input.old(),
-            view: None,
-            anchors: self.input.anchors,
-            scale: self.input.scale,
-            config: self.input.config,
-        };
-        let (adapter, report) = self.input.train(&lesson, base, part, self.observe)?;
-        self.report.linear = Some(report);
-        Ok(Scorer::Anchors(Adapter::Linear(adapter)))
-    }
-
-    /// The prototypes of all classes, and the same for the adapter before them.
-    fn prototypes(&mut self, part: Part) -> Result<Scorer, FitError> {
-        let base = self.input.base.and_then(|base| base.head.prototypes());
-        let whitening = Whitening::of(self.known)?;
-        let rows = Prototypes::rows(self.known, &whitening)?;
-        let lesson = Lesson {
-            embeddings: &self.embeddings,
-            labels: self.input.labels,
-            old: self.input.old(),
-            view: Some(&whitening),
-            anchors: &rows,
-            scale: prototypes::SCALE,
-            config: self.input.config,
-        };
-        let base = base.map(|base| &base.adapter);
-        let (adapter, report) = self.input.train(&lesson, base, part, self.observe)?;
-        self.report.prototypes = Some(report);
-        Ok(Scorer::Prototypes(Prototypes {
-            whitening,
-            adapter,
-            rows,
-        }))
-    }
-}
-
 impl<'a> FitInput<'a> {
     fn check(&self) -> Result<(), FitError> {
         let (columns, dim) = self.anchors.dims2()?;
         let known = self.known();
         let new = known as u32..columns as u32;
-        let complaint = if self.features.dims2()? != (self.labels.len(), dim) {
+        let reads = self.config.strategy.reads();
+        let (rows, width) = self.features.dims2()?;
+        let complaint = if rows != self.labels.len() || (reads == Reads::Features && width != dim) {
             "features do not match labels and anchors"
         } else if !self.labels.iter().all(|label| new.contains(label)) {
             "a label is not a new class's column"
@@ -258,6 +168,11 @@ impl<'a> FitInput<'a> {
             "a new class has no examples"
         } else if self.base.is_some_and(|base| base.head.dim() != dim) {
             "the base is for features of another width"
+        } else if self
+            .base
+            .is_some_and(|base| (base.head.reads(), base.head.width()) != (reads, width))
+        {
+            "the base reads something else of an image"
         } else if self.remembers()
             && self
                 .base
@@ -272,75 +187,65 @@ impl<'a> FitInput<'a> {
 
     /// Whether it looks at what is kept of old classes.
     fn remembers(&self) -> bool {
-        self.config.rehearsal != Rehearsal::None || self.config.strategy.needs_scatter()
+        let ModelConfig {
+            strategy, rehearsal, ..
+        } = self.config;
+        (strategy.is_trained() && *rehearsal != Rehearsal::None)
+            || strategy.needs_scatter()
+            || strategy.needs_gram()
+    }
+
+    /// The new examples as adapters and statistics take them: unit embeddings, or tokens as they are.
+    fn rows(&self) -> candle_core::Result<Tensor> {
+        match self.config.strategy.reads() {
+            Reads::Features => normalise(self.features),
+            Reads::Tokens => Ok(self.features.clone()),
+        }
     }
 
     /// What is remembered of the base's classes.
-    fn old(&self) -> &'a [ClassStatistics] {
+    pub(super) fn old(&self) -> &'a [ClassStatistics] {
         self.base.map_or(&[], |base| &base.statistics.classes)
     }
 
     /// Columns of the base.
-    fn known(&self) -> usize {
+    pub(super) fn known(&self) -> usize {
         self.base.map_or(0, |base| base.head.columns())
     }
 
-    /// An adapter from `base`, or from the beginning where there is none, after `lesson` and retention.
-    fn train(
-        &self,
-        lesson: &Lesson<'_>,
-        base: Option<&Linear>,
-        part: Part,
-        observe: &mut dyn FnMut(FitProgress) -> ControlFlow<()>,
-    ) -> Result<(Linear, TrainingReport), FitError> {
-        let mut rng = self.random(part);
-        let old = match base {
-            Some(base) => base.clone(),
-            None => self.initial(part)?,
-        };
-        let (new, report) = Training::new(lesson, old.clone(), &mut rng)?.run(part, observe)?;
-        let kept = match base {
-            Some(_) => retention::apply(self.config.retention, &old, new, &mut rng)?,
-            None => new,
-        };
-        Ok((kept, report))
-    }
-
-    /// An adapter that has learned nothing.
-    fn initial(&self, part: Part) -> candle_core::Result<Linear> {
-        let mut rng = self.random(part);
-        rng.set_stream(u64::MAX - part.number as u64);
-        let device = self.anchors.device();
-        Linear::initial(self.config.initialisation, self.anchors.dim(1)?, &mut rng, device)
-    }
-
-    /// The random numbers of one training: no two trainings on top of one another share theirs.
-    fn random(&self, part: Part) -> ChaCha8Rng {
+    /// The random numbers of one purpose: no two of a fit, and no two fits on top of one another, share theirs.
+    pub(super) fn random(&self, purpose: Purpose) -> ChaCha8Rng {
         let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
         let base = self.base.map_or(0, |base| u64::from(base.version.0));
-        rng.set_stream((part.number as u64) << 32 | base);
+        rng.set_stream(match purpose {
+            Purpose::Training(number) => (number as u64) << 32 | base,
+            // A start has no base.
+            Purpose::Start(number) => u64::MAX - number as u64,
+            Purpose::Exemplars => 1 << 48 | base,
+            Purpose::Calibration => 2 << 48 | base,
+        });
         rng
     }
 
-    /// Statistics of the new classes, for later fits.
-    fn statistics(&self) -> candle_core::Result<Statistics> {
-        let rank = match self.config.rehearsal {
-            Rehearsal::Gaussian { rank, .. } => rank,
-            Rehearsal::None if self.config.strategy.needs_scatter() => 0,
-            Rehearsal::None => return Ok(Statistics::default()),
-        };
+    /// The rows of each new class, by number.
+    pub(super) fn by_class(&self) -> candle_core::Result<Vec<Vec<u32>>> {
         let mut rows = vec![Vec::new(); self.anchors.dim(0)? - self.known()];
         for (row, &label) in (0_u32..).zip(self.labels) {
             rows[label as usize - self.known()].push(row);
         }
-        let of_class = |rows: Vec<u32>| {
-            let index = Tensor::new(rows, self.features.device())?;
-            self.features.index_select(&index, 0)
-        };
-        let rows: Vec<Tensor> = rows
-            .into_iter()
-            .map(of_class)
-            .collect::<candle_core::Result<_>>()?;
-        Statistics::estimate(&rows, rank, self.config.strategy.needs_scatter())
+        Ok(rows)
     }
+}
+
+/// What random numbers are drawn for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Purpose {
+    /// The training with this number.
+    Training(usize),
+    /// What the training with this number starts from.
+    Start(usize),
+    /// Which examples are kept.
+    Exemplars,
+    /// Which examples logits are calibrated by.
+    Calibration,
 }

@@ -5,7 +5,10 @@ use candle_core::{D, Device, Result, Tensor};
 use super::affine::Affine;
 use super::embedding::normalise;
 use super::linear::Linear;
+use super::prompt::Prompted;
 use super::prototypes::Prototypes;
+use super::ridge::Ridge;
+use super::self_attention::SelfAttention;
 use crate::domain::Reads;
 
 /// Rows scored by one product.
@@ -21,6 +24,8 @@ pub enum Adapter {
     Identity,
     /// The linear adapter.
     Linear(Linear),
+    /// The self-attention adapter, which makes the embedding from tokens.
+    SelfAttention(SelfAttention),
 }
 
 /// One way of scoring.
@@ -32,6 +37,10 @@ pub enum Scorer {
     Prototypes(Prototypes),
     /// `w_c · x + b_c`.
     Affine(Affine),
+    /// `scale · cos(x, t_c)`, with the head's scale and anchors of its own, made by learned prompts.
+    Prompts(Prompted),
+    /// `w_c · φ(x)`, φ random features.
+    Ridge(Ridge),
 }
 
 /// A scorer, and what its logits are multiplied with.
@@ -68,19 +77,26 @@ impl Head {
     /// A head of several terms over the classes of `anchors` (C, D).
     ///
     /// # Errors
-    /// When a term is for another number of classes or embeddings of another width.
+    /// When a term is for another number of classes or embeddings of another width, or terms read different things.
     pub fn of_terms(terms: Vec<Term>, anchors: Tensor, scale: f64) -> Result<Self> {
         let (columns, dim) = anchors.dims2()?;
         for term in &terms {
             let found = match &term.scorer {
                 Scorer::Anchors(Adapter::Identity) => (columns, dim),
                 Scorer::Anchors(Adapter::Linear(linear)) => (columns, linear.dim()?),
+                Scorer::Anchors(Adapter::SelfAttention(attention)) => (columns, attention.dims()?.1),
                 Scorer::Prototypes(prototypes) => prototypes.dims()?,
                 Scorer::Affine(affine) => affine.dims()?,
+                Scorer::Prompts(prompted) => prompted.dims()?,
+                Scorer::Ridge(ridge) => ridge.dims()?,
             };
             if found != (columns, dim) {
                 candle_core::bail!("a term for {found:?} and anchors of {:?}", (columns, dim));
             }
+        }
+        let reading_tokens = terms.iter().filter(|term| term.scorer.reads() == Reads::Tokens);
+        if terms.len() > 1 && reading_tokens.count() > 0 {
+            candle_core::bail!("a term that reads tokens stands alone");
         }
         Ok(Self {
             terms,
@@ -101,18 +117,46 @@ impl Head {
 
     /// The linear adapter before the anchors, where one was trained.
     pub fn linear(&self) -> Option<&Linear> {
-        self.terms.iter().find_map(|term| match &term.scorer {
+        self.find(|scorer| match scorer {
             Scorer::Anchors(Adapter::Linear(linear)) => Some(linear),
+            _ => None,
+        })
+    }
+
+    /// The self-attention adapter, where one was trained.
+    pub fn self_attention(&self) -> Option<&SelfAttention> {
+        self.find(|scorer| match scorer {
+            Scorer::Anchors(Adapter::SelfAttention(attention)) => Some(attention),
+            _ => None,
+        })
+    }
+
+    /// The learned prompts, where there are any.
+    pub fn prompts(&self) -> Option<&Prompted> {
+        self.find(|scorer| match scorer {
+            Scorer::Prompts(prompted) => Some(prompted),
             _ => None,
         })
     }
 
     /// The prototypes, where they score.
     pub fn prototypes(&self) -> Option<&Prototypes> {
-        self.terms.iter().find_map(|term| match &term.scorer {
+        self.find(|scorer| match scorer {
             Scorer::Prototypes(prototypes) => Some(prototypes),
             _ => None,
         })
+    }
+
+    /// The ridge regression, where it scores.
+    pub fn ridge(&self) -> Option<&Ridge> {
+        self.find(|scorer| match scorer {
+            Scorer::Ridge(ridge) => Some(ridge),
+            _ => None,
+        })
+    }
+
+    fn find<'a, T>(&'a self, part: impl Fn(&'a Scorer) -> Option<T>) -> Option<T> {
+        self.terms.iter().find_map(|term| part(&term.scorer))
     }
 
     /// The classes' anchors (C, D), one row a column of the scores.
@@ -132,12 +176,18 @@ impl Head {
 
     /// What it scores: features, or the last layer's tokens.
     pub fn reads(&self) -> Reads {
-        Reads::Features
+        match self.self_attention() {
+            Some(_) => Reads::Tokens,
+            None => Reads::Features,
+        }
     }
 
     /// Values in a row that it scores: D, or t · w for tokens.
     pub fn width(&self) -> usize {
-        self.dim()
+        match self.self_attention().map(SelfAttention::dims) {
+            Some(Ok((width, _))) => width,
+            _ => self.dim(),
+        }
     }
 
     /// D, the number of values in a feature row.
@@ -150,7 +200,7 @@ impl Head {
         self.anchors.device()
     }
 
-    /// Features (n, D) to logits (n, C). A row's logits do not depend on the other rows, down to the last bit.
+    /// Rows of what it reads, such as features (n, D), to logits (n, C). A row's logits do not depend on the other rows, down to the last bit.
     pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
         let (rows, _) = features.dims2()?;
         if rows == 0 {
@@ -163,7 +213,7 @@ impl Head {
         Tensor::cat(&blocks, 0)
     }
 
-    /// Features (n, D) to n rows of C probabilities: the softmax of [`Self::logits`].
+    /// Rows of what it reads to n rows of C probabilities: the softmax of [`Self::logits`].
     pub fn probabilities(&self, features: &Tensor) -> Result<Vec<Vec<f32>>> {
         let logits = self.logits(features)?;
         if logits.elem_count() == 0 {
@@ -177,6 +227,11 @@ impl Head {
         let rows = features
             .narrow(0, start, length)?
             .pad_with_zeros(0, 0, BLOCK - length)?;
+        if let Some(attention) = self.self_attention() {
+            let embeddings = normalise(&attention.apply(&rows)?)?;
+            let logits = (embeddings.matmul(&self.anchors.t()?)? * self.scale)?;
+            return logits.narrow(0, 0, length);
+        }
         let embeddings = normalise(&rows)?;
         // Terms that look at the same anchors share one product: their directions add up before it.
         let mut directions = None;
@@ -188,6 +243,15 @@ impl Head {
                     let adapted = normalise(&linear.apply(&embeddings)?)?;
                     add(&mut directions, (adapted * *weight)?)?;
                 }
+                // It stands alone, and has been answered.
+                Scorer::Anchors(Adapter::SelfAttention(_)) => {}
+                Scorer::Prompts(prompted) => {
+                    add(
+                        &mut logits,
+                        (prompted.cosines(&embeddings)? * (weight * self.scale))?,
+                    )?;
+                }
+                Scorer::Ridge(ridge) => add(&mut logits, (ridge.scores(&embeddings)? * *weight)?)?,
                 Scorer::Prototypes(prototypes) => {
                     add(&mut logits, (prototypes.logits(&embeddings)? * *weight)?)?;
                 }
@@ -203,6 +267,15 @@ impl Head {
         match logits {
             Some(logits) => logits.narrow(0, 0, length),
             None => Tensor::zeros((length, self.columns()), features.dtype(), features.device()),
+        }
+    }
+}
+
+impl Scorer {
+    fn reads(&self) -> Reads {
+        match self {
+            Self::Anchors(Adapter::SelfAttention(_)) => Reads::Tokens,
+            _ => Reads::Features,
         }
     }
 }

@@ -4,6 +4,8 @@ use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
+use super::objective::Targets;
+use super::trainable::{Gradient, Trainable};
 use crate::domain::Initialisation;
 
 /// `x ↦ W x + b` on embeddings.
@@ -50,12 +52,83 @@ impl Linear {
     }
 }
 
+impl Trainable for Linear {
+    fn parameters(&self) -> Vec<&Tensor> {
+        vec![&self.weight, &self.bias]
+    }
+
+    fn with(&self, mut parameters: Vec<Tensor>) -> Self {
+        let bias = parameters.pop().unwrap_or_else(|| self.bias.clone());
+        let weight = parameters.pop().unwrap_or_else(|| self.weight.clone());
+        Self { weight, bias }
+    }
+
+    /// ∂W = ∂yᵀ x, ∂b = Σ ∂y.
+    fn gradient(&self, targets: &Targets<'_>, x: &Tensor, columns: &[u32]) -> Result<Gradient> {
+        let slope = targets.slope(&self.apply(x)?, columns)?;
+        let by_outputs = slope.by_outputs(targets.anchors)?;
+        Ok(Gradient {
+            loss: slope.loss,
+            parameters: vec![by_outputs.t()?.matmul(x)?, by_outputs.sum(0)?],
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::adapter::embedding::normalise;
+
+    #[test]
+    fn the_gradient_agrees_with_finite_differences() -> Result<()> {
+        let random = |seed, rows| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let linear = Linear::initial(Initialisation::Kaiming, 12, &mut rng, &Device::Cpu)?;
+            linear.weight.narrow(0, 0, rows)?.to_dtype(DType::F64)
+        };
+        let adapter = Linear {
+            weight: random(1, 12)?,
+            bias: random(4, 1)?.squeeze(0)?,
+        };
+        let (x, anchors) = (random(2, 3)?, normalise(&random(3, 7)?)?);
+        let loss_at = |adapter: &Linear| {
+            let targets = Targets {
+                anchors: &anchors,
+                scale: 5.0,
+                pairs: None,
+            };
+            adapter.gradient(&targets, &x, &[0, 6, 2])
+        };
+        let exact = loss_at(&adapter)?;
+        let step = 1e-5;
+        for (row, column) in [(0, 0), (3, 7), (11, 2)] {
+            let moved = |offset: f64| {
+                let mut values = adapter.weight.to_vec2::<f64>()?;
+                values[row][column] += offset;
+                let weight = Tensor::new(values, &Device::Cpu)?;
+                loss_at(&adapter.with(vec![weight, adapter.bias.clone()])).map(|found| found.loss)
+            };
+            let slope = (moved(step)? - moved(-step)?) / (2.0 * step);
+            let exact = exact.parameters[0].get(row)?.get(column)?.to_scalar::<f64>()?;
+            assert!((slope - exact).abs() < 1e-7, "{slope} and {exact}");
+        }
+        for place in [0, 5] {
+            let moved = |offset: f64| {
+                let mut values = adapter.bias.to_vec1::<f64>()?;
+                values[place] += offset;
+                let bias = Tensor::new(values, &Device::Cpu)?;
+                loss_at(&adapter.with(vec![adapter.weight.clone(), bias])).map(|found| found.loss)
+            };
+            let slope = (moved(step)? - moved(-step)?) / (2.0 * step);
+            let exact = exact.parameters[1].get(place)?.to_scalar::<f64>()?;
+            assert!((slope - exact).abs() < 1e-7, "{slope} and {exact}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn identity_changes_nothing() -> Result<()> {

@@ -17,29 +17,42 @@
 //! optimiser step makes new ones.
 
 mod affine;
+mod calibration;
 pub mod codec;
 pub mod embedding;
 pub mod evaluate;
+mod exemplars;
 pub mod fit;
+mod gram;
 pub mod head;
 pub mod linear;
 mod objective;
 mod optimiser;
+mod penalty;
+mod prompt;
 mod prototypes;
 mod rehearsal;
 mod retention;
+mod ridge;
+mod self_attention;
 pub mod snapshot;
 pub mod statistics;
+mod strategies;
 mod towers;
+mod trainable;
 mod training;
 mod whitening;
 
 pub use affine::Affine;
 pub use codec::CodecError;
 pub use fit::{Base, FitError, FitInput, FitProgress, FitReport, Fitted, TrainingReport, fit};
+pub use gram::Gram;
 pub use head::{Adapter, Head, Scorer, Term};
 pub use linear::Linear;
+pub use prompt::Prompted;
 pub use prototypes::Prototypes;
+pub use ridge::Ridge;
+pub use self_attention::SelfAttention;
 pub use snapshot::{Snapshot, SnapshotError};
 pub use statistics::{ClassStatistics, Statistics};
 pub use towers::{Prompts, Readout, Towers};

@@ -1,80 +1,45 @@
-//! Old classes take part in a fit as pseudo-embeddings drawn from their statistics.
+//! Old classes take part in a fit as rows drawn from what is kept of them: pseudo-rows from a class's Gaussian, or its
+//! exemplars where it keeps any.
 
 use candle_core::{Device, Result, Tensor};
-use rand::Rng;
 use rand::seq::SliceRandom;
+use rand::{Rng, RngExt as _};
 use rand_distr::{Distribution, StandardNormal};
 
 use super::statistics::ClassStatistics;
 
-/// Deals pseudo-embeddings of old classes. Every class comes once before any comes again, in a new order each time.
+/// Deals rows of old classes. Every class comes once before any comes again, in a new order each time.
 ///
-/// What a draw costs in memory is its rows: components are read where they lie, shared with the statistics, and never
-/// gathered row by row.
+/// What a draw costs in memory is its rows: components and exemplars are read where they lie, shared with the statistics,
+/// and never gathered row by row.
 pub(super) struct Rehearsal {
-    /// μ, (C, D).
-    means: Tensor,
-    /// A of each class, (r, D).
-    components: Vec<Tensor>,
-    /// σ, (C, 1).
-    deviations: Tensor,
+    classes: Vec<ClassStatistics>,
     deck: Vec<u32>,
 }
 
 impl Rehearsal {
     /// Over old classes in column order; there must be at least one.
     pub(super) fn new(classes: &[ClassStatistics]) -> Result<Self> {
-        let means: Vec<&Tensor> = classes.iter().map(|class| &class.mean).collect();
-        let means = Tensor::stack(&means, 0)?;
-        let deviations: Vec<f32> = classes.iter().map(|class| class.residual.sqrt() as f32).collect();
+        if classes.is_empty() {
+            candle_core::bail!("a rehearsal of no classes");
+        }
         Ok(Self {
-            deviations: Tensor::from_vec(deviations, (classes.len(), 1), means.device())?,
-            components: classes.iter().map(|class| class.components.clone()).collect(),
-            means,
+            classes: classes.to_vec(),
             deck: Vec::new(),
         })
     }
 
-    /// `count` pseudo-embeddings (count, D), μ + Aᵀ z₁ + σ z₂ with standard normal z, and their columns, in order.
+    /// `count` rows (count, D) and their columns, in order.
     pub(super) fn draw(&mut self, count: usize, rng: &mut impl Rng) -> Result<(Tensor, Vec<u32>)> {
-        let (classes, dim) = self.means.dims2()?;
+        let classes = self.classes.len();
         let mut columns: Vec<u32> = (0..count).map(|_| self.deal(classes, rng)).collect();
         // A class's rows stand together, so that they are one product with its components.
         columns.sort_unstable();
-        let index = Tensor::new(columns.as_slice(), self.means.device())?;
-        let chosen = |of: &Tensor| of.index_select(&index, 0);
-        let within = self.within(&columns, rng)?;
-        let beyond = normals(count * dim, rng, self.means.device())?.reshape((count, dim))?;
-        let beyond = beyond.broadcast_mul(&chosen(&self.deviations)?)?;
-        Ok((((chosen(&self.means)? + within)? + beyond)?, columns))
-    }
-
-    /// Aᵀ z₁ for each of the sorted `columns`, (count, D).
-    fn within(&self, columns: &[u32], rng: &mut impl Rng) -> Result<Tensor> {
-        let dim = self.means.dim(1)?;
-        let groups: Vec<(usize, &Tensor)> = columns
+        let drawn: Vec<Tensor> = columns
             .chunk_by(|a, b| a == b)
-            .map(|rows| (rows.len(), &self.components[rows[0] as usize]))
-            .collect();
-        let needed = groups
-            .iter()
-            .map(|(rows, components)| rows * components.dims()[0]);
-        let all = normals(needed.sum(), rng, self.means.device())?;
-        let mut start = 0;
-        let mut products = Vec::with_capacity(groups.len());
-        for (rows, components) in groups {
-            let rank = components.dim(0)?;
-            products.push(match rank {
-                // A class known by one example.
-                0 => Tensor::zeros((rows, dim), all.dtype(), all.device())?,
-                _ => all
-                    .narrow(0, start, rows * rank)?
-                    .reshape((rows, rank))?
-                    .matmul(components)?,
-            });
-            start += rows * rank;
-        }
-        Tensor::cat(&products, 0)
+            .map(|rows| rows_of(&self.classes[rows[0] as usize], rows.len(), rng))
+            .collect::<Result<_>>()?;
+        Ok((Tensor::cat(&drawn, 0)?, columns))
     }
 
     fn deal(&mut self, classes: usize, rng: &mut impl Rng) -> u32 {
@@ -83,6 +48,28 @@ impl Rehearsal {
             self.deck.shuffle(rng);
         }
         self.deck.pop().unwrap_or_default()
+    }
+}
+
+/// `count` rows of one class (count, D): any of its exemplars, or μ + Aᵀ z₁ + σ z₂ with standard normal z.
+fn rows_of(class: &ClassStatistics, count: usize, rng: &mut impl Rng) -> Result<Tensor> {
+    if let Some(exemplars) = &class.exemplars {
+        let kept = exemplars.dim(0)? as u32;
+        let chosen: Vec<u32> = (0..count).map(|_| rng.random_range(0..kept)).collect();
+        return exemplars.index_select(&Tensor::new(chosen, exemplars.device())?, 0);
+    }
+    let (rank, dim) = class.components.dims2()?;
+    let device = class.mean.device();
+    let beyond = normals(count * dim, rng, device)?.reshape((count, dim))?;
+    let rows = (beyond * class.residual.sqrt())?.broadcast_add(&class.mean)?;
+    match rank {
+        // A class known by one example.
+        0 => Ok(rows),
+        _ => {
+            rows + normals(count * rank, rng, device)?
+                .reshape((count, rank))?
+                .matmul(&class.components)?
+        }
     }
 }
 
@@ -209,6 +196,25 @@ pub(super) mod tests {
             assert_eq!(round, [0, 1, 2, 3, 4]);
         }
     }
+
+    #[test]
+    fn exemplars_are_drawn_as_they_are() {
+        let mut class = ClassStatistics::estimate(&features(9, 4), 4).expect("estimated");
+        let kept = features(3, 4);
+        class.exemplars = Some(kept.clone());
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let (drawn, _) = Rehearsal::new(&[class])
+            .and_then(|mut rehearsal| rehearsal.draw(40, &mut rng))
+            .expect("drawn");
+        let rows = |tensor: &Tensor| tensor.to_vec2::<f32>().expect("rows");
+        let (drawn, kept) = (rows(&drawn), rows(&kept));
+        assert!(drawn.iter().all(|row| kept.contains(row)));
+        assert!(
+            kept.iter().all(|row| drawn.contains(row)),
+            "each of the three comes"
+        );
+    }
+
     /// Gathered row by row, the components alone would be 8 GiB.
     #[test]
     fn a_draw_costs_its_rows_whatever_the_rank() {
@@ -218,6 +224,7 @@ pub(super) mod tests {
             mean: Tensor::zeros(dim, DType::F32, &Device::Cpu).expect("a mean"),
             components: Tensor::ones((rank, dim), DType::F32, &Device::Cpu).expect("components"),
             residual: 0.0,
+            exemplars: None,
         };
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let (drawn, columns) = Rehearsal::new(&[class])

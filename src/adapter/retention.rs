@@ -6,26 +6,24 @@ use candle_core::{DType, Result, Tensor};
 use rand::Rng;
 use rand::seq::SliceRandom as _;
 
-use super::linear::Linear;
+use super::trainable::Trainable;
 use crate::domain::Retention;
 
-/// The adapter after a task, from the one before it and the trained one.
-pub(super) fn apply(rule: Retention, old: &Linear, new: Linear, rng: &mut impl Rng) -> Result<Linear> {
-    match rule {
-        Retention::None => Ok(new),
-        Retention::Importance { ratio } => Ok(Linear {
-            weight: keep_furthest(&old.weight, &new.weight, ratio)?,
-            bias: new.bias,
-        }),
-        Retention::Random { ratio } => Ok(Linear {
-            weight: keep_random(&old.weight, &new.weight, ratio, rng)?,
-            bias: new.bias,
-        }),
-        Retention::Svd { bias } => Ok(Linear {
-            weight: keep_along(&old.weight, &new.weight, bias)?,
-            bias: new.bias,
-        }),
+/// The adapter after a task, from the one before it and the trained one. The rule is applied to each matrix by itself;
+/// vectors, such as biases, stay new.
+pub(super) fn apply<A: Trainable>(rule: Retention, old: &A, new: A, rng: &mut impl Rng) -> Result<A> {
+    let mut kept = Vec::new();
+    for (old, new) in old.parameters().into_iter().zip(new.parameters()) {
+        kept.push(match rule {
+            _ if new.rank() < 2 => new.clone(),
+            // The penalty has done its work while it was trained.
+            Retention::None | Retention::Penalty { .. } => new.clone(),
+            Retention::Importance { ratio } => keep_furthest(old, new, ratio)?,
+            Retention::Random { ratio } => keep_random(old, new, ratio, rng)?,
+            Retention::Svd { bias } => keep_along(old, new, bias)?,
+        });
     }
+    Ok(new.with(kept))
 }
 
 /// Takes `new` where it moved at least as far as the k-th furthest entry, k = ⌊ratio · entries⌋, and `old` elsewhere.

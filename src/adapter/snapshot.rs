@@ -9,7 +9,10 @@ use super::affine::Affine;
 use super::codec::{self, CodecError, Reader};
 use super::head::{Adapter, Head, Scorer, Term};
 use super::linear::Linear;
+use super::prompt::Prompted;
 use super::prototypes::Prototypes;
+use super::ridge::Ridge;
+use super::self_attention::{self, SelfAttention};
 use super::whitening::Whitening;
 use crate::domain::Class;
 
@@ -62,8 +65,22 @@ struct TermHeader {
 enum ScorerKind {
     Anchors,
     LinearAnchors,
+    SelfAttentionAnchors {
+        tokens: usize,
+        width: usize,
+        heads: usize,
+        epsilon: f64,
+    },
     Prototypes,
     Affine,
+    Prompts {
+        vectors: usize,
+        width: usize,
+    },
+    Ridge {
+        random_features: usize,
+        lambda: f64,
+    },
 }
 
 impl Snapshot {
@@ -104,7 +121,7 @@ impl Snapshot {
         let mut tensors = BTreeMap::from([("anchors".to_owned(), self.head.anchors().clone())]);
         let mut terms = Vec::new();
         for (place, Term { weight, scorer }) in self.head.terms().iter().enumerate() {
-            let (scorer, parts) = taken_apart(scorer);
+            let (scorer, parts) = taken_apart(scorer).map_err(CodecError::from)?;
             let named = parts
                 .into_iter()
                 .map(|(name, tensor)| (format!("{place}.{name}"), tensor.clone()));
@@ -150,8 +167,8 @@ impl Snapshot {
 }
 
 /// A scorer's kind and its tensors by name.
-fn taken_apart(scorer: &Scorer) -> (ScorerKind, Vec<(&'static str, &Tensor)>) {
-    match scorer {
+fn taken_apart(scorer: &Scorer) -> candle_core::Result<(ScorerKind, Vec<(&'static str, &Tensor)>)> {
+    Ok(match scorer {
         Scorer::Anchors(Adapter::Identity) => (ScorerKind::Anchors, Vec::new()),
         Scorer::Anchors(Adapter::Linear(Linear { weight, bias })) => (
             ScorerKind::LinearAnchors,
@@ -174,7 +191,37 @@ fn taken_apart(scorer: &Scorer) -> (ScorerKind, Vec<(&'static str, &Tensor)>) {
         Scorer::Affine(Affine { weight, bias }) => {
             (ScorerKind::Affine, vec![("weight", weight), ("bias", bias)])
         }
-    }
+        Scorer::Anchors(Adapter::SelfAttention(attention)) => (
+            ScorerKind::SelfAttentionAnchors {
+                tokens: attention.tokens,
+                width: attention.dims()?.0 / attention.tokens.max(1),
+                heads: attention.heads,
+                epsilon: attention.epsilon,
+            },
+            self_attention::NAMES
+                .into_iter()
+                .zip(&attention.parameters)
+                .collect(),
+        ),
+        Scorer::Prompts(Prompted { context, rows }) => {
+            let (vectors, width) = context.dims2()?;
+            (
+                ScorerKind::Prompts { vectors, width },
+                vec![("context", context), ("rows", rows)],
+            )
+        }
+        Scorer::Ridge(Ridge {
+            projection,
+            weight,
+            lambda,
+        }) => (
+            ScorerKind::Ridge {
+                random_features: projection.dim(0)?,
+                lambda: *lambda,
+            },
+            vec![("projection", projection), ("weight", weight)],
+        ),
+    })
 }
 
 /// The scorer of the term at `place`, for a head of `columns` classes and embeddings of `dim` values.
@@ -191,7 +238,36 @@ fn put_together(
             bias: tensor("linear.bias", &[dim])?,
         })
     };
-    Ok(match kind {
+    Ok(match *kind {
+        ScorerKind::SelfAttentionAnchors {
+            tokens,
+            width,
+            heads,
+            epsilon,
+        } => {
+            let shapes = SelfAttention::shapes(width, dim);
+            let named = self_attention::NAMES.into_iter().zip(&shapes);
+            Scorer::Anchors(Adapter::SelfAttention(SelfAttention {
+                tokens,
+                heads,
+                epsilon,
+                parameters: named
+                    .map(|(name, shape)| tensor(name, shape))
+                    .collect::<Result<_, _>>()?,
+            }))
+        }
+        ScorerKind::Prompts { vectors, width } => Scorer::Prompts(Prompted {
+            context: tensor("context", &[vectors, width])?,
+            rows: tensor("rows", &[columns, dim])?,
+        }),
+        ScorerKind::Ridge {
+            random_features,
+            lambda,
+        } => Scorer::Ridge(Ridge {
+            projection: tensor("projection", &[random_features, dim])?,
+            weight: tensor("weight", &[columns, random_features])?,
+            lambda,
+        }),
         ScorerKind::Anchors => Scorer::Anchors(Adapter::Identity),
         ScorerKind::LinearAnchors => Scorer::Anchors(Adapter::Linear(linear()?)),
         ScorerKind::Prototypes => Scorer::Prototypes(Prototypes {

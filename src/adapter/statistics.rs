@@ -10,17 +10,23 @@
 //! ```
 //!
 //! α is [`SHRINKAGE`] while n ≤ D and 0 after, when S has full rank. ε is [`FLOOR`].
-//! A class needs (r + 1) · D + 1 numbers, whatever the number of its examples. Beside them a task keeps one [`Scatter`],
-//! D(D + 1)/2 numbers, where the strategy looks at the spread that all classes share.
+//! A class needs (r + 1) · D + 1 numbers, whatever the number of its examples, and k · D more where k exemplars are kept.
+//! Beside them a task keeps one [`Scatter`], D(D + 1)/2 numbers, where the strategy looks at the spread that all classes
+//! share, or one [`Gram`], M(M + 1)/2 + C · M numbers, where it regresses on M random features.
+//!
+//! What a row is, its strategy says: a unit embedding, or an image's tokens one after another.
 
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError, Reader};
-use super::embedding::normalise;
+use super::exemplars;
+use super::gram::Gram;
 use super::whitening::Scatter;
+use crate::domain::Choice;
 
 /// Share of the mean variance added to every direction while there are too few examples to span the space.
 pub const SHRINKAGE: f64 = 0.5;
@@ -31,17 +37,28 @@ pub const FLOOR: f64 = 1e-6;
 
 const FORMAT: &str = "clipkeep statistics 1";
 
-/// A Gaussian over one class's embeddings.
+/// A Gaussian over one class's rows.
 #[derive(Debug, Clone)]
 pub struct ClassStatistics {
     /// Examples seen.
     pub count: usize,
-    /// μ, (D): the exact mean of the embeddings.
+    /// μ, (D): the exact mean of the rows.
     pub mean: Tensor,
     /// A, (r, D): principal directions, each as long as its standard deviation.
     pub components: Tensor,
     /// σ², the variance in every direction beyond the components'.
     pub residual: f64,
+    /// Some of the rows themselves, (k, D), where exemplars are kept.
+    pub exemplars: Option<Tensor>,
+}
+
+/// What is kept of each class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// Most principal directions.
+    pub(super) rank: usize,
+    /// How many exemplars, and which.
+    pub(super) exemplars: Option<(usize, Choice)>,
 }
 
 /// What is kept of classes, in column order: of one task, or of all tasks up to a version.
@@ -51,51 +68,62 @@ pub struct Statistics {
     pub classes: Vec<ClassStatistics>,
     /// The spread within all of them, where it is kept.
     pub scatter: Option<Scatter>,
+    /// What ridge regression needs of all of them, where it is kept.
+    pub gram: Option<Gram>,
 }
 
 impl Statistics {
-    /// Of classes from their features, each (n, D) with at most `rank` components.
+    /// Of classes from their rows, each (n, D). `rng` draws exemplars where they are drawn.
     ///
     /// # Errors
     /// When there is a class without rows.
-    pub(super) fn estimate(
-        features: &[Tensor],
-        rank: usize,
-        keeps_scatter: bool,
-    ) -> candle_core::Result<Self> {
-        let classes: Vec<ClassStatistics> = features
-            .iter()
-            .map(|rows| ClassStatistics::estimate(rows, rank))
-            .collect::<candle_core::Result<_>>()?;
-        let scatter = match features.first() {
-            Some(first) if keeps_scatter => {
-                let mut scatter = Scatter::empty(first.dim(1)?, first.device())?;
-                for rows in features {
-                    scatter.add_class(&normalise(rows)?.to_dtype(DType::F64)?)?;
-                }
-                Some(scatter)
+    pub(super) fn estimate(rows: &[Tensor], kept: Kept, rng: &mut impl Rng) -> candle_core::Result<Self> {
+        let mut classes = Vec::with_capacity(rows.len());
+        for rows in rows {
+            let mut class = ClassStatistics::estimate(rows, kept.rank)?;
+            if let Some((count, choice)) = kept.exemplars {
+                class.exemplars = Some(exemplars::choose(rows, count, choice, rng)?);
             }
-            _ => None,
-        };
-        Ok(Self { classes, scatter })
+            classes.push(class);
+        }
+        Ok(Self {
+            classes,
+            ..Self::default()
+        })
     }
 
     /// Adds those of the next task.
     ///
     /// # Errors
-    /// When embeddings are of another width, or only one of the two keeps the spread within its classes.
+    /// When rows are of another width, or only one of the two keeps what is common to its classes.
     pub fn extend(&mut self, next: Self) -> candle_core::Result<()> {
-        match (&mut self.scatter, next.scatter) {
-            (Some(sum), Some(next)) => sum.merge(&next)?,
-            (sum @ None, next) if self.classes.is_empty() => *sum = next,
-            (None, None) => {}
-            (Some(_), None) if next.classes.is_empty() => {}
-            (Some(_), None) | (None, Some(_)) => {
-                candle_core::bail!("the spread within classes is kept of some classes only")
-            }
+        if !next.classes.is_empty() {
+            let is_first = self.classes.is_empty();
+            join(&mut self.scatter, next.scatter, is_first, Scatter::merge)?;
+            join(&mut self.gram, next.gram, is_first, Gram::merge)?;
         }
         self.classes.extend(next.classes);
         Ok(())
+    }
+}
+
+/// What all tasks so far have in common, and the next one's part of it.
+fn join<T>(
+    sum: &mut Option<T>,
+    next: Option<T>,
+    is_first: bool,
+    merge: impl FnOnce(&mut T, &T) -> candle_core::Result<()>,
+) -> candle_core::Result<()> {
+    match (sum, next) {
+        (Some(sum), Some(next)) => merge(sum, &next),
+        (sum @ None, next) if is_first => {
+            *sum = next;
+            Ok(())
+        }
+        (None, None) => Ok(()),
+        (Some(_), None) | (None, Some(_)) => {
+            candle_core::bail!("what classes have in common is kept of some tasks only")
+        }
     }
 }
 
@@ -105,6 +133,9 @@ struct Header {
     dim: usize,
     /// N − C of the scatter, where there is one.
     freedom: Option<usize>,
+    /// M of the random features, where there are any.
+    #[serde(default)]
+    random_features: Option<usize>,
     classes: Vec<ClassHeader>,
 }
 
@@ -113,22 +144,24 @@ struct ClassHeader {
     count: usize,
     rank: usize,
     residual: f64,
+    #[serde(default)]
+    exemplars: usize,
 }
 
 impl ClassStatistics {
-    /// From the features (n, D) of one class, with at most `rank` components and never more than n − 1.
+    /// From the rows (n, D) of one class, with at most `rank` components and never more than n − 1.
     ///
     /// # Errors
     /// When there is no row.
-    pub fn estimate(features: &Tensor, rank: usize) -> candle_core::Result<Self> {
-        let (count, dim) = features.dims2()?;
+    pub fn estimate(rows: &Tensor, rank: usize) -> candle_core::Result<Self> {
+        let (count, dim) = rows.dims2()?;
         if count == 0 {
             candle_core::bail!("statistics of a class without examples");
         }
-        let embeddings = normalise(features)?.to_dtype(DType::F64)?;
-        let mean = embeddings.mean_keepdim(0)?;
+        let rows = rows.to_dtype(DType::F64)?;
+        let mean = rows.mean_keepdim(0)?;
         let freedom = count.saturating_sub(1).max(1) as f64;
-        let deviations = (embeddings.broadcast_sub(&mean)? / freedom.sqrt())?;
+        let deviations = (rows.broadcast_sub(&mean)? / freedom.sqrt())?;
         let total = deviations.sqr()?.sum_all()?.to_scalar::<f64>()?;
         let (components, kept) = principal_directions(&deviations, rank.min(count - 1))?;
         let shrinkage = if count <= dim { SHRINKAGE * total } else { 0.0 };
@@ -138,6 +171,7 @@ impl ClassStatistics {
             mean: mean.squeeze(0)?.to_dtype(DType::F32)?,
             components: components.to_dtype(DType::F32)?,
             residual: spread / dim as f64 + FLOOR,
+            exemplars: None,
         })
     }
 }
@@ -180,10 +214,14 @@ fn principal_directions(deviations: &Tensor, rank: usize) -> candle_core::Result
     Ok((components, lambda.iter().sum()))
 }
 
-/// The statistics of a task's classes as safetensors bytes, in the given order. Components are rounded to float16;
-/// the same statistics always give the same bytes.
+/// The statistics of a task's classes as safetensors bytes, in the given order. Components and exemplars are rounded
+/// to float16; the same statistics always give the same bytes.
 pub fn encode(statistics: &Statistics) -> Result<Vec<u8>, CodecError> {
-    let Statistics { classes, scatter } = statistics;
+    let Statistics {
+        classes,
+        scatter,
+        gram,
+    } = statistics;
     let mut tensors = BTreeMap::new();
     let mut headers = Vec::with_capacity(classes.len());
     for (index, class) in classes.iter().enumerate() {
@@ -197,18 +235,27 @@ pub fn encode(statistics: &Statistics) -> Result<Vec<u8>, CodecError> {
             count: class.count,
             rank,
             residual: class.residual,
+            exemplars: class.exemplars.as_ref().map_or(Ok(0), |rows| rows.dim(0))?,
         });
+        if let Some(rows) = &class.exemplars {
+            tensors.insert(format!("{index:06}.exemplars"), rows.to_dtype(DType::F16)?);
+        }
     }
     let dim = classes.first().map_or(Ok(0), |class| class.mean.dims1())?;
     if let Some(scatter) = scatter {
         let packed = scatter.packed()?;
         tensors.insert("scatter".to_owned(), Tensor::new(packed, &Device::Cpu)?);
     }
+    if let Some(gram) = gram {
+        tensors.insert("gram".to_owned(), gram.packed()?);
+        tensors.insert("sums".to_owned(), gram.sums()?);
+    }
     codec::encode(
         &Header {
             format: FORMAT.to_owned(),
             dim,
             freedom: scatter.as_ref().map(Scatter::freedom),
+            random_features: gram.as_ref().map(Gram::random_features),
             classes: headers,
         },
         &tensors,
@@ -230,7 +277,16 @@ pub fn decode(bytes: &[u8], device: &Device) -> Result<Statistics, CodecError> {
             mean: reader.f32(&format!("{index:06}.mean"), &[header.dim])?,
             components: reader.f16(&format!("{index:06}.components"), &[class.rank, header.dim])?,
             residual: class.residual,
+            exemplars: match class.exemplars {
+                0 => None,
+                kept => Some(reader.f16(&format!("{index:06}.exemplars"), &[kept, header.dim])?),
+            },
         })
+    };
+    let gram = |size: usize| {
+        let packed = reader.f64("gram", &[size * (size + 1) / 2])?;
+        let sums = reader.f64("sums", &[header.classes.len(), size])?;
+        Ok::<_, CodecError>(Gram::unpack(packed, &sums, size))
     };
     let scatter = |freedom| {
         let dim = header.dim;
@@ -245,6 +301,7 @@ pub fn decode(bytes: &[u8], device: &Device) -> Result<Statistics, CodecError> {
             .map(class)
             .collect::<Result<_, _>>()?,
         scatter: header.freedom.map(scatter).transpose()?,
+        gram: header.random_features.map(gram).transpose()?,
     })
 }
 

@@ -1,4 +1,4 @@
-//! The epochs of a fit: batches of new examples, each joined by pseudo-embeddings of old classes.
+//! The epochs of a fit: batches of new examples, each joined by rehearsed rows of old classes.
 
 use std::ops::ControlFlow;
 
@@ -7,23 +7,24 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::fit::{FitError, FitProgress, TrainingReport};
-use super::linear::Linear;
-use super::objective::Targets;
+use super::objective::{Pairs, Targets};
 use super::optimiser::{Adam, cosine, peak_rate};
+use super::penalty::Penalty;
 use super::rehearsal::Rehearsal;
 use super::statistics::ClassStatistics;
+use super::trainable::{Trainable, total};
 use super::whitening::Whitening;
-use crate::domain::{self, ModelConfig};
+use crate::domain::{self, ModelConfig, Retention};
 
 /// What one adapter is trained on.
 pub(super) struct Lesson<'a> {
-    /// Unit embeddings (n, D) of the new examples.
-    pub(super) embeddings: &'a Tensor,
+    /// The new examples (n, …): unit embeddings, or tokens.
+    pub(super) rows: &'a Tensor,
     /// Their columns (n).
     pub(super) labels: &'a [u32],
     /// The old classes, in column order, to be rehearsed.
     pub(super) old: &'a [ClassStatistics],
-    /// What the adapter stands behind; `None` for the embeddings as they are.
+    /// What the adapter stands behind; `None` for the rows as they are.
     pub(super) view: Option<&'a Whitening>,
     /// What it stands before, unit rows (C, D).
     pub(super) anchors: &'a Tensor,
@@ -42,48 +43,68 @@ pub(super) struct Part {
     pub(super) of: usize,
 }
 
-/// A training under way. Owns the only adapter that changes; each step replaces its tensors.
-pub(super) struct Training<'a> {
-    lesson: &'a Lesson<'a>,
-    /// The new examples as the adapter sees them (n, D).
-    inputs: Tensor,
-    rehearsal: Option<(Rehearsal, f64)>,
-    adapter: Linear,
-    weight: Adam,
-    bias: Adam,
-    rng: &'a mut ChaCha8Rng,
-    pseudo_features: usize,
+/// Where an adapter starts from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// It has learned nothing yet.
+    Untrained,
+    /// It knows earlier tasks, which a penalty holds it to.
+    Trained,
 }
 
-impl<'a> Training<'a> {
+/// A training under way. Owns the only adapter that changes; each step replaces its tensors.
+pub(super) struct Training<'a, A> {
+    lesson: &'a Lesson<'a>,
+    /// The new examples as the adapter sees them (n, …).
+    inputs: Tensor,
+    rehearsal: Option<Rehearsal>,
+    pairs: Option<Pairs>,
+    penalty: Option<Penalty>,
+    adapter: A,
+    optimisers: Vec<Adam>,
+    rng: &'a mut ChaCha8Rng,
+    rehearsed: usize,
+}
+
+impl<'a, A: Trainable> Training<'a, A> {
     pub(super) fn new(
         lesson: &'a Lesson<'a>,
-        adapter: Linear,
+        adapter: A,
+        start: Start,
         rng: &'a mut ChaCha8Rng,
     ) -> candle_core::Result<Self> {
-        let rehearsal = match lesson.config.rehearsal {
-            domain::Rehearsal::Gaussian { per_example, .. } if !lesson.old.is_empty() => {
-                Some((Rehearsal::new(lesson.old)?, per_example))
-            }
-            _ => None,
+        let config = lesson.config;
+        let rehearsal = match config.rehearsal {
+            domain::Rehearsal::None => None,
+            _ if lesson.old.is_empty() => None,
+            _ => Some(Rehearsal::new(lesson.old)?),
         };
-        Ok(Self {
-            inputs: lesson.seen(lesson.embeddings)?,
+        let pairs = config
+            .hinge
+            .map(|hinge| Pairs::among(lesson.anchors, lesson.old.len(), hinge));
+        let optimisers = adapter.parameters().into_iter().map(Adam::new);
+        let mut training = Self {
+            inputs: lesson.seen(lesson.rows)?,
             lesson,
             rehearsal,
-            weight: Adam::new(&adapter.weight)?,
-            bias: Adam::new(&adapter.bias)?,
+            pairs: pairs.transpose()?,
+            penalty: None,
+            optimisers: optimisers.collect::<candle_core::Result<_>>()?,
             adapter,
             rng,
-            pseudo_features: 0,
-        })
+            rehearsed: 0,
+        };
+        if let (Retention::Penalty { strength }, Start::Trained) = (config.retention, start) {
+            training.penalty = training.penalty(strength)?;
+        }
+        Ok(training)
     }
 
     pub(super) fn run(
         mut self,
         part: Part,
         observe: &mut dyn FnMut(FitProgress) -> ControlFlow<()>,
-    ) -> Result<(Linear, TrainingReport), FitError> {
+    ) -> Result<(A, TrainingReport), FitError> {
         let examples = self.lesson.labels.len();
         let config = self.lesson.config;
         let per_epoch = examples.div_ceil(config.batch_size);
@@ -122,16 +143,14 @@ impl<'a> Training<'a> {
             steps,
             first_loss: mean(&losses[..per_epoch]),
             last_loss: mean(&losses[steps - per_epoch..]),
-            pseudo_features: self.pseudo_features,
+            rehearsed: self.rehearsed,
         };
         Ok((self.adapter, report))
     }
 
     /// A loss is measured before its update, so the last update has none.
     fn check_last_update(&self, step: usize) -> Result<(), FitError> {
-        let sum = self.adapter.weight.sum_all()?.to_scalar::<f32>()?
-            + self.adapter.bias.sum_all()?.to_scalar::<f32>()?;
-        if sum.is_finite() {
+        if total(&self.adapter.parameters())?.is_finite() {
             Ok(())
         } else {
             Err(FitError::NotFinite { step, loss: f64::NAN })
@@ -143,32 +162,55 @@ impl<'a> Training<'a> {
         let index = Tensor::new(rows, self.inputs.device())?;
         let mut x = self.inputs.index_select(&index, 0)?;
         let mut columns: Vec<u32> = rows.iter().map(|&row| self.lesson.labels[row as usize]).collect();
-        if let Some((rehearsal, per_example)) = &mut self.rehearsal {
-            let count = (rows.len() as f64 * *per_example).ceil() as usize;
-            let (pseudo, old) = rehearsal.draw(count, self.rng)?;
-            x = Tensor::cat(&[x, self.lesson.seen(&pseudo)?], 0)?;
-            columns.extend(old);
-            self.pseudo_features += count;
+        let count = (rows.len() as f64 * self.lesson.config.rehearsal.per_example()).ceil() as usize;
+        if let Some((old, of)) = self.rehearse(count)? {
+            x = Tensor::cat(&[x, old], 0)?;
+            columns.extend(of);
+            self.rehearsed += count;
         }
-        let targets = Targets {
+        let mut gradient = self.adapter.gradient(&self.targets(), &x, &columns)?;
+        if let Some(penalty) = &self.penalty {
+            penalty.add(&self.adapter, &mut gradient)?;
+        }
+        let parameters = self.adapter.parameters().into_iter().zip(&gradient.parameters);
+        let next = parameters.zip(&mut self.optimisers);
+        let next = next.map(|((parameter, slope), adam)| adam.step(parameter, slope, rate));
+        self.adapter = self.adapter.with(next.collect::<candle_core::Result<_>>()?);
+        Ok(gradient.loss)
+    }
+
+    /// `count` rows of old classes as the adapter sees them, and their columns; `None` where none are rehearsed.
+    fn rehearse(&mut self, count: usize) -> candle_core::Result<Option<(Tensor, Vec<u32>)>> {
+        let Some(rehearsal) = &mut self.rehearsal else {
+            return Ok(None);
+        };
+        let (rows, columns) = rehearsal.draw(count, self.rng)?;
+        Ok(Some((self.lesson.seen(&rows)?, columns)))
+    }
+
+    /// What holds the adapter where it is, measured on rehearsed rows; `None` where none are rehearsed.
+    fn penalty(&mut self, strength: f64) -> candle_core::Result<Option<Penalty>> {
+        let Some((rows, columns)) = self.rehearse(Penalty::ROWS)? else {
+            return Ok(None);
+        };
+        Penalty::measure(&self.adapter, &self.targets(), (&rows, &columns), strength).map(Some)
+    }
+
+    fn targets(&self) -> Targets<'_> {
+        Targets {
             anchors: self.lesson.anchors,
             scale: self.lesson.scale,
-        };
-        let evaluated = targets.evaluate(&self.adapter, &x, &columns)?;
-        self.adapter = Linear {
-            weight: self.weight.step(&self.adapter.weight, &evaluated.weight, rate)?,
-            bias: self.bias.step(&self.adapter.bias, &evaluated.bias, rate)?,
-        };
-        Ok(evaluated.loss)
+            pairs: self.pairs.as_ref(),
+        }
     }
 }
 
 impl Lesson<'_> {
-    /// Embeddings as the adapter is given them.
-    fn seen(&self, embeddings: &Tensor) -> candle_core::Result<Tensor> {
+    /// Rows as the adapter is given them.
+    fn seen(&self, rows: &Tensor) -> candle_core::Result<Tensor> {
         match self.view {
-            Some(whitening) => whitening.view(embeddings),
-            None => Ok(embeddings.clone()),
+            Some(whitening) => whitening.view(rows),
+            None => Ok(rows.clone()),
         }
     }
 }

@@ -39,6 +39,18 @@ impl Scatter {
         })
     }
 
+    /// Of classes, from the unit embeddings (n, D) of each; there must be at least one.
+    pub(super) fn of(classes: &[Tensor]) -> Result<Self> {
+        let Some(first) = classes.first() else {
+            candle_core::bail!("the spread within no classes")
+        };
+        let mut scatter = Self::empty(first.dim(1)?, first.device())?;
+        for rows in classes {
+            scatter.add_class(&rows.to_dtype(DType::F64)?)?;
+        }
+        Ok(scatter)
+    }
+
     /// From its parts, as [`Self::packed`] gives them.
     pub(super) fn unpack(packed: &[f32], dim: usize, freedom: usize, device: &Device) -> Result<Self> {
         let mut values = vec![0.0_f64; dim * dim];
@@ -104,7 +116,7 @@ impl Whitening {
     /// # Errors
     /// When there is no class, or the spread within them is not kept.
     pub(super) fn of(statistics: &Statistics) -> Result<Self> {
-        let Statistics { classes, scatter } = statistics;
+        let Statistics { classes, scatter, .. } = statistics;
         let Some(scatter) = scatter else {
             candle_core::bail!("a whitening needs the spread within classes")
         };
@@ -199,6 +211,7 @@ mod tests {
         let statistics = Statistics {
             classes: vec![statistics],
             scatter: Some(scatter),
+            gram: None,
         };
         let whitening = Whitening::of(&statistics).expect("a whitening");
         let (_, before) = moments(&unit);
@@ -221,6 +234,7 @@ mod tests {
         let statistics = Statistics {
             classes: vec![one.clone(), one],
             scatter: Some(scatter),
+            gram: None,
         };
         let whitening = Whitening::of(&statistics).expect("a whitening");
         let transform = whitening.transform.to_vec2::<f32>().expect("rows");

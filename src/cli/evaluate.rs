@@ -59,6 +59,8 @@ enum AnchorChoice {
     Text,
     /// Means of the training examples.
     Examples,
+    /// Half of each.
+    Blend,
 }
 
 impl Evaluate {
@@ -66,6 +68,7 @@ impl Evaluate {
         let anchors = match self.anchors {
             AnchorChoice::Text => Anchors::Text,
             AnchorChoice::Examples => Anchors::Examples,
+            AnchorChoice::Blend => Anchors::Blend,
         };
         anyhow::ensure!(
             self.seeds == 1 || self.order != ClassOrder::Given,

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::config::ModelConfig;
 use super::ids::{Digest, JobId, ModelName, TaskName, VersionNumber};
-use super::model::ModelConfig;
 
 /// An immutable snapshot's entry in its model's history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

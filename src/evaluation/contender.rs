@@ -2,7 +2,10 @@
 
 use std::str::FromStr;
 
-use crate::domain::{ModelConfig, Rehearsal, Retention, Strategy};
+use serde::de::value::Error as Unnamed;
+use serde::de::{DeserializeOwned, IntoDeserializer as _};
+
+use crate::domain::{Choice, Hinge, ModelConfig, Rehearsal, Retention};
 
 /// A name, and how a model learns that is called by it.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,19 +24,9 @@ impl FromStr for Contender {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(':');
-        let strategy = parts.next().unwrap_or_default();
-        let mut config = ModelConfig::default();
-        config.strategy = match strategy {
-            "default" => config.strategy,
-            "zero_shot" => Strategy::ZeroShot,
-            "linear" => Strategy::Linear,
-            "gda" => Strategy::Gda,
-            "ensemble" => Strategy::Ensemble,
-            other => {
-                return Err(format!(
-                    "{other:?} is no strategy; there are default, zero_shot, linear, gda and ensemble"
-                ));
-            }
+        let mut config = match parts.next().unwrap_or_default() {
+            "default" => ModelConfig::default(),
+            name => ModelConfig::of(named("strategy", name)?),
         };
         let mut is_joint = false;
         for option in parts {
@@ -52,50 +45,111 @@ impl FromStr for Contender {
     }
 }
 
+/// The options, for whoever mistypes one.
+const OPTIONS: &str = "retention, ratio, bias, strength, rehearsal, rank, per_class, choice, per_example, hinge, margin, \
+                       hinge_weight, random_features, lambda, zero_shot_term, initialisation, lr, epochs, min_steps, batch, \
+                       seed, w_zero_shot, w_linear and w_prototypes";
+
 fn set(config: &mut ModelConfig, name: &str, value: &str) -> Result<(), String> {
     match name {
         "retention" => config.retention = retention(value)?,
-        "ratio" => match &mut config.retention {
-            Retention::Importance { ratio } | Retention::Random { ratio } => *ratio = number(name, value)?,
-            Retention::None | Retention::Svd { .. } => {
-                return Err("ratio belongs to retention=importance or random, which comes first".to_owned());
+        "rehearsal" => config.rehearsal = rehearsal(value, config.rehearsal)?,
+        "ratio" | "bias" | "strength" => {
+            let field = match (name, &mut config.retention) {
+                ("ratio", Retention::Importance { ratio } | Retention::Random { ratio }) => ratio,
+                ("bias", Retention::Svd { bias }) => bias,
+                ("strength", Retention::Penalty { strength }) => strength,
+                _ => return Err(format!("{name} belongs to another retention, which comes first")),
+            };
+            *field = number(name, value)?;
+        }
+        "rank" | "per_class" | "choice" | "per_example" => match (name, &mut config.rehearsal) {
+            ("rank", Rehearsal::Gaussian { rank, .. }) => *rank = number(name, value)?,
+            ("per_class", Rehearsal::Exemplars { per_class, .. }) => *per_class = number(name, value)?,
+            ("choice", Rehearsal::Exemplars { choice, .. }) => *choice = named(name, value)?,
+            (
+                "per_example",
+                Rehearsal::Gaussian { per_example, .. } | Rehearsal::Exemplars { per_example, .. },
+            ) => *per_example = number(name, value)?,
+            _ => return Err(format!("{name} belongs to another rehearsal, which comes first")),
+        },
+        "hinge" | "margin" | "hinge_weight" => {
+            let hinge = config.hinge.get_or_insert(HINGE);
+            match name {
+                "hinge" => hinge.threshold = number(name, value)?,
+                "margin" => hinge.margin = number(name, value)?,
+                _ => hinge.weight = number(name, value)?,
             }
-        },
-        "rehearsal" => match (value, config.rehearsal) {
-            ("none", _) => config.rehearsal = Rehearsal::None,
-            ("gaussian", Rehearsal::Gaussian { .. }) => {}
-            ("gaussian", Rehearsal::None) => config.rehearsal = ModelConfig::default().rehearsal,
-            _ => return Err(format!("{value:?} is no rehearsal; there are none and gaussian")),
-        },
+        }
+        "random_features" => config.random_features = number(name, value)?,
+        "lambda" => config.lambda = Some(number(name, value)?),
+        "zero_shot_term" => config.zero_shot_term = number(name, value)?,
+        "initialisation" => config.initialisation = named(name, value)?,
         "lr" => config.learning_rate = number(name, value)?,
         "epochs" => config.epochs = number(name, value)?,
+        "min_steps" => config.min_steps = number(name, value)?,
         "batch" => config.batch_size = number(name, value)?,
         "seed" => config.seed = number(name, value)?,
         "w_zero_shot" => config.weights.zero_shot = number(name, value)?,
         "w_linear" => config.weights.linear = number(name, value)?,
         "w_prototypes" => config.weights.prototypes = number(name, value)?,
-        _ => {
-            return Err(format!(
-                "{name:?} is no option; there are retention, ratio, rehearsal, lr, epochs, batch, seed, w_zero_shot, \
-                 w_linear and w_prototypes"
-            ));
-        }
+        _ => return Err(format!("{name:?} is no option; there are {OPTIONS}")),
     }
     Ok(())
 }
 
+/// RAPF's margin, and a threshold among those that its authors use.
+const HINGE: Hinge = Hinge {
+    threshold: 0.65,
+    margin: 0.1,
+    weight: 1.0,
+};
+
 fn retention(value: &str) -> Result<Retention, String> {
     const RATIO: f64 = 0.4;
     const BIAS: f64 = 0.5;
+    const STRENGTH: f64 = 1.0;
     match value {
         "none" => Ok(Retention::None),
         "importance" => Ok(Retention::Importance { ratio: RATIO }),
         "random" => Ok(Retention::Random { ratio: RATIO }),
         "svd" => Ok(Retention::Svd { bias: BIAS }),
+        "penalty" => Ok(Retention::Penalty { strength: STRENGTH }),
         _ => Err(format!(
-            "{value:?} is no retention; there are none, importance, random and svd"
+            "{value:?} is no retention; there are none, importance, random, svd and penalty"
         )),
     }
+}
+
+fn rehearsal(value: &str, before: Rehearsal) -> Result<Rehearsal, String> {
+    const PER_CLASS: usize = 20;
+    let per_example = match before {
+        Rehearsal::None => 4.0,
+        _ => before.per_example(),
+    };
+    match value {
+        "none" => Ok(Rehearsal::None),
+        "gaussian" => Ok(match before {
+            Rehearsal::Gaussian { .. } => before,
+            _ => Rehearsal::Gaussian {
+                rank: 32,
+                per_example,
+            },
+        }),
+        "exemplars" => Ok(Rehearsal::Exemplars {
+            per_class: PER_CLASS,
+            choice: Choice::Herding,
+            per_example,
+        }),
+        _ => Err(format!(
+            "{value:?} is no rehearsal; there are none, gaussian and exemplars"
+        )),
+    }
+}
+
+/// A choice by its name in a configuration.
+fn named<T: DeserializeOwned>(what: &str, value: &str) -> Result<T, String> {
+    T::deserialize(value.into_deserializer()).map_err(|error: Unnamed| format!("{what}: {error}"))
 }
 
 fn number<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
@@ -107,6 +161,7 @@ fn number<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Strategy;
 
     #[test]
     fn contenders_are_parsed() {
@@ -124,6 +179,19 @@ mod tests {
         assert!(plain.is_joint && (plain.config.learning_rate - 0.001).abs() < 1e-12);
         let random = parsed("linear:retention=random:ratio=0.2").expect("known");
         assert_eq!(random.config.retention, Retention::Random { ratio: 0.2 });
+        let exemplars =
+            parsed("linear:rehearsal=exemplars:per_class=5:choice=random:hinge=0.6").expect("known");
+        let expected = Rehearsal::Exemplars {
+            per_class: 5,
+            choice: Choice::Random,
+            per_example: 4.0,
+        };
+        assert_eq!(exemplars.config.rehearsal, expected);
+        assert_eq!(exemplars.config.hinge.map(|hinge| hinge.threshold), Some(0.6));
+        assert_eq!(
+            parsed("ridge").expect("known").config,
+            ModelConfig::of(Strategy::Ridge)
+        );
         for wrong in [
             "telepathy",
             "linear:speed=1",
@@ -131,6 +199,9 @@ mod tests {
             "linear:lr=-1",
             "linear:retention=none:ratio=0.2",
             "linear:alone",
+            "linear:rehearsal=none:rank=3",
+            "ridge:retention=random",
+            "gda:choice=herding",
         ] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }

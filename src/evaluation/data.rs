@@ -70,11 +70,26 @@ impl FeatureSet {
         let train = Rows::read(directory, "train")?;
         let test = Rows::read(directory, "test")?;
         let classes = train.labels.iter().max().map_or(0, |last| *last as usize + 1);
-        let anchors = match anchors {
-            Anchors::Text => floats(&directory.join("text_embeddings.npy"))?,
-            Anchors::Examples => embedding::class_means(&train.embeddings, &train.labels, classes)?,
+        let texts = || -> Result<Tensor, DataError> {
+            Ok(embedding::normalise(&floats(
+                &directory.join("text_embeddings.npy"),
+            )?)?)
         };
-        let anchors = embedding::normalise(&anchors)?;
+        let means = || embedding::class_means(&train.embeddings, &train.labels, classes);
+        let anchors = match anchors {
+            Anchors::Text => texts()?,
+            Anchors::Examples => means()?,
+            Anchors::Blend => {
+                let texts = texts()?;
+                if texts.dim(0)? < classes {
+                    return Err(DataError::Mismatch(format!(
+                        "{classes} classes and {} text embeddings",
+                        texts.dim(0)?
+                    )));
+                }
+                embedding::blend(&texts.narrow(0, 0, classes)?, &means()?)?
+            }
+        };
         let width = |tensor: &Tensor| tensor.dims()[1];
         let widths = [&train.embeddings, &test.embeddings, &anchors].map(width);
         if widths[0] != widths[1] || widths[0] != widths[2] {

@@ -14,7 +14,7 @@ use super::stop::Stop;
 use crate::adapter::{
     Base, FitError, FitInput, FitProgress, Fitted, Statistics, Towers, embedding, fit, statistics,
 };
-use crate::domain::{Anchors, Features, Model, NewClass, Phase};
+use crate::domain::{Anchors, Features, Model, ModelConfig, NewClass, Phase};
 use crate::engine::Priority;
 use crate::registry::Serving;
 
@@ -63,23 +63,16 @@ impl Learn<'_> {
             .collect();
         let tensor = |error: candle_core::Error| Stop::failed("tensors", &error);
         let features = embedding::stack(&features, registry.device()).map_err(tensor)?;
+        let of: Vec<u32> = examples.train.iter().map(|example| example.class).collect();
+        let means = || embedding::class_means(&features, &of, classes.len()).map_err(tensor);
         let new = match model.config.anchors {
-            Anchors::Text => {
-                let words: Vec<String> = classes
-                    .iter()
-                    .map(|class| class.prompt.clone().unwrap_or_else(|| class.label.words()))
-                    .collect();
-                let rows = engine
-                    .anchors(&words, &model.config.templates, Priority::Background)
-                    .await?;
-                Tensor::new(rows, registry.device())
+            Anchors::Text => self.texts(&model.config, classes).await?,
+            Anchors::Examples => means()?,
+            Anchors::Blend => {
+                let texts = self.texts(&model.config, classes).await?;
+                embedding::blend(&texts, &means()?).map_err(tensor)?
             }
-            Anchors::Examples => {
-                let of: Vec<u32> = examples.train.iter().map(|example| example.class).collect();
-                embedding::class_means(&features, &of, classes.len())
-            }
-        }
-        .map_err(tensor)?;
+        };
         let anchors = match &base {
             Some(base) => Tensor::cat(&[base.snapshot.head().anchors(), &new], 0).map_err(tensor)?,
             None => new,
@@ -97,6 +90,19 @@ impl Learn<'_> {
             anchors,
             features,
         })
+    }
+
+    /// The embeddings of classes' words as unit rows (C, D).
+    async fn texts(&self, config: &ModelConfig, classes: &[NewClass]) -> Result<Tensor, Stop> {
+        let Learner { engine, registry, .. } = self.learner;
+        let words: Vec<String> = classes
+            .iter()
+            .map(|class| class.prompt.clone().unwrap_or_else(|| class.label.words()))
+            .collect();
+        let rows = engine
+            .anchors(&words, &config.templates, Priority::Background)
+            .await?;
+        Tensor::new(rows, registry.device()).map_err(|error| Stop::failed("tensors", &error))
     }
 
     /// Runs the fit on its own threads and reports from it; told to stop, it stops after the step under way.

@@ -1,0 +1,224 @@
+//! What ridge regression needs to know of its examples: sums over their random features φ, in f64.
+//!
+//! ```text
+//! G = Σ φ φᵀ over all examples (M, M),   S_c = Σ φ over those of class c (M)
+//! ```
+//!
+//! Both are additive: that of several tasks is the sum of theirs, in any order, and a task that is left out has never been
+//! there. Of G the lower triangle is kept.
+
+use candle_core::{DType, Device, Result, Tensor};
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::solvers::Llt;
+use faer::{Accum, Mat, MatRef, Par, Side};
+
+/// Examples whose φ is held in f64 at a time.
+const CHUNK: usize = 256;
+
+/// G and S.
+#[derive(Debug, Clone)]
+pub struct Gram {
+    /// M.
+    size: usize,
+    /// The lower triangle of G, row by row.
+    packed: Vec<f64>,
+    /// S_c one after another, in column order.
+    sums: Vec<f64>,
+}
+
+impl Gram {
+    /// Of classes from their φ, each (n, M).
+    pub(super) fn of(classes: &[Tensor], size: usize) -> Result<Self> {
+        let mut square = Mat::<f64>::zeros(size, size);
+        let mut sums = Vec::with_capacity(classes.len() * size);
+        for rows in classes {
+            let mut sum = vec![0.0; size];
+            let count = rows.dim(0)?;
+            for start in (0..count).step_by(CHUNK) {
+                let chunk = matrix(&rows.narrow(0, start, CHUNK.min(count - start))?)?;
+                for (column, sum) in sum.iter_mut().enumerate() {
+                    *sum += chunk.col(column).iter().sum::<f64>();
+                }
+                triangular::matmul(
+                    square.as_mut(),
+                    BlockStructure::TriangularLower,
+                    Accum::Add,
+                    chunk.transpose(),
+                    BlockStructure::Rectangular,
+                    chunk.as_ref(),
+                    BlockStructure::Rectangular,
+                    1.0,
+                    Par::Seq,
+                );
+            }
+            sums.extend(sum);
+        }
+        let packed = (0..size).flat_map(|row| (0..=row).map(move |column| (row, column)));
+        Ok(Self {
+            packed: packed.map(|place| square[place]).collect(),
+            size,
+            sums,
+        })
+    }
+
+    /// From its parts, as [`Self::packed`] and [`Self::sums`] give them.
+    pub(super) fn unpack(packed: Vec<f64>, sums: &[f64], size: usize) -> Self {
+        Self {
+            size,
+            packed,
+            sums: sums.to_vec(),
+        }
+    }
+
+    /// The lower triangle of G row by row, M(M + 1)/2 values.
+    pub(super) fn packed(&self) -> Result<Tensor> {
+        Tensor::new(self.packed.as_slice(), &Device::Cpu)
+    }
+
+    /// S, (C, M).
+    pub(super) fn sums(&self) -> Result<Tensor> {
+        Tensor::from_slice(&self.sums, (self.classes(), self.size), &Device::Cpu)
+    }
+
+    /// M.
+    pub(super) fn random_features(&self) -> usize {
+        self.size
+    }
+
+    /// C.
+    fn classes(&self) -> usize {
+        self.sums.len() / self.size.max(1)
+    }
+
+    /// Adds that of the next task.
+    pub(super) fn merge(&mut self, next: &Self) -> Result<()> {
+        if next.size != self.size {
+            candle_core::bail!("{} random features after {}", next.size, self.size);
+        }
+        for (sum, next) in self.packed.iter_mut().zip(&next.packed) {
+            *sum += next;
+        }
+        self.sums.extend_from_slice(&next.sums);
+        Ok(())
+    }
+
+    /// (G + λ I)⁻¹ S.
+    ///
+    /// # Errors
+    /// When λ is too small for G to be told from a singular matrix.
+    pub(super) fn solve(&self, lambda: f64) -> Result<Solution> {
+        let mut square = Mat::<f64>::zeros(self.size, self.size);
+        let mut values = self.packed.iter();
+        for row in 0..self.size {
+            for (column, value) in (0..=row).zip(&mut values) {
+                square[(row, column)] = *value;
+            }
+            square[(row, row)] += lambda;
+        }
+        let factor = square
+            .llt(Side::Lower)
+            .map_err(|error| candle_core::Error::msg(format!("random features are singular: {error:?}")))?;
+        drop(square);
+        let sums = MatRef::from_column_major_slice(&self.sums, self.size, self.classes());
+        let weights = faer::linalg::solvers::Solve::solve(&factor, sums);
+        Ok(Solution { factor, weights })
+    }
+}
+
+/// The regression of all classes.
+pub(super) struct Solution {
+    factor: Llt<f64>,
+    /// W, (M, C).
+    weights: Mat<f64>,
+}
+
+impl Solution {
+    /// Wᵀ, (C, M), in f64.
+    pub(super) fn weights(&self, device: &Device) -> Result<Tensor> {
+        let (size, classes) = (self.weights.nrows(), self.weights.ncols());
+        let values = (0..classes).flat_map(|column| self.weights.col(column).iter().copied());
+        Tensor::from_iter(values, device)?.reshape((classes, size))
+    }
+
+    /// What each of some examples would have scored had it alone been left out, (n, C) row by row. Their φ (n, M) is part
+    /// of G, and their `columns` of S.
+    ///
+    /// ```text
+    /// h = φᵀ (G + λ I)⁻¹ φ,   left out: (Wᵀ φ − h · onehot) / (1 − h)        Allen 1974
+    /// ```
+    pub(super) fn left_out(&self, features: &Tensor, columns: &[u32]) -> Result<Vec<f64>> {
+        let rows = matrix(features)?;
+        let inverse = faer::linalg::solvers::Solve::solve(&self.factor, rows.transpose());
+        let scores = &rows * &self.weights;
+        let mut left_out = Vec::with_capacity(columns.len() * self.weights.ncols());
+        for (row, own) in columns.iter().enumerate() {
+            let products = rows.row(row).iter().zip(inverse.col(row).iter());
+            let leverage: f64 = products.map(|(a, b)| a * b).sum();
+            let left = (1.0 - leverage).max(f64::EPSILON);
+            left_out.extend((0..self.weights.ncols()).map(|column| {
+                let own = if column == *own as usize { leverage } else { 0.0 };
+                (scores[(row, column)] - own) / left
+            }));
+        }
+        Ok(left_out)
+    }
+}
+
+/// Rows (n, M) in f64.
+fn matrix(rows: &Tensor) -> Result<Mat<f64>> {
+    let (count, size) = rows.dims2()?;
+    let values = rows.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+    Ok(Mat::from_fn(count, size, |row, column| {
+        values[row * size + column]
+    }))
+}
+
+/// The λ with which examples are predicted best by the others: the least squared error of leaving each out in turn (PRESS,
+/// Allen 1974), over powers of √10 times the mean square of a feature. `features` are φ (n, M); at least two examples of a
+/// class say something.
+///
+/// Works on K = Φ Φᵀ = U diag(s) Uᵀ, (n, n), in which the prediction is U diag(s / (s + λ)) Uᵀ Y.
+pub(super) fn best_lambda(features: &Tensor, columns: &[u32]) -> Result<f64> {
+    let rows = matrix(features)?;
+    let count = rows.nrows();
+    let kernel = &rows * rows.transpose();
+    let trace: f64 = (0..count).map(|i| kernel[(i, i)]).sum();
+    let unit = trace / (count * rows.ncols()).max(1) as f64;
+    let eigen = kernel
+        .self_adjoint_eigen(Side::Lower)
+        .map_err(|error| candle_core::Error::msg(format!("eigenvectors of examples: {error:?}")))?;
+    let first = columns.iter().copied().min().unwrap_or(0);
+    let classes = columns.iter().copied().max().unwrap_or(0) - first + 1;
+    let mut sizes = vec![0_usize; classes as usize];
+    for column in columns {
+        sizes[(column - first) as usize] += 1;
+    }
+    let onehot = Mat::from_fn(count, classes as usize, |row, class| {
+        f64::from(u8::from((columns[row] - first) as usize == class))
+    });
+    let turned = eigen.U().transpose() * &onehot;
+    let mut best = (f64::INFINITY, unit);
+    for step in -4..=10 {
+        let lambda = unit * 10_f64.powf(f64::from(step) / 2.0);
+        let share = |i: usize| {
+            let value = eigen.S()[i].max(0.0);
+            value / (value + lambda)
+        };
+        let shrunk = Mat::from_fn(count, classes as usize, |i, class| share(i) * turned[(i, class)]);
+        let predicted = eigen.U() * &shrunk;
+        let mut error = 0.0;
+        for (row, column) in columns.iter().enumerate() {
+            if sizes[(column - first) as usize] < 2 {
+                continue;
+            }
+            let leverage: f64 = (0..count).map(|i| eigen.U()[(row, i)].powi(2) * share(i)).sum();
+            let residuals = (0..classes as usize).map(|class| onehot[(row, class)] - predicted[(row, class)]);
+            let squares: f64 = residuals.map(|residual| residual * residual).sum();
+            error += squares / (1.0 - leverage).max(f64::EPSILON).powi(2);
+        }
+        if error > 0.0 && error < best.0 {
+            best = (error, lambda);
+        }
+    }
+    Ok(best.1)
+}

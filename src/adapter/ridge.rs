@@ -1,0 +1,184 @@
+//! Ridge regression on random features, in closed form (RanPAC, arXiv 2307.02251; ACIL, NeurIPS 2022).
+//!
+//! ```text
+//! φ(x) = max(0, R x),   R (M, D) of standard normal numbers,   score_c = w_c · φ(x),   W = (G + λ I)⁻¹ S
+//! ```
+//!
+//! W is that of learning all tasks at once, whatever their order. R is drawn for a model's first task and kept with its
+//! versions. λ is chosen by the first task's examples where the configuration does not give it, then fixed.
+
+use candle_core::{DType, Device, Result, Tensor};
+use rand::Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+use super::gram::{Gram, Solution, best_lambda};
+
+/// Examples that λ is chosen by.
+const LAMBDA_ROWS: usize = 1024;
+
+/// The regression of all classes.
+#[derive(Debug, Clone)]
+pub struct Ridge {
+    /// R, (M, D).
+    pub(super) projection: Tensor,
+    /// W, (C, M).
+    pub(super) weight: Tensor,
+    /// λ.
+    pub(super) lambda: f64,
+}
+
+impl Ridge {
+    /// R for embeddings of `dim` values.
+    pub(super) fn draw(size: usize, dim: usize, rng: &mut impl Rng, device: &Device) -> Result<Tensor> {
+        let values: Vec<f32> = StandardNormal.sample_iter(rng).take(size * dim).collect();
+        Tensor::from_vec(values, (size, dim), device)
+    }
+
+    /// λ by the examples of a first task: φ (n, M) and their columns, in an order that nobody chose.
+    pub(super) fn lambda(features: &Tensor, columns: &[u32]) -> Result<f64> {
+        let count = columns.len().min(LAMBDA_ROWS);
+        best_lambda(&features.narrow(0, 0, count)?, &columns[..count])
+    }
+
+    /// The regression of what `gram` knows, and its solution.
+    pub(super) fn of(gram: &Gram, projection: Tensor, lambda: f64) -> Result<(Self, Solution)> {
+        let solution = gram.solve(lambda)?;
+        let weight = solution.weights(projection.device())?.to_dtype(DType::F32)?;
+        let ridge = Self {
+            projection,
+            weight,
+            lambda,
+        };
+        Ok((ridge, solution))
+    }
+
+    /// Embeddings (n, D) to scores (n, C), which are no logits yet.
+    pub(super) fn scores(&self, embeddings: &Tensor) -> Result<Tensor> {
+        random_features(embeddings, &self.projection)?.matmul(&self.weight.t()?)
+    }
+
+    /// C and D.
+    pub(super) fn dims(&self) -> Result<(usize, usize)> {
+        let (columns, size) = self.weight.dims2()?;
+        let (rows, dim) = self.projection.dims2()?;
+        if rows != size {
+            candle_core::bail!("weights for {size} random features and {rows} features");
+        }
+        Ok((columns, dim))
+    }
+}
+
+/// φ of embeddings (n, D), as (n, M).
+pub(super) fn random_features(embeddings: &Tensor, projection: &Tensor) -> Result<Tensor> {
+    embeddings.matmul(&projection.t()?)?.relu()
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::adapter::embedding::normalise;
+    use crate::adapter::rehearsal::tests::features;
+
+    const SIZE: usize = 40;
+    const LAMBDA: f64 = 0.3;
+
+    fn projection() -> Tensor {
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        Ridge::draw(SIZE, 8, &mut rng, &Device::Cpu).expect("drawn")
+    }
+
+    /// φ of three classes of 5, 30 and 1 examples.
+    fn classes() -> Vec<Tensor> {
+        let rows = normalise(&features(36, 8)).expect("normalised");
+        [(0, 5), (5, 30), (35, 1)]
+            .map(|(start, count)| {
+                let rows = rows.narrow(0, start, count).expect("rows");
+                random_features(&rows, &projection()).expect("features")
+            })
+            .to_vec()
+    }
+
+    fn weights(grams: &[Gram]) -> Vec<Vec<f64>> {
+        let mut sum = grams[0].clone();
+        for next in &grams[1..] {
+            sum.merge(next).expect("merged");
+        }
+        let solution = sum.solve(LAMBDA).expect("solved");
+        let weights = solution.weights(&Device::Cpu).expect("weights");
+        weights.to_vec2().expect("rows")
+    }
+
+    fn furthest(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
+        let pairs = a.iter().flatten().zip(b.iter().flatten());
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn weights_solve_the_regularised_normal_equations() -> Result<()> {
+        let classes = classes();
+        let weights = weights(&[Gram::of(&classes, SIZE)?]);
+        let all = Tensor::cat(&classes, 0)?.to_dtype(DType::F64)?;
+        let gram = (all.t()?.matmul(&all)? + (Tensor::eye(SIZE, DType::F64, &Device::Cpu)? * LAMBDA)?)?;
+        for (weight, rows) in weights.into_iter().zip(&classes) {
+            let weight = Tensor::from_vec(weight, (SIZE, 1), &Device::Cpu)?;
+            let sum = rows.to_dtype(DType::F64)?.sum(0)?.unsqueeze(1)?;
+            let apart = (gram.matmul(&weight)? - sum)?.abs()?.max_all()?;
+            assert!(apart.to_scalar::<f64>()? < 1e-9);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn any_order_of_tasks_gives_the_same_weights() -> Result<()> {
+        let tasks: Vec<Gram> = classes()
+            .into_iter()
+            .map(|class| Gram::of(&[class], SIZE))
+            .collect::<Result<_>>()?;
+        let joint = weights(&[Gram::of(&classes(), SIZE)?]);
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]] {
+            let found = weights(&order.map(|task| tasks[task].clone()));
+            let expected: Vec<Vec<f64>> = order.iter().map(|task| joint[*task].clone()).collect();
+            assert!(furthest(&found, &expected) < 1e-9, "{order:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn leaving_out_in_closed_form_is_leaving_out() -> Result<()> {
+        let classes = classes();
+        let solution = Gram::of(&classes, SIZE)?.solve(LAMBDA)?;
+        let closed = solution.left_out(&classes[0], &[0; 5])?;
+        for left in 0..5_u32 {
+            let kept: Vec<u32> = (0..5).filter(|row| *row != left).collect();
+            let rest = classes[0].index_select(&Tensor::new(kept, &Device::Cpu)?, 0)?;
+            let without = Gram::of(&[rest, classes[1].clone(), classes[2].clone()], SIZE)?.solve(LAMBDA)?;
+            let row = classes[0].narrow(0, left as usize, 1)?.to_dtype(DType::F64)?;
+            let scores = row
+                .matmul(&without.weights(&Device::Cpu)?.t()?)?
+                .to_vec2::<f64>()?;
+            for (found, expected) in closed[left as usize * 3..].iter().zip(&scores[0]) {
+                assert!((found - expected).abs() < 1e-8, "{found} and {expected}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn lambda_grows_with_noise() -> Result<()> {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let noise = Ridge::draw(60, 8, &mut rng, &Device::Cpu)?;
+        let columns: Vec<u32> = (0..60).map(|row| row % 2).collect();
+        let sides: Vec<f32> = columns.iter().map(|c| if *c == 0 { 3.0 } else { -3.0 }).collect();
+        let apart = noise.broadcast_add(&Tensor::from_vec(sides, (60, 1), &Device::Cpu)?)?;
+        let chosen = |rows: &Tensor| {
+            let features = random_features(&normalise(rows)?, &projection())?;
+            Ridge::lambda(&features, &columns)
+        };
+        let (clear, blurred) = (chosen(&apart)?, chosen(&noise)?);
+        assert!(clear < blurred, "{clear} and {blurred}");
+        Ok(())
+    }
+}
