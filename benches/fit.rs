@@ -37,6 +37,7 @@ fn learning(criterion: &mut Criterion) {
     let statistics = Statistics {
         classes,
         scatter: None,
+        gram: None,
     };
     let head = Head::zero_shot(old, 100.0).expect("a head");
     let labels: Vec<u32> = (0..(CLASSES - OLD) * PER_CLASS)

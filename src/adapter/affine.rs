@@ -94,14 +94,24 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::adapter::ClassStatistics;
     use crate::adapter::embedding::normalise;
     use crate::adapter::rehearsal::tests::features;
+
+    fn statistics(rows: &[Tensor]) -> Result<Statistics> {
+        let classes = rows.iter().map(|rows| ClassStatistics::estimate(rows, 0));
+        Ok(Statistics {
+            classes: classes.collect::<Result<_>>()?,
+            scatter: Some(Scatter::of(rows)?),
+            gram: None,
+        })
+    }
 
     #[test]
     fn the_order_of_tasks_does_not_matter() -> Result<()> {
         let tasks = [9, 4, 6].map(|count| {
             let rows = (features(count, 8) * if count == 4 { -1.0 } else { 1.0 }).expect("moved");
-            Statistics::estimate(&[rows], 3, true).expect("estimated")
+            statistics(&[normalise(&rows).expect("normalised")]).expect("estimated")
         });
         let learned = |order: [usize; 3]| {
             let mut all = Statistics::default();
@@ -128,7 +138,7 @@ mod tests {
             Tensor::new(&rows, &Device::Cpu)
         };
         let rows = [class([0.1, 0.3])?, class([1.0, 1.4])?];
-        let statistics = Statistics::estimate(&rows, 2, true)?;
+        let statistics = statistics(&rows)?;
         let affine = Affine::discriminant(&statistics)?;
 
         let mut scatter = [[0.0_f64; 2]; 2];

@@ -78,7 +78,6 @@ pub struct FitReport {
     pub examples: usize,
     /// The training of what stands before the anchors, or makes them, where the strategy has any: the linear or
     /// self-attention adapter, or prompts.
-    #[serde(alias = "linear")]
     pub adapter: Option<TrainingReport>,
     /// The training of the adapter before the prototypes, where the strategy has one.
     pub prototypes: Option<TrainingReport>,
@@ -104,7 +103,6 @@ pub struct TrainingReport {
     /// Mean loss over the last epoch's steps.
     pub last_loss: f64,
     /// Rows of old classes drawn.
-    #[serde(alias = "pseudo_features")]
     pub rehearsed: usize,
 }
 

@@ -18,6 +18,7 @@
 
 mod affine;
 mod calibration;
+mod closed_forms;
 pub mod codec;
 pub mod embedding;
 pub mod evaluate;

@@ -201,13 +201,9 @@ mod tests {
     #[test]
     fn what_is_whitened_varies_alike_in_all_directions() {
         let dim = 5;
-        let rows = features(4000, dim);
-        let statistics = ClassStatistics::estimate(&rows, dim).expect("estimated");
-        let mut scatter = Scatter::empty(dim, &Device::Cpu).expect("zeros");
-        let unit = normalise(&rows).expect("normalised");
-        scatter
-            .add_class(&unit.to_dtype(DType::F64).expect("wide"))
-            .expect("added");
+        let unit = normalise(&features(4000, dim)).expect("normalised");
+        let statistics = ClassStatistics::estimate(&unit, dim).expect("estimated");
+        let scatter = Scatter::of(std::slice::from_ref(&unit)).expect("a scatter");
         let statistics = Statistics {
             classes: vec![statistics],
             scatter: Some(scatter),

@@ -58,7 +58,7 @@ async fn a_job_tells_its_story(database: Database) {
     );
     assert_eq!(examples["discarded"], json!([]));
     assert!(
-        job["report"]["fit"]["linear"]["steps"]
+        job["report"]["fit"]["adapter"]["steps"]
             .as_u64()
             .is_some_and(|steps| steps > 0)
     );

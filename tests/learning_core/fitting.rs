@@ -15,7 +15,7 @@ use crate::world::{DIM, World, carry_on, config, values};
 fn trained(fitted: &Fitted) -> &TrainingReport {
     fitted
         .report
-        .linear
+        .adapter
         .as_ref()
         .expect("the linear adapter was trained")
 }
@@ -280,5 +280,5 @@ fn input_that_does_not_fit_together_is_refused() {
     );
     let fitted = fitted.expect("nothing to rehearse, nothing to keep");
     assert!(fitted.statistics.classes.is_empty());
-    assert_eq!(trained(&fitted).pseudo_features, 0);
+    assert_eq!(trained(&fitted).rehearsed, 0);
 }
