@@ -145,3 +145,100 @@ impl Trainable for Context<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// A text tower of two products: of the context's mean, moved by what is each class's own.
+    struct Toy {
+        names: Tensor,
+        tower: Tensor,
+    }
+
+    impl Toy {
+        fn new(classes: usize) -> Result<Self> {
+            Ok(Self {
+                names: sines(0.3, classes, 6)?,
+                tower: sines(0.7, 6, 4)?,
+            })
+        }
+    }
+
+    impl Prompts for Toy {
+        fn classes(&self) -> usize {
+            self.names.dims()[0]
+        }
+
+        fn template(&self) -> Result<Tensor> {
+            sines(0.9, 3, 6)
+        }
+
+        fn encode(&self, context: &Tensor, classes: Range<usize>) -> Result<Tensor> {
+            let names = self.names.narrow(0, classes.start, classes.len())?;
+            names
+                .broadcast_add(&context.mean_keepdim(0)?)?
+                .tanh()?
+                .matmul(&self.tower)
+        }
+    }
+
+    fn sines(seed: f64, rows: usize, columns: usize) -> Result<Tensor> {
+        let values = (0..rows * columns).map(|i| (i as f64 * 12.9898 + seed).sin());
+        Tensor::from_iter(values, &Device::Cpu)?.reshape((rows, columns))
+    }
+
+    #[test]
+    fn the_gradient_over_chunks_agrees_with_finite_differences() -> Result<()> {
+        let toy = Toy::new(2 * CHUNK + 3)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let context = Context::initial(Initialisation::Identity, &toy, &mut rng)?;
+        assert_eq!(
+            context.vectors.to_vec2::<f64>()?,
+            toy.template()?.to_vec2::<f64>()?,
+            "it starts at the template"
+        );
+        let (x, none) = (sines(0.1, 4, 4)?, sines(0.0, 1, 4)?);
+        let loss_at = |context: &Context<'_>| {
+            let targets = Targets {
+                anchors: &none,
+                scale: 5.0,
+                pairs: None,
+            };
+            context.gradient(&targets, &x, &[0, 34, 17, 16])
+        };
+        let exact = loss_at(&context)?.parameters[0].to_vec2::<f64>()?;
+        let step = 1e-5;
+        for (row, column) in [(0, 0), (1, 4), (2, 5)] {
+            let moved = |offset: f64| {
+                let mut values = context.vectors.to_vec2::<f64>()?;
+                values[row][column] += offset;
+                let vectors = Tensor::new(values, &Device::Cpu)?;
+                loss_at(&context.with(vec![vectors])).map(|found| found.loss)
+            };
+            let slope = (moved(step)? - moved(-step)?) / (2.0 * step);
+            assert!((slope - exact[row][column]).abs() < 1e-8);
+        }
+        let prompted = context.prompted()?;
+        assert_eq!(prompted.dims()?, (2 * CHUNK + 3, 4));
+        let lengths = prompted.rows.sqr()?.sum(1)?.to_vec1::<f64>()?;
+        assert!(lengths.iter().all(|length| (length - 1.0).abs() < 1e-12));
+        Ok(())
+    }
+
+    #[test]
+    fn a_random_start_is_sixteen_small_vectors() -> Result<()> {
+        let toy = Toy::new(2)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let context = Context::initial(Initialisation::Kaiming, &toy, &mut rng)?;
+        assert_eq!(context.vectors.dims(), [16, 6]);
+        let variance = context.vectors.to_dtype(DType::F64)?.sqr()?.mean_all()?;
+        let deviation = variance.to_scalar::<f64>()?.sqrt();
+        assert!((deviation / 0.02 - 1.0).abs() < 0.2, "{deviation}");
+        Ok(())
+    }
+}

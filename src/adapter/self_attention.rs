@@ -198,3 +198,146 @@ fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Resul
         .broadcast_mul(weight)?
         .broadcast_add(bias)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::adapter::embedding::normalise;
+
+    const TOKENS: usize = 5;
+    const WIDTH: usize = 8;
+    const DIM: usize = 6;
+    const COLUMNS: [u32; 3] = [1, 3, 0];
+
+    /// The numbers that `tests/learning_core/make_reference.py` makes.
+    fn sines(seed: f64, shape: &[usize]) -> Result<Tensor> {
+        let count: usize = shape.iter().product();
+        let values = (0..count).map(|i| (i as f64 * 12.9898 + seed).sin());
+        Tensor::from_iter(values, &Device::Cpu)?.reshape(shape)
+    }
+
+    fn adapter() -> Result<SelfAttention> {
+        let shapes = SelfAttention::shapes(WIDTH, DIM);
+        let parameters = shapes
+            .iter()
+            .enumerate()
+            .map(|(place, shape)| sines(place as f64, shape));
+        Ok(SelfAttention {
+            tokens: TOKENS,
+            heads: 2,
+            epsilon: 1e-5,
+            parameters: parameters.collect::<Result<_>>()?,
+        })
+    }
+
+    fn rows() -> Result<Tensor> {
+        sines(0.5, &[3, TOKENS * WIDTH])
+    }
+
+    fn gradient(adapter: &SelfAttention) -> Result<Gradient> {
+        let anchors = normalise(&sines(0.25, &[4, DIM])?)?;
+        let targets = Targets {
+            anchors: &anchors,
+            scale: 7.0,
+            pairs: None,
+        };
+        adapter.gradient(&targets, &rows()?, &COLUMNS)
+    }
+
+    /// PyTorch 2, `tests/learning_core/make_reference.py`: name, next to last value of the gradient, its length.
+    const REFERENCE: [(&str, f64, f64); COUNT] = [
+        ("norm1.weight", 4.2782386e-05, 0.038792915677),
+        ("norm1.bias", 0.034502358634, 0.08411042814),
+        ("query.weight", -0.00013808485, 0.002181655988),
+        ("query.bias", 0.000244149508, 0.00136728169),
+        ("key.weight", -0.000301559974, 0.011081489408),
+        ("key.bias", 0.0, 0.0),
+        ("value.weight", 0.060678931037, 0.906424445408),
+        ("value.bias", -0.088190236568, 0.476715774846),
+        ("out.weight", -0.002852081361, 4.09757654483),
+        ("out.bias", 0.003860129726, 1.42762040714),
+        ("norm2.weight", -0.484854929493, 2.01017952056),
+        ("norm2.bias", 0.979759464448, 2.19289983949),
+        ("projection", -0.245794584226, 2.19058488772),
+    ];
+
+    #[test]
+    fn outputs_loss_and_gradients_are_pytorchs() -> Result<()> {
+        let adapter = adapter()?;
+        let outputs = adapter.apply(&rows()?)?.to_vec2::<f64>()?;
+        let expected = [
+            -0.434603066,
+            -0.896814902,
+            -1.200622692,
+            -1.29236499,
+            -1.155837392,
+            -0.815154711,
+        ];
+        for (found, expected) in outputs[2].iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-8, "{found} and {expected}");
+        }
+        let found = gradient(&adapter)?;
+        assert!((found.loss - 7.282114000519).abs() < 1e-10, "{}", found.loss);
+        for ((name, value, length), (slope, known)) in
+            REFERENCE.iter().zip(found.parameters.iter().zip(NAMES))
+        {
+            assert_eq!(*name, known);
+            let slope = slope.flatten_all()?.to_vec1::<f64>()?;
+            let norm = slope.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let next_to_last = slope[slope.len() - 2];
+            assert!(
+                (next_to_last - value).abs() < 1e-9,
+                "{name}: {next_to_last} and {value}"
+            );
+            assert!((norm - length).abs() < 1e-9, "{name}: {norm} and {length}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_agree_with_finite_differences() -> Result<()> {
+        let adapter = adapter()?;
+        let exact = gradient(&adapter)?;
+        let step = 1e-5;
+        for (place, name) in NAMES.iter().enumerate() {
+            let shape = adapter.parameters[place].shape();
+            let moved = |offset: f64| {
+                let mut values = adapter.parameters[place].flatten_all()?.to_vec1::<f64>()?;
+                values[3] += offset;
+                let mut parameters = adapter.parameters.clone();
+                parameters[place] = Tensor::from_vec(values, shape, &Device::Cpu)?;
+                gradient(&adapter.with(parameters)).map(|found| found.loss)
+            };
+            let slope = (moved(step)? - moved(-step)?) / (2.0 * step);
+            let exact = exact.parameters[place].flatten_all()?.to_vec1::<f64>()?[3];
+            assert!((slope - exact).abs() < 1e-6, "{name}: {slope} and {exact}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn untrained_it_is_the_end_of_the_tower() -> Result<()> {
+        let single = |tensor: Tensor| tensor.to_dtype(DType::F32);
+        let readout = Readout {
+            tokens: TOKENS,
+            heads: 2,
+            norm_weight: single(sines(1.0, &[WIDTH])?)?,
+            norm_bias: single(sines(2.0, &[WIDTH])?)?,
+            norm_epsilon: 1e-5,
+            projection: single(sines(3.0, &[WIDTH, DIM])?)?,
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let adapter = SelfAttention::initial(&readout, &mut rng)?;
+        let rows = single(rows()?)?;
+        let class = rows.narrow(1, 0, WIDTH)?.contiguous()?;
+        let read = layer_norm(&class, &readout.norm_weight, &readout.norm_bias, 1e-5)?;
+        let expected = read.matmul(&readout.projection)?.to_vec2::<f32>()?;
+        assert_eq!(adapter.apply(&rows)?.to_vec2::<f32>()?, expected);
+        assert_eq!(adapter.dims()?, (TOKENS * WIDTH, DIM));
+        Ok(())
+    }
+}
