@@ -129,8 +129,9 @@ impl ClassPrompts {
 
     /// Features `(n, dim)`, not normalised, of some of the classes behind `context` `(k, width)`, 0 ≤ k ≤ context
     /// length − 3, with a gradient where `context` has one. Where the context is longer than the template's, names are
-    /// cut off earlier. A graph of all layers is kept for each class until the gradient is taken: memory is the
-    /// caller's to bound, by asking for a few classes at a time.
+    /// cut off earlier. Until a gradient is taken all layers' states are kept, with what is computed on the way back
+    /// some 40 MB a class for ViT-B/32 and 16 vectors: memory is the caller's to bound, by a few classes at a time. The
+    /// last bits of a row depend on the classes that are encoded with it.
     ///
     /// # Errors
     /// When `context` is of another width or leaves no room, or there are no such classes.

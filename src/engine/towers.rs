@@ -108,7 +108,7 @@ mod tests {
         let config = EngineConfig {
             policy: Policy {
                 max_batch,
-                max_wait: Duration::from_secs(60),
+                max_wait: Duration::from_mins(1),
                 background_batch: 1,
                 background_every: 8,
             },

@@ -68,7 +68,7 @@ def main():
         ("gradient norm", context.grad.norm()),
         ("gradient", context.grad[:, :4]),
     ]:
-        print(name, np.array2string(values.detach().numpy(), precision=7, separator=", "))
+        print(name, np.array2string(values.detach().numpy(), precision=6, separator=", "))
 
 
 if __name__ == "__main__":
