@@ -2,7 +2,7 @@
 //!
 //! Owner: the towers. Source: `transformers`' `CLIPEncoder` (pre-norm layers, biases everywhere), with query, key and
 //! value as one product and the attention scale folded into the query's weights. Invariants: inputs are contiguous
-//! `(n, t, width)`; weights never change after load. A gradient flows through to the input, never to the weights.
+//! `(n, t, width)`; weights never change after load. A gradient flows through to the input, never into a matrix.
 
 use candle_core::{D, Result, Tensor};
 
