@@ -33,7 +33,7 @@
 //! # Words
 //!
 //! - **Backbone**: the frozen CLIP. **Features**: its un-normalised image output, a row an image. **Embedding**:
-//!   normalised features.
+//!   normalised features. **Tokens**: the hidden states of its image tower's last layer, of which it makes features.
 //! - **Model**: a named classifier over the backbone. **Task**: a named set of new classes with labelled examples.
 //!   **Class**: a label, its prompt and a stable id.
 //! - **Job**: one execution that learns a task. **Step**: one update of the optimiser. A tokio task is called a
@@ -45,7 +45,9 @@
 //!
 //! # Invariants
 //!
-//! - The backbone belongs to the device thread alone.
+//! - The backbone belongs to the device thread alone, with one exception: a fit that trains before the text tower or
+//!   behind the image tower holds handles on their weights, the text tower's and those of the image tower's end. It
+//!   reads them on its own threads; nobody can change them.
 //! - A snapshot never changes, and an answer never mixes two versions.
 //! - A crash before the commit publishes nothing; after it, everything.
 //! - Every activation is in the log.

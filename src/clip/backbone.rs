@@ -1,9 +1,11 @@
 //! The frozen CLIP: both towers, their tokenizer and image processor.
 //!
-//! Owner: one device thread; everybody else holds the tokenizer, the image processor, or a handle to that thread.
+//! Owner: one device thread; everybody else holds the tokenizer, the image processor, or a handle to that thread. A fit
+//! besides holds handles on weights that it reads and cannot change: [`PromptTower`], [`ImageReadout`].
 //! Invariants: weights never change; on the CPU a row of output depends on its own input alone, bit for bit, whatever
 //! shares the batch: predictions that were recorded can be repeated exactly.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,10 +16,11 @@ use super::config::ClipConfig;
 use super::error::{BackboneError, EncodeError};
 use super::hub;
 use super::image_processor::ImageProcessor;
+use super::prompt::PromptTower;
 use super::source::{BackboneFiles, BackboneSource};
 use super::text::TextTower;
 use super::tokenizer::ClipTokenizer;
-use super::vision::VisionTower;
+use super::vision::{ImageReadout, VisionTower};
 use super::weights::{Weights, WeightsFile};
 use crate::domain::Digest;
 
@@ -31,10 +34,18 @@ pub struct Backbone {
     config: ClipConfig,
     logit_scale: f32,
     vision: VisionTower,
-    text: TextTower,
+    text: Arc<TextTower>,
     tokenizer: ClipTokenizer,
     image_processor: Arc<ImageProcessor>,
     device: Device,
+}
+
+/// What the image tower makes of n images of t tokens.
+pub struct ImageStates {
+    /// Features, not normalised, `(n, dim)`.
+    pub features: Tensor,
+    /// The last layer's hidden states before the closing norm, one after another, class token first: `(n, t · width)`.
+    pub tokens: Tensor,
 }
 
 impl Backbone {
@@ -93,7 +104,7 @@ impl Backbone {
             config,
             logit_scale,
             vision,
-            text,
+            text: Arc::new(text),
             tokenizer,
             image_processor: Arc::new(image_processor),
             device,
@@ -148,6 +159,41 @@ impl Backbone {
 
     /// Features of images, not normalised: `(n, 3, image_size, image_size)` f32 pixels to `(n, dim)` f32.
     pub fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, EncodeError> {
+        let (n, pixels) = self.checked(pixels)?;
+        let features = self.encode(n, |rows| {
+            let states = self.vision.states(&pixels.narrow(0, rows.start, rows.len())?)?;
+            self.vision.features(&states)
+        })?;
+        self.stacked(&features, self.dim())
+    }
+
+    /// What [`Self::encode_images`] gives, bit for bit, and what the image tower made it of, in one pass.
+    pub fn encode_images_and_tokens(&self, pixels: &Tensor) -> Result<ImageStates, EncodeError> {
+        let (n, pixels) = self.checked(pixels)?;
+        let parts = self.encode(n, |rows| {
+            let states = self.vision.states(&pixels.narrow(0, rows.start, rows.len())?)?;
+            Ok((self.vision.features(&states)?, states.flatten_from(1)?))
+        })?;
+        let (features, tokens): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        let vision = &self.config.vision;
+        Ok(ImageStates {
+            features: self.stacked(&features, self.dim())?,
+            tokens: self.stacked(&tokens, vision.tokens() * vision.encoder.width)?,
+        })
+    }
+
+    /// The end of the image tower, for whoever trains behind its last layer.
+    pub fn image_readout(&self) -> ImageReadout {
+        self.vision.readout()
+    }
+
+    /// The text tower, for whoever trains what stands before class names.
+    pub fn prompt_tower(&self) -> PromptTower {
+        PromptTower::new(Arc::clone(&self.text), self.tokenizer.clone())
+    }
+
+    /// How many images `pixels` holds, and they on the device.
+    fn checked(&self, pixels: &Tensor) -> Result<(usize, Tensor), EncodeError> {
         let size = self.image_size();
         let n = match pixels.dims() {
             &[n, 3, height, width] if height == size && width == size => n,
@@ -158,10 +204,7 @@ impl Backbone {
                 });
             }
         };
-        let pixels = pixels.to_device(&self.device)?;
-        self.encode(n, |rows| {
-            self.vision.forward(&pixels.narrow(0, rows.start, rows.len())?)
-        })
+        Ok((n, pixels.to_device(&self.device)?))
     }
 
     /// Features of texts, not normalised: `n` lists of token ids to `(n, dim)` f32. Each list ends with the end token
@@ -178,29 +221,36 @@ impl Backbone {
             .zip(&pooled)
             .map(|(ids, pooled)| &ids[..=*pooled])
             .collect();
-        self.encode(texts.len(), |rows| {
+        let features = self.encode(texts.len(), |rows| {
             self.text.forward(&texts[rows.clone()], &pooled[rows])
-        })
+        })?;
+        self.stacked(&features, self.dim())
     }
 
-    /// Runs a tower over `n` rows. On the CPU every row is computed alone, rows side by side on all cores: that keeps
-    /// its working set in the cache, and its result free of its neighbours (the matrix kernel's blocking, and with it
-    /// the order of its sums, may depend on the number of rows).
-    fn encode<F>(&self, n: usize, tower: F) -> Result<Tensor, EncodeError>
+    /// Runs a tower over `n` rows and gives its results in order. On the CPU every row is computed alone, rows side by
+    /// side on all cores: that keeps its working set in the cache, and its result free of its neighbours (the matrix
+    /// kernel's blocking, and with it the order of its sums, may depend on the number of rows).
+    fn encode<T, F>(&self, n: usize, tower: F) -> Result<Vec<T>, EncodeError>
     where
-        F: Fn(std::ops::Range<usize>) -> candle_core::Result<Tensor> + Sync,
+        T: Send,
+        F: Fn(Range<usize>) -> candle_core::Result<T> + Sync,
     {
         if n == 0 {
-            return Ok(Tensor::zeros((0, self.dim()), DType::F32, &self.device)?);
+            return Ok(Vec::new());
         }
         if !self.device.is_cpu() {
-            return Ok(tower(0..n)?);
+            return Ok(vec![tower(0..n)?]);
         }
-        let rows = (0..n)
-            .into_par_iter()
-            .map(|row| tower(row..row + 1))
-            .collect::<candle_core::Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&rows, 0)?)
+        let rows = (0..n).into_par_iter().map(|row| tower(row..row + 1));
+        Ok(rows.collect::<candle_core::Result<Vec<T>>>()?)
+    }
+
+    /// Rows of `width` values under one another.
+    fn stacked(&self, parts: &[Tensor], width: usize) -> Result<Tensor, EncodeError> {
+        if parts.is_empty() {
+            return Ok(Tensor::zeros((0, width), DType::F32, &self.device)?);
+        }
+        Ok(Tensor::cat(parts, 0)?)
     }
 }
 

@@ -50,6 +50,11 @@ impl VisionConfig {
     pub(super) fn grid(&self) -> usize {
         self.image_size / self.patch_size
     }
+
+    /// Tokens an image: the class token and the patches.
+    pub(super) fn tokens(&self) -> usize {
+        self.grid().pow(2) + 1
+    }
 }
 
 /// The text tower's dimensions.

@@ -2,15 +2,14 @@
 //!
 //! Owner: the towers. Source: `transformers`' `CLIPEncoder` (pre-norm layers, biases everywhere), with query, key and
 //! value as one product and the attention scale folded into the query's weights. Invariants: inputs are contiguous
-//! `(n, t, width)`; weights never change after load.
+//! `(n, t, width)`; weights never change after load. A gradient flows through to the input, never into a matrix.
 
 use candle_core::{D, Result, Tensor};
-use candle_nn::ops::softmax_last_dim;
 
 use super::config::{Activation, EncoderConfig};
 use super::error::BackboneError;
-use super::fused;
 use super::weights::Weights;
+use super::{frozen, fused};
 
 /// All layers of a tower.
 pub(super) struct Encoder {
@@ -38,11 +37,11 @@ impl Encoder {
     }
 }
 
-/// A layer norm's parameters.
+/// A layer norm's parameters, each `(width)`.
 pub(super) struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f32,
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
+    pub(super) eps: f32,
 }
 
 impl LayerNorm {
@@ -88,7 +87,7 @@ impl Linear {
 
     /// The product of `x` and the matrix, without the bias.
     fn product(&self, x: &Tensor) -> Result<Tensor> {
-        x.broadcast_matmul(&self.weight)
+        frozen::product(x, &self.weight)
     }
 }
 
@@ -154,7 +153,7 @@ impl Layer {
             Some(mask) => fused::add_repeated(logits, mask)?,
             None => logits,
         };
-        softmax_last_dim(&logits)?
+        fused::softmax(&logits)?
             .matmul(&value)?
             .transpose(1, 2)?
             .reshape((n, t, width))

@@ -159,6 +159,17 @@ pub enum EncodeError {
     /// A text has no end token, so there is nothing to pool.
     #[error("text {0} has no end token")]
     NoEnd(usize),
+    /// A prompt's template has no `{}`.
+    #[error("the template holds no {{}}")]
+    NoPlace,
+    /// A context takes the whole text.
+    #[error("a context of {context} tokens leaves no room for a name among {limit}")]
+    NoRoom {
+        /// Its vectors or tokens.
+        context: usize,
+        /// The context length, start and end included.
+        limit: usize,
+    },
     /// The text could not be split into tokens.
     #[error("the text cannot be split into tokens")]
     Tokenize(#[source] Box<dyn std::error::Error + Send + Sync>),

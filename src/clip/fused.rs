@@ -2,10 +2,11 @@
 //!
 //! Owner: the encoder. candle's own operators take a pass (and fresh memory) for each of bias, activation and
 //! residual, and hand large tensors to threads of their own that no setting of ours bounds; here they are one loop over
-//! memory that is already ours, on the thread that asks. On other devices, and in other types than f32,
-//! the same formulas are composed of candle's operators. Invariant: a row's result depends on that row alone.
+//! memory that is already ours, on the thread that asks. On other devices, in other types than f32, and where a gradient
+//! is to flow through them, the same formulas are composed of candle's operators. Invariants: a row's result depends on
+//! that row alone; what a gradient is asked of is never written in place.
 
-use candle_core::{CpuStorage, DType, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, D, DType, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
 use candle_nn::{Module as _, ops};
 use candle_transformers::models::clip;
 
@@ -13,7 +14,11 @@ use super::config::Activation;
 
 /// `LayerNorm(x) · weight + bias` over the last dimension of `x`, contiguous.
 pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
-    if !on_cpu(x) {
+    if x.track_op() {
+        // candle's fast layer norm has no gradient.
+        return ops::layer_norm_slow(x, weight, bias, eps);
+    }
+    if !is_one_loop(x) {
         return ops::layer_norm(x, weight, bias, eps);
     }
     let out = x.copy()?;
@@ -21,10 +26,19 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
     Ok(out)
 }
 
+/// The softmax over the last dimension of `x`, contiguous.
+pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
+    if x.track_op() {
+        // candle's fast softmax has no gradient.
+        return ops::softmax(x, D::Minus1);
+    }
+    ops::softmax_last_dim(x)
+}
+
 /// `x + repeated`, whose dimensions are the last ones of `x`: a bias, positions, a mask. Takes `x`, which must be
 /// nobody else's.
 pub(super) fn add_repeated(x: Tensor, repeated: &Tensor) -> Result<Tensor> {
-    if on_cpu(&x) {
+    if is_one_loop(&x) {
         x.inplace_op2(repeated, &AddRepeated)?;
         return Ok(x);
     }
@@ -33,7 +47,7 @@ pub(super) fn add_repeated(x: Tensor, repeated: &Tensor) -> Result<Tensor> {
 
 /// `activation(x + bias)`; takes `x`, which must be nobody else's.
 pub(super) fn bias_activation(x: Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
-    if on_cpu(&x) {
+    if is_one_loop(&x) {
         x.inplace_op2(bias, &BiasActivation(activation))?;
         return Ok(x);
     }
@@ -46,7 +60,7 @@ pub(super) fn bias_activation(x: Tensor, bias: &Tensor, activation: Activation) 
 
 /// `x + bias + residual`; takes `x`, which must be nobody else's.
 pub(super) fn bias_residual(x: Tensor, bias: &Tensor, residual: &Tensor) -> Result<Tensor> {
-    if on_cpu(&x) {
+    if is_one_loop(&x) && !residual.track_op() {
         x.inplace_op3(bias, residual, &BiasResidual)?;
         return Ok(x);
     }
@@ -56,8 +70,8 @@ pub(super) fn bias_residual(x: Tensor, bias: &Tensor, residual: &Tensor) -> Resu
 /// The slope inside OpenAI's `x · sigmoid(1.702 x)` (<https://github.com/hendrycks/GELUs>).
 const QUICK_GELU_SLOPE: f32 = 1.702;
 
-fn on_cpu(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+fn is_one_loop(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op()
 }
 
 struct AddRepeated;
@@ -207,7 +221,7 @@ fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mu
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Var};
 
     use super::*;
 
@@ -239,6 +253,31 @@ mod tests {
             let fused = step(narrow(&x)?, &narrow(&bias)?, &narrow(&residual)?)?;
             let apart = (fused.to_dtype(DType::F64)? - composed)?.abs()?.max_all()?;
             assert!(apart.to_scalar::<f64>()? < 2e-6);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn steps_that_a_gradient_flows_through_leave_what_they_are_given_alone() -> Result<()> {
+        let (bias, residual) = (noise(1, 16, 1.5).squeeze(0)?, noise(5, 16, 2.0));
+        let narrow = |tensor: &Tensor| tensor.to_dtype(DType::F32);
+        let (bias, residual) = (narrow(&bias)?, narrow(&residual)?);
+        let steps: [Step; 6] = [
+            |x, bias, _| add_repeated(x, bias),
+            |x, bias, _| bias_activation(x, bias, Activation::QuickGelu),
+            |x, bias, _| bias_activation(x, bias, Activation::Gelu),
+            bias_residual,
+            |x, bias, _| layer_norm(&x, bias, bias, 1e-5),
+            |x, _, _| softmax(&x),
+        ];
+        for step in steps {
+            let values = narrow(&noise(5, 16, 4.0))?;
+            let x = Var::from_tensor(&values)?;
+            let tracked = step(x.as_tensor().clone(), &bias, &residual)?;
+            assert!(tracked.backward()?.get(&x).is_some());
+            let apart = |a: &Tensor, b: &Tensor| (a - b)?.abs()?.max_all()?.to_scalar::<f32>();
+            assert!(apart(&x, &values)? == 0.0);
+            assert!(apart(&tracked, &step(values.copy()?, &bias, &residual)?)? < 2e-6);
         }
         Ok(())
     }

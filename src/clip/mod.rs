@@ -1,7 +1,8 @@
 //! The backbone: a frozen CLIP with its tokenizer and image processor.
 //!
 //! Owner: one device thread owns the [`Backbone`]; [`ClipTokenizer`] and [`ImageProcessor`] are handed out and used
-//! anywhere. Loading: [`BackboneSource`] names an embedded model, a Hugging Face directory or a hub repository; its
+//! anywhere, and so are two parts of the frozen weights for those who train in front of them or behind them:
+//! [`PromptTower`] and [`ImageReadout`]. Loading: [`BackboneSource`] names an embedded model, a Hugging Face directory or a hub repository; its
 //! files are read and hashed once, checked field by field and tensor by tensor, and only then is there a backbone.
 //!
 //! ```text
@@ -18,10 +19,12 @@ mod config;
 mod decode;
 mod encoder;
 mod error;
+mod frozen;
 mod fused;
 mod hub;
 mod image_processor;
 mod jpeg;
+mod prompt;
 mod resize;
 mod source;
 mod text;
@@ -29,10 +32,12 @@ mod tokenizer;
 mod vision;
 mod weights;
 
-pub use backbone::Backbone;
+pub use backbone::{Backbone, ImageStates};
 pub use decode::{ImageError, Limits};
 pub use error::{BackboneError, EncodeError};
 pub use hub::HubError;
 pub use image_processor::ImageProcessor;
+pub use prompt::{ClassPrompts, PromptTower};
 pub use source::BackboneSource;
 pub use tokenizer::ClipTokenizer;
+pub use vision::ImageReadout;

@@ -1,15 +1,16 @@
 //! The text tower: token ids to features.
 //!
-//! Owner: the backbone. Source: `transformers`' `CLIPTextModel` with `text_projection`. Invariant: attention is
-//! causal, so what follows the pooled token cannot change the result; padding needs no mask of its own.
+//! Owner: the backbone, and whoever holds a [`super::PromptTower`]. Source: `transformers`' `CLIPTextModel` with
+//! `text_projection`. Invariants: weights never change; attention is causal, so what follows the pooled token cannot
+//! change the result, and padding needs no mask of its own.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::{ClipConfig, Pooling, TextConfig};
 use super::encoder::{Encoder, LayerNorm};
 use super::error::{BackboneError, EncodeError};
-use super::fused;
 use super::weights::Weights;
+use super::{frozen, fused};
 
 /// The text tower's weights.
 pub(super) struct TextTower {
@@ -42,7 +43,7 @@ impl TextTower {
         let projection = weights.take("text_projection.weight", &[clip.projection_dim, width])?;
         Ok(Self {
             config,
-            mask: causal_mask(context, tokens.device())?,
+            mask: causal_mask(context, tokens.device())?.to_dtype(tokens.dtype())?,
             tokens,
             positions,
             encoder: Encoder::load(weights, "text_model.encoder", &config.encoder)?,
@@ -80,17 +81,27 @@ impl TextTower {
 
     /// Texts and their pooled positions to `(n, dim)` features. All are padded to the longest of them.
     pub(super) fn forward(&self, texts: &[&[u32]], pooled: &[usize]) -> Result<Tensor> {
+        self.read(self.embed(texts)?, pooled)
+    }
+
+    /// The embeddings `(n, t, width)` of texts, without positions, padded to the longest of them.
+    pub(super) fn embed(&self, texts: &[&[u32]]) -> Result<Tensor> {
         let longest = texts.iter().map(|ids| ids.len()).max().unwrap_or(0);
         // Any id will do as padding: no pooled token sees it.
         let padded = texts
             .iter()
             .flat_map(|ids| ids.iter().copied().chain(std::iter::repeat(0)).take(longest));
         let ids = Tensor::from_iter(padded, self.tokens.device())?;
-        let states =
-            self.tokens
-                .index_select(&ids, 0)?
-                .reshape((texts.len(), longest, self.config.encoder.width))?;
-        let states = fused::add_repeated(states, &self.positions.narrow(0, 0, longest)?)?;
+        self.tokens
+            .index_select(&ids, 0)?
+            .reshape((texts.len(), longest, self.width()))
+    }
+
+    /// Embeddings `(n, t, width)` and pooled positions to `(n, dim)` features, with a gradient where the embeddings have
+    /// one. Takes the embeddings, which must be nobody else's.
+    pub(super) fn read(&self, embeddings: Tensor, pooled: &[usize]) -> Result<Tensor> {
+        let longest = embeddings.dim(1)?;
+        let states = fused::add_repeated(embeddings, &self.positions.narrow(0, 0, longest)?)?;
         let mask = self
             .mask
             .narrow(0, 0, longest)?
@@ -103,7 +114,32 @@ impl TextTower {
             .map(|(row, position)| (row * longest + position) as u32);
         let rows = Tensor::from_iter(rows, states.device())?;
         let pooled = states.flatten(0, 1)?.index_select(&rows, 0)?;
-        self.final_norm.forward(&pooled)?.matmul(&self.projection)
+        frozen::product(&self.final_norm.forward(&pooled)?, &self.projection)
+    }
+
+    /// Values of a token's embedding.
+    pub(super) fn width(&self) -> usize {
+        self.config.encoder.width
+    }
+
+    /// Longest text in tokens, start and end included.
+    pub(super) fn context_length(&self) -> usize {
+        self.config.context_length
+    }
+
+    /// Values of a feature row.
+    pub(super) fn dim(&self) -> Result<usize> {
+        self.projection.dim(1)
+    }
+
+    /// Where it computes.
+    pub(super) fn device(&self) -> &Device {
+        self.tokens.device()
+    }
+
+    /// What it computes in.
+    pub(super) fn dtype(&self) -> DType {
+        self.tokens.dtype()
     }
 }
 

@@ -12,10 +12,29 @@ use super::error::BackboneError;
 use super::fused;
 use super::weights::Weights;
 
+/// The end of the image tower: how hidden states become features. The tensors are the tower's own.
+#[derive(Debug, Clone)]
+pub struct ImageReadout {
+    /// t, tokens an image: the class token, then the patches.
+    pub tokens: usize,
+    /// Attention heads of the tower's layers.
+    pub heads: usize,
+    /// γ of the layer norm, `(width)`.
+    pub norm_weight: Tensor,
+    /// β of the layer norm, `(width)`.
+    pub norm_bias: Tensor,
+    /// ε of the layer norm.
+    pub norm_epsilon: f32,
+    /// `(width, dim)`: features are its product with the normalised class token.
+    pub projection: Tensor,
+}
+
 /// The image tower's weights.
 pub(super) struct VisionTower {
     patch_size: usize,
     grid: usize,
+    tokens: usize,
+    heads: usize,
     /// `(3 · patch², width)`: the patch convolution as a matrix.
     patch_weight: Tensor,
     /// `(1, 1, width)`: the class token with its position added.
@@ -48,6 +67,8 @@ impl VisionTower {
         Ok(Self {
             patch_size: patch,
             grid,
+            tokens: config.tokens(),
+            heads: config.encoder.heads,
             patch_weight: patch_weight.reshape((width, ()))?.t()?.contiguous()?,
             class_token: (class + positions.get(0)?)?.reshape((1, 1, width))?,
             positions: positions.narrow(0, 1, patches)?.contiguous()?,
@@ -59,16 +80,32 @@ impl VisionTower {
         })
     }
 
-    /// `(n, 3, image_size, image_size)` pixels to `(n, dim)` features.
-    pub(super) fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+    /// `(n, 3, image_size, image_size)` pixels to the last layer's hidden states `(n, t, width)`, class token first.
+    pub(super) fn states(&self, pixels: &Tensor) -> Result<Tensor> {
         let n = pixels.dim(0)?;
         let patches = self.unfold(pixels)?.broadcast_matmul(&self.patch_weight)?;
         let patches = fused::add_repeated(patches, &self.positions)?;
         let class = self.class_token.broadcast_as((n, 1, self.class_token.dim(2)?))?;
         let tokens = Tensor::cat(&[&class, &patches], 1)?;
-        let states = self.encoder.forward(self.pre_norm.forward(&tokens)?, None)?;
+        self.encoder.forward(self.pre_norm.forward(&tokens)?, None)
+    }
+
+    /// Hidden states `(n, t, width)` to features `(n, dim)`: the class token, normalised and projected.
+    pub(super) fn features(&self, states: &Tensor) -> Result<Tensor> {
         let pooled = states.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
         self.post_norm.forward(&pooled)?.matmul(&self.projection)
+    }
+
+    /// What [`Self::features`] does, for whoever trains in its place.
+    pub(super) fn readout(&self) -> ImageReadout {
+        ImageReadout {
+            tokens: self.tokens,
+            heads: self.heads,
+            norm_weight: self.post_norm.weight.clone(),
+            norm_bias: self.post_norm.bias.clone(),
+            norm_epsilon: self.post_norm.eps,
+            projection: self.projection.clone(),
+        }
     }
 
     /// Patches as rows, `(n, grid², 3 · patch²)`, each in the order of the convolution's weights. A product with

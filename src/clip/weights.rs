@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
@@ -23,6 +23,7 @@ pub(super) struct Weights<'a> {
     tensors: BTreeMap<String, Stored<'a>>,
     taken: BTreeSet<String>,
     device: Device,
+    dtype: DType,
 }
 
 /// A tensor as it lies in the file.
@@ -43,13 +44,23 @@ impl<'a> Weights<'a> {
             tensors,
             taken: BTreeSet::new(),
             device: device.clone(),
+            dtype: DType::F32,
         })
+    }
+
+    /// Places tensors as f64 instead, for tests that compare gradients with differences.
+    #[cfg(test)]
+    pub(super) fn in_double(self) -> Self {
+        Self {
+            dtype: DType::F64,
+            ..self
+        }
     }
 
     /// The tensor `key` with exactly `shape`.
     pub(super) fn take(&mut self, key: &str, shape: &[usize]) -> Result<Tensor, BackboneError> {
         let values = self.values(key, shape)?;
-        Ok(Tensor::from_vec(values, shape, &self.device)?)
+        Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
     }
 
     /// The single number `key`, stored with shape `[]` or `[1]`.

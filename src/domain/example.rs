@@ -23,12 +23,12 @@ impl Split {
     }
 }
 
-/// One image's un-normalised backbone output, kept as float16: D values.
+/// What a model reads of one image, kept as float16: D un-normalised features, or t · w values of tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Features(Vec<f16>);
 
 impl Features {
-    /// Rounds D values to float16. `None` if a value is not finite or leaves float16's range.
+    /// Rounds values to float16. `None` if a value is not finite or leaves float16's range.
     pub fn from_f32(values: &[f32]) -> Option<Self> {
         let rounded: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
         rounded.iter().all(|v| v.is_finite()).then_some(Self(rounded))
@@ -48,7 +48,7 @@ impl Features {
         self.0.iter().flat_map(|v| v.to_le_bytes()).collect()
     }
 
-    /// D, the number of values.
+    /// How many values there are: D, or t · w.
     pub fn dim(&self) -> usize {
         self.0.len()
     }

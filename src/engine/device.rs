@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
+use candle_core::{Tensor, bail};
 
 use super::batching::Policy;
 use super::error::because;
 use super::queue::{PushError, Queue};
-use super::{EngineError, Input, Output, Pixels, Priority, Timing, Work};
-use crate::adapter::Head;
-use crate::clip::Backbone;
+use super::{Asked, EngineError, Input, Output, Pixels, Priority, Timing, Work};
+use crate::clip::{Backbone, EncodeError, ImageStates};
+use crate::domain::Reads;
 use crate::metrics;
 
 pub(super) struct DeviceThread {
@@ -110,23 +110,16 @@ fn run(backbone: &Backbone, batch: Vec<Work>) -> bool {
             };
             metrics::batch_encoded(outputs.len(), timing.encode, timing.head);
             let mut finite = true;
-            for ((reply, enqueued), (features, probabilities)) in replies.into_iter().zip(outputs) {
+            for ((reply, enqueued), values) in replies.into_iter().zip(outputs) {
                 let timing = Timing {
                     queue: started.saturating_duration_since(enqueued),
                     ..timing
                 };
                 metrics::queue_waited(timing.queue);
-                let usable = features
-                    .iter()
-                    .chain(&probabilities)
-                    .all(|value| value.is_finite());
+                let usable = values.iter().all(|value| value.is_finite());
                 finite &= usable;
                 let output = if usable {
-                    Ok(Output {
-                        features,
-                        probabilities,
-                        timing,
-                    })
+                    Ok(Output { values, timing })
                 } else {
                     Err(EngineError::NotFinite)
                 };
@@ -137,71 +130,113 @@ fn run(backbone: &Backbone, batch: Vec<Work>) -> bool {
         })
 }
 
-/// Feature and probability rows of inputs of one kind, in order.
-type Rows = Vec<(Vec<f32>, Vec<f32>)>;
+/// The values that answer each input of a batch, in order.
+type Answers = Vec<Vec<f32>>;
 
-/// Rows and times, or why there are none.
-fn encode(backbone: &Backbone, inputs: Vec<Input>) -> Result<(Rows, Timing), String> {
+/// Answers and times, or why there are none.
+fn encode(backbone: &Backbone, inputs: Vec<Input>) -> Result<(Answers, Timing), String> {
     let count = inputs.len();
     let started = Instant::now();
     let mut pixels = Vec::new();
     let mut tokens = Vec::new();
-    let mut heads = Vec::with_capacity(count);
+    let mut asked = Vec::with_capacity(count);
     for input in inputs {
         match input {
             Input::Image {
                 pixels: Pixels(values),
-                head,
+                asked: of_image,
             } => {
                 pixels.extend_from_slice(&values);
-                heads.push(head);
+                asked.push(of_image);
             }
             Input::Text { tokens: ids } => {
                 tokens.push(ids);
-                heads.push(None);
+                asked.push(Asked::Row(Reads::Features));
             }
         }
     }
-    let features = if tokens.is_empty() {
+    let encoded = if tokens.is_empty() {
         let side = backbone.image_size();
         let pixels = Tensor::from_vec(pixels, (count, 3, side, side), backbone.device()).map_err(failed)?;
-        backbone.encode_images(&pixels).map_err(failed)?
+        Encoded::images(backbone, &pixels, &asked).map_err(failed)?
     } else {
-        backbone.encode_tokens(&tokens).map_err(failed)?
+        Encoded {
+            features: backbone.encode_tokens(&tokens).map_err(failed)?,
+            tokens: None,
+        }
     };
-    let rows = features.to_vec2::<f32>().map_err(failed)?;
+    let (rows, heads): (Vec<_>, Vec<_>) = grouped(&asked)
+        .into_iter()
+        .partition(|(asked, _)| matches!(asked, Asked::Row(_)));
+    let mut answers = vec![Vec::new(); count];
+    encoded.answer(&rows, &mut answers).map_err(failed)?;
+    // A device works on while its host goes on: without this the heads' time would hold the forward's.
+    backbone.device().synchronize().map_err(failed)?;
     let encode = started.elapsed();
 
     let started = Instant::now();
-    let probabilities = apply_heads(&features, &heads)?;
+    encoded.answer(&heads, &mut answers).map_err(failed)?;
     let timing = Timing {
         queue: Duration::ZERO,
         encode,
         head: started.elapsed(),
     };
-    Ok((rows.into_iter().zip(probabilities).collect(), timing))
+    Ok((answers, timing))
 }
 
-/// Each asked head applied once, to all of its rows.
-fn apply_heads(features: &Tensor, heads: &[Option<Arc<Head>>]) -> Result<Vec<Vec<f32>>, String> {
-    let mut probabilities = vec![Vec::new(); heads.len()];
-    let mut groups: Vec<(&Arc<Head>, Vec<u32>)> = Vec::new();
-    for (row, head) in heads.iter().enumerate() {
-        let Some(head) = head else { continue };
-        match groups.iter_mut().find(|(known, _)| Arc::ptr_eq(known, head)) {
-            Some((_, rows)) => rows.push(row as u32),
-            None => groups.push((head, vec![row as u32])),
+/// What was asked, each thing once, and the places of those who did.
+fn grouped(asked: &[Asked]) -> Vec<(&Asked, Vec<u32>)> {
+    let mut groups: Vec<(&Asked, Vec<u32>)> = Vec::new();
+    for (place, asked) in asked.iter().enumerate() {
+        match groups.iter_mut().find(|(known, _)| known.is_same(asked)) {
+            Some((_, places)) => places.push(place as u32),
+            None => groups.push((asked, vec![place as u32])),
         }
     }
-    for (head, rows) in groups {
-        let index = Tensor::new(rows.as_slice(), features.device()).map_err(failed)?;
-        let selected = features.index_select(&index, 0).map_err(failed)?;
-        let answers = head.probabilities(&selected).map_err(failed)?;
-        for (row, answer) in rows.into_iter().zip(answers) {
-            probabilities[row as usize] = answer;
+    groups
+}
+
+/// What the backbone made of a batch, one row an input.
+struct Encoded {
+    features: Tensor,
+    /// `None` unless somebody reads them.
+    tokens: Option<Tensor>,
+}
+
+impl Encoded {
+    fn images(backbone: &Backbone, pixels: &Tensor, asked: &[Asked]) -> Result<Self, EncodeError> {
+        if asked.iter().all(|asked| asked.reads() == Reads::Features) {
+            return Ok(Self {
+                features: backbone.encode_images(pixels)?,
+                tokens: None,
+            });
         }
+        let ImageStates { features, tokens } = backbone.encode_images_and_tokens(pixels)?;
+        Ok(Self {
+            features,
+            tokens: Some(tokens),
+        })
     }
-    Ok(probabilities)
+
+    /// Fills in the answers to groups, each with one piece of work.
+    fn answer(&self, groups: &[(&Asked, Vec<u32>)], answers: &mut Answers) -> candle_core::Result<()> {
+        for (asked, places) in groups {
+            let rows = match (asked.reads(), &self.tokens) {
+                (Reads::Features, _) => &self.features,
+                (Reads::Tokens, Some(tokens)) => tokens,
+                (Reads::Tokens, None) => bail!("these inputs have no tokens"),
+            };
+            let rows = rows.index_select(&Tensor::new(places.as_slice(), rows.device())?, 0)?;
+            let values = match asked {
+                Asked::Row(_) => rows.to_vec2()?,
+                Asked::Probabilities(head) => head.probabilities(&rows)?,
+            };
+            for (place, values) in places.iter().zip(values) {
+                answers[*place as usize] = values;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn failed(error: impl std::error::Error + 'static) -> String {

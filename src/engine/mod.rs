@@ -4,7 +4,8 @@
 //! bytes ──▶ decode pool (CPU) ──▶ bounded queue ──▶ device thread: batch, encode, heads ──▶ reply
 //! ```
 //!
-//! The backbone belongs to the device thread alone; everyone else holds an [`Engine`], a cheap handle. A full
+//! The backbone belongs to the device thread alone; everyone else holds an [`Engine`], a cheap handle. Only a fit reads
+//! weights besides, on its own threads: those of the text tower and of the image tower's end, which nobody can change. A full
 //! queue is an error for the caller, work nobody awaits any more is skipped, and every reply says how long each
 //! stage took.
 
@@ -15,6 +16,7 @@ mod device;
 mod error;
 mod queue;
 mod texts;
+mod towers;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,9 +25,9 @@ use bytes::Bytes;
 use candle_core::Device;
 use tokio::sync::oneshot;
 
-use crate::adapter::Head;
-use crate::clip::{Backbone, ClipTokenizer, ImageError, ImageProcessor, Limits};
-use crate::domain::Digest;
+use crate::adapter::{Head, Readout};
+use crate::clip::{Backbone, ClipTokenizer, ImageError, ImageProcessor, Limits, PromptTower};
+use crate::domain::{Digest, Reads};
 use crate::metrics;
 
 use anchors::TextCache;
@@ -36,6 +38,7 @@ use device::DeviceThread;
 pub use error::EngineError;
 use queue::PushError;
 pub use texts::LONGEST_TEXT;
+pub use towers::read_out;
 
 /// Who waits for a piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,13 +88,39 @@ pub struct BackboneInfo {
 /// A decoded, resized and normalised image: 3·s·s values, channel first.
 pub struct Pixels(Vec<f32>);
 
-/// One image's answer.
+/// What is asked about an image.
+#[derive(Debug, Clone)]
+pub enum Asked {
+    /// The row that the backbone makes of it: D un-normalised features, or t · w tokens.
+    Row(Reads),
+    /// The probabilities that a head gives its classes. Its row stays on the device.
+    Probabilities(Arc<Head>),
+}
+
+impl Asked {
+    /// What is read of the image for the answer.
+    fn reads(&self) -> Reads {
+        match self {
+            Self::Row(reads) => *reads,
+            Self::Probabilities(head) => head.reads(),
+        }
+    }
+
+    /// Whether one piece of work answers both.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Row(one), Self::Row(other)) => one == other,
+            (Self::Probabilities(one), Self::Probabilities(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+}
+
+/// One answer.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// The un-normalised feature row, D values.
-    pub features: Vec<f32>,
-    /// The head's probabilities, one a class; empty when no head was asked for.
-    pub probabilities: Vec<f32>,
+    /// What was asked for: the values of a row, or one probability a class. Of a text its D un-normalised features.
+    pub values: Vec<f32>,
     /// How long it took.
     pub timing: Timing,
 }
@@ -115,7 +144,7 @@ struct Work {
 }
 
 enum Input {
-    Image { pixels: Pixels, head: Option<Arc<Head>> },
+    Image { pixels: Pixels, asked: Asked },
     Text { tokens: Vec<u32> },
 }
 
@@ -142,6 +171,8 @@ struct Shared {
     decode: DecodePool,
     device: DeviceThread,
     texts: TextCache,
+    readout: Readout,
+    prompt_tower: PromptTower,
 }
 
 impl Engine {
@@ -171,6 +202,8 @@ impl Engine {
             text_batch: config.policy.max_batch.max(1),
             decode: DecodePool::start(config.decode_threads, config.decode_capacity)?,
             texts: TextCache::new(config.text_cache),
+            readout: towers::readout(backbone.image_readout()),
+            prompt_tower: backbone.prompt_tower(),
             device: DeviceThread::start(backbone, config.policy, config.queue_capacity)?,
         };
         Ok(Self {
@@ -224,19 +257,19 @@ impl Engine {
         self.shared.processor.inspect(bytes, self.shared.limits)
     }
 
-    /// Encodes images and, with a head, classifies them. One result an image, in order.
+    /// Encodes images and answers what is asked about each of them. One answer an image, in order.
     ///
     /// # Errors
     /// [`EngineError::Overloaded`] when the queue has no room for all of them.
     pub async fn encode(
         &self,
         images: Vec<Pixels>,
-        head: Option<Arc<Head>>,
+        asked: Asked,
         priority: Priority,
     ) -> Result<Vec<Output>, EngineError> {
         let inputs = images.into_iter().map(|pixels| Input::Image {
             pixels,
-            head: head.clone(),
+            asked: asked.clone(),
         });
         self.run(inputs, priority).await
     }
@@ -267,7 +300,7 @@ impl Engine {
         }
         let side = self.shared.info.image_size;
         let grey = Pixels(vec![0.0; 3 * side * side]);
-        self.encode(vec![grey], None, Priority::Interactive)
+        self.encode(vec![grey], Asked::Row(Reads::Features), Priority::Interactive)
             .await
             .map(|_| ())
     }

@@ -55,7 +55,7 @@ impl Engine {
         let inputs = tokens.into_iter().map(|tokens| Input::Text { tokens });
         let outputs = self.run(inputs, priority).await?;
         let remember = |(text, output): (&String, super::Output)| {
-            let row: Arc<[f32]> = anchors::normalised(output.features).into();
+            let row: Arc<[f32]> = anchors::normalised(output.values).into();
             self.shared.texts.insert(text.clone(), Arc::clone(&row));
             row
         };

@@ -19,7 +19,7 @@ use super::inference;
 use super::problem::Problem;
 use crate::adapter::Head;
 use crate::domain::{Digest, Label, ModelName, TaskName, VersionNumber};
-use crate::engine::Priority;
+use crate::engine::{Asked, Priority};
 use crate::registry::Serving;
 
 pub(super) fn router() -> OpenApiRouter<Api> {
@@ -115,14 +115,14 @@ async fn classify(
         ));
     }
     let answerer = Answerer::choose(&api, &model, &query).await?;
-    let scored = inference::encode(&api.engine, images, Some(answerer.head())).await?;
+    let scored = inference::encode(&api.engine, images, Asked::Probabilities(answerer.head())).await?;
     let predictions = scored
         .outputs
         .into_iter()
         .map(|output| match output {
             Ok(output) => Prediction::Classified {
                 id: Uuid::now_v7(),
-                classes: answerer.best(&output.probabilities, top_k),
+                classes: answerer.best(&output.values, top_k),
                 rejected: false,
             },
             Err(error) => Prediction::Failed { error },

@@ -13,8 +13,8 @@ use super::extract::{Json, parse_json};
 use super::images::{Images, JsonImage};
 use super::problem::Problem;
 use super::{Api, Limits, body, inference};
-use crate::domain::{Digest, ModelConfig};
-use crate::engine::Priority;
+use crate::domain::{Digest, ModelConfig, Reads};
+use crate::engine::{Asked, Priority};
 
 pub(super) fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(embed))
@@ -88,13 +88,13 @@ async fn embed(State(api): State<Api>, request: Request) -> Result<Response, Pro
 }
 
 async fn embed_images(api: &Api, images: Images) -> Result<Response, Problem> {
-    let encoded = inference::encode(&api.engine, images, None).await?;
+    let encoded = inference::encode(&api.engine, images, Asked::Row(Reads::Features)).await?;
     let embeddings = encoded
         .outputs
         .into_iter()
         .map(|output| match output {
             Ok(output) => Embedding::Embedded {
-                values: crate::engine::normalised(output.features),
+                values: crate::engine::normalised(output.values),
             },
             Err(error) => Embedding::Failed { error },
         })

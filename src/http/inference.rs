@@ -1,6 +1,5 @@
 //! From a request's images to the engine's answers: what classifying and embedding share.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderName;
@@ -8,8 +7,7 @@ use axum::response::AppendHeaders;
 
 use super::images::Images;
 use super::problem::Problem;
-use crate::adapter::Head;
-use crate::engine::{Engine, EngineError, Output, Priority};
+use crate::engine::{Asked, Engine, EngineError, Output, Priority};
 
 /// What became of a request's images.
 pub(super) struct Encoded {
@@ -48,16 +46,12 @@ impl StageTimes {
     }
 }
 
-/// Decodes the images, encodes the good ones and, with a head, scores them.
+/// Decodes the images and answers what is asked about the good ones.
 ///
 /// # Errors
 /// When no image can be used: the first one's problem, with all of them listed unless there was only one. When the
 /// server is overloaded, for the request as a whole.
-pub(super) async fn encode(
-    engine: &Engine,
-    images: Images,
-    head: Option<Arc<Head>>,
-) -> Result<Encoded, Problem> {
+pub(super) async fn encode(engine: &Engine, images: Images, asked: Asked) -> Result<Encoded, Problem> {
     let started = Instant::now();
     let mut received = Vec::with_capacity(images.items.len());
     let mut failures: Vec<Option<Problem>> = Vec::with_capacity(images.items.len());
@@ -89,7 +83,7 @@ pub(super) async fn encode(
         return Err(all_failed(failures.into_iter().flatten().collect(), images.raw));
     }
     let mut outputs = engine
-        .encode(pixels, head, Priority::Interactive)
+        .encode(pixels, asked, Priority::Interactive)
         .await?
         .into_iter();
     let mut results = Vec::with_capacity(failures.len());

@@ -1,21 +1,23 @@
-//! The first phase of a job: every image becomes features, saved chunk by chunk.
+//! The first phase of a job: every image becomes what the model's strategy reads of it, features or tokens, saved chunk
+//! by chunk. Below and in the store both are called features.
 
 use std::time::Instant;
 
 use futures::future::join_all;
 
-use super::Learner;
 use super::learn::Learn;
 use super::stop::{Stop, causes, held};
-use crate::domain::{Features, Phase};
-use crate::engine::{EngineError, Priority};
+use super::{Learner, LearnerConfig};
+use crate::domain::{Features, Phase, Reads};
+use crate::engine::{Asked, EngineError, Priority};
 use crate::store::PendingExample;
 
 impl Learn<'_> {
     /// Turns every image that is left into features, saved chunk by chunk.
     pub(super) async fn encode(&mut self) -> Result<(), Stop> {
         let started = Instant::now();
-        let config = &self.learner.config;
+        let reads = self.model().await?.config.strategy.reads();
+        let limit = self.most_rows(reads);
         loop {
             let counts = self.learner.store.example_counts(self.job.id).await?;
             let done = f64::from(counts.encoded + counts.discarded) / f64::from(counts.total.max(1));
@@ -23,18 +25,28 @@ impl Learn<'_> {
             let chunk = self
                 .learner
                 .store
-                .pending_images(self.job.id, config.chunk, config.chunk_bytes)
+                .pending_images(self.job.id, limit, self.learner.config.chunk_bytes)
                 .await?;
             if chunk.is_empty() {
                 break;
             }
-            self.encode_chunk(chunk).await?;
+            self.encode_chunk(chunk, reads).await?;
         }
         self.took("encode", started);
         Ok(())
     }
 
-    async fn encode_chunk(&mut self, chunk: Vec<PendingExample>) -> Result<(), Stop> {
+    /// Images in a chunk: no more than configured, and so few that their rows have no more bytes than their files may.
+    fn most_rows(&self, reads: Reads) -> u32 {
+        let LearnerConfig {
+            chunk, chunk_bytes, ..
+        } = self.learner.config;
+        let row = self.learner.engine.row_width(reads) * size_of::<f32>();
+        let fit = chunk_bytes / (row as u64).max(1);
+        chunk.min(u32::try_from(fit).unwrap_or(u32::MAX)).max(1)
+    }
+
+    async fn encode_chunk(&mut self, chunk: Vec<PendingExample>, reads: Reads) -> Result<(), Stop> {
         let engine = &self.learner.engine;
         let decode = |example: PendingExample| async move {
             (
@@ -54,10 +66,12 @@ impl Learn<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        let outputs = engine.encode(pixels, None, Priority::Background).await?;
+        let outputs = engine
+            .encode(pixels, Asked::Row(reads), Priority::Background)
+            .await?;
         let mut features = Vec::with_capacity(outputs.len());
         for (position, output) in positions.into_iter().zip(outputs) {
-            match Features::from_f32(&output.features) {
+            match Features::from_f32(&output.values) {
                 Some(row) => features.push((position, row)),
                 None => {
                     self.discard(position, "its features leave the range of float16")

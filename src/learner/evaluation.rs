@@ -7,8 +7,9 @@ use std::sync::Arc;
 use super::learn::{Examples, Learn};
 use super::stop::Stop;
 use super::submit::joined;
-use crate::adapter::{Head, embedding, evaluate};
-use crate::domain::{Class, ClassId, Features, Phase, Tally, VersionNumber};
+use crate::adapter::{Head, Readout, embedding, evaluate};
+use crate::domain::{Class, ClassId, Features, Phase, Reads, Tally, VersionNumber};
+use crate::engine::read_out;
 use crate::registry::Serving;
 use crate::store::TaskScore;
 
@@ -30,8 +31,12 @@ impl Learn<'_> {
         examples: &Examples,
     ) -> Result<Vec<TaskScore>, Stop> {
         let store = &self.learner.store;
-        let zero_shot = Head::zero_shot(head.anchors().clone(), head.scale())
-            .map_err(|e| Stop::failed("evaluation", &e))?;
+        let rivals = Rivals {
+            head: head.clone(),
+            zero_shot: Head::zero_shot(head.anchors().clone(), head.scale())
+                .map_err(|e| Stop::failed("evaluation", &e))?,
+            readout: self.learner.engine.readout().clone(),
+        };
         let column_of: HashMap<ClassId, u32> = columns
             .iter()
             .zip(0_u32..)
@@ -53,7 +58,7 @@ impl Learn<'_> {
                 task: Some(version),
                 examples: examples.collect(),
             };
-            scores.push(self.score(head, &zero_shot, task).await?);
+            scores.push(self.score(&rivals, task).await?);
         }
         let known = base.map_or(0, |base| base.snapshot.classes().len() as u32);
         let own = examples
@@ -65,33 +70,49 @@ impl Learn<'_> {
             task: None,
             examples: own,
         };
-        scores.push(self.score(head, &zero_shot, own).await?);
+        scores.push(self.score(&rivals, own).await?);
         Ok(scores)
     }
 
-    async fn score(&self, head: &Head, zero_shot: &Head, task: HeldOutTask) -> Result<TaskScore, Stop> {
-        let (head, zero_shot) = (head.clone(), zero_shot.clone());
+    async fn score(&self, rivals: &Rivals, task: HeldOutTask) -> Result<TaskScore, Stop> {
+        let rivals = rivals.clone();
         let pool = Arc::clone(&self.learner.fit_pool);
-        let scored = tokio::task::spawn_blocking(move || pool.install(|| score(&head, &zero_shot, &task)));
+        let scored = tokio::task::spawn_blocking(move || pool.install(|| rivals.score(&task)));
         joined(scored).await.map_err(|e| Stop::failed("evaluation", &e))
     }
 }
 
-/// How `head`, and `zero_shot` among the same classes, do on one task.
-fn score(head: &Head, zero_shot: &Head, task: &HeldOutTask) -> candle_core::Result<TaskScore> {
-    let none = TaskScore {
-        task: task.task,
-        tally: Tally::default(),
-        zero_shot: Tally::default(),
-    };
-    if task.examples.is_empty() {
-        return Ok(none);
+/// The version's head and, among the same classes, the bare backbone.
+#[derive(Clone)]
+struct Rivals {
+    head: Head,
+    zero_shot: Head,
+    /// The backbone's own way from tokens to the features that it scores.
+    readout: Readout,
+}
+
+/// Values that are widened to f32 at a time: 64 MiB.
+const MOST_VALUES: usize = 1 << 24;
+
+impl Rivals {
+    /// How they do on one task.
+    fn score(&self, task: &HeldOutTask) -> candle_core::Result<TaskScore> {
+        let mut score = TaskScore {
+            task: task.task,
+            tally: Tally::default(),
+            zero_shot: Tally::default(),
+        };
+        let at_once = (MOST_VALUES / self.head.width().max(1)).max(1);
+        for examples in task.examples.chunks(at_once) {
+            let (labels, rows): (Vec<u32>, Vec<Features>) = examples.iter().cloned().unzip();
+            let rows = embedding::stack(&rows, self.head.device())?;
+            let features = match self.head.reads() {
+                Reads::Features => rows.clone(),
+                Reads::Tokens => read_out(&self.readout, &rows)?,
+            };
+            score.tally = score.tally + evaluate::correct(&self.head, &rows, &labels)?;
+            score.zero_shot = score.zero_shot + evaluate::correct(&self.zero_shot, &features, &labels)?;
+        }
+        Ok(score)
     }
-    let (labels, features): (Vec<u32>, Vec<Features>) = task.examples.iter().cloned().unzip();
-    let features = embedding::stack(&features, head.device())?;
-    Ok(TaskScore {
-        tally: evaluate::correct(head, &features, &labels)?,
-        zero_shot: evaluate::correct(zero_shot, &features, &labels)?,
-        ..none
-    })
 }

@@ -12,10 +12,11 @@ use super::Learner;
 use super::learn::{Examples, Learn};
 use super::stop::Stop;
 use crate::adapter::{
-    Base, FitError, FitInput, FitProgress, Fitted, Statistics, Towers, embedding, fit, statistics,
+    Base, FitError, FitInput, FitProgress, Fitted, Prompts, Readout, Statistics, Towers, embedding, fit,
+    statistics,
 };
-use crate::domain::{Anchors, Features, Model, ModelConfig, NewClass, Phase};
-use crate::engine::Priority;
+use crate::domain::{Anchors, Features, Label, Model, NewClass, Phase, Reads, Strategy};
+use crate::engine::{Priority, read_out};
 use crate::registry::Serving;
 
 /// What a fit starts from, owned so that it can move to a thread.
@@ -27,6 +28,8 @@ pub(super) struct FitJob {
     features: Tensor,
     labels: Vec<u32>,
     scale: f64,
+    readout: Option<Readout>,
+    prompts: Option<Arc<dyn Prompts>>,
 }
 
 impl Learn<'_> {
@@ -64,18 +67,15 @@ impl Learn<'_> {
         let tensor = |error: candle_core::Error| Stop::failed("tensors", &error);
         let features = embedding::stack(&features, registry.device()).map_err(tensor)?;
         let of: Vec<u32> = examples.train.iter().map(|example| example.class).collect();
-        let means = || embedding::class_means(&features, &of, classes.len()).map_err(tensor);
-        let new = match model.config.anchors {
-            Anchors::Text => self.texts(&model.config, classes).await?,
-            Anchors::Examples => means()?,
-            Anchors::Blend => {
-                let texts = self.texts(&model.config, classes).await?;
-                embedding::blend(&texts, &means()?).map_err(tensor)?
-            }
-        };
+        let new = self.anchors(&model, classes, (&features, &of)).await?;
         let anchors = match &base {
             Some(base) => Tensor::cat(&[base.snapshot.head().anchors(), &new], 0).map_err(tensor)?,
             None => new,
+        };
+        let (readout, prompts) = match model.config.strategy {
+            Strategy::SelfAttention => (Some(engine.readout().clone()), None),
+            Strategy::Prompt => (None, Some(self.prompts(&model, base.as_deref(), classes).await?)),
+            _ => (None, None),
         };
         Ok(FitJob {
             labels: examples
@@ -89,20 +89,67 @@ impl Learn<'_> {
             base,
             anchors,
             features,
+            readout,
+            prompts,
         })
     }
 
+    /// What stands for new classes, as unit rows (C, D): their words, or examples that were encoded as `rows` and are of
+    /// the classes `of`.
+    async fn anchors(
+        &self,
+        model: &Model,
+        classes: &[NewClass],
+        (rows, of): (&Tensor, &[u32]),
+    ) -> Result<Tensor, Stop> {
+        let Learner { engine, .. } = self.learner;
+        let tensor = |error: candle_core::Error| Stop::failed("tensors", &error);
+        let means = || {
+            let means = |features: &Tensor| embedding::class_means(features, of, classes.len());
+            match model.config.strategy.reads() {
+                Reads::Features => means(rows),
+                Reads::Tokens => read_out(engine.readout(), rows).and_then(|features| means(&features)),
+            }
+            .map_err(tensor)
+        };
+        match model.config.anchors {
+            Anchors::Text => self.texts(model, classes).await,
+            Anchors::Examples => means(),
+            Anchors::Blend => {
+                let texts = self.texts(model, classes).await?;
+                embedding::blend(&texts, &means()?).map_err(tensor)
+            }
+        }
+    }
+
     /// The embeddings of classes' words as unit rows (C, D).
-    async fn texts(&self, config: &ModelConfig, classes: &[NewClass]) -> Result<Tensor, Stop> {
+    async fn texts(&self, model: &Model, classes: &[NewClass]) -> Result<Tensor, Stop> {
         let Learner { engine, registry, .. } = self.learner;
         let words: Vec<String> = classes
             .iter()
-            .map(|class| class.prompt.clone().unwrap_or_else(|| class.label.words()))
+            .map(|class| words(&class.label, class.prompt.as_deref()))
             .collect();
         let rows = engine
-            .anchors(&words, &config.templates, Priority::Background)
+            .anchors(&words, &model.config.templates, Priority::Background)
             .await?;
         Tensor::new(rows, registry.device()).map_err(|error| Stop::failed("tensors", &error))
+    }
+
+    /// The text tower before the version's classes, those of `base` first, in the words of the first template.
+    async fn prompts(
+        &self,
+        model: &Model,
+        base: Option<&Serving>,
+        classes: &[NewClass],
+    ) -> Result<Arc<dyn Prompts>, Stop> {
+        let known = base.into_iter().flat_map(|base| base.snapshot.classes());
+        let known = known.map(|class| words(&class.label, class.prompt.as_deref()));
+        let new = classes
+            .iter()
+            .map(|class| words(&class.label, class.prompt.as_deref()));
+        let template = model.config.templates.first().cloned().unwrap_or_default();
+        let words = known.chain(new).collect();
+        Ok(self.learner.engine.prompts(words, template).await?)
     }
 
     /// Runs the fit on its own threads and reports from it; told to stop, it stops after the step under way.
@@ -125,7 +172,10 @@ impl Learn<'_> {
                 features: &job.features,
                 labels: &job.labels,
                 scale: job.scale,
-                towers: Towers::default(),
+                towers: Towers {
+                    readout: job.readout.as_ref(),
+                    prompts: job.prompts.as_deref(),
+                },
                 config: &job.model.config,
             };
             pool.install(|| {
@@ -164,6 +214,11 @@ impl Learn<'_> {
             (None, Err(panic)) => Err(Stop::failed("fit_panicked", &panic)),
         }
     }
+}
+
+/// What is said for a class: its prompt, or else its label.
+fn words(label: &Label, prompt: Option<&str>) -> String {
+    prompt.map_or_else(|| label.words(), str::to_owned)
 }
 
 fn shown(progress: &FitProgress) -> Map<String, Value> {
