@@ -107,7 +107,7 @@ impl ModelConfig {
             hinge: None,
             random_features: 2048,
             lambda: None,
-            zero_shot_term: matches!(strategy, Strategy::Ridge),
+            zero_shot_term: matches!(strategy, Strategy::Ridge | Strategy::Gda),
             keep: Keep::Needed,
             learning_rate: 3e-4,
             epochs: 10,

@@ -108,7 +108,7 @@ const HINGE: Hinge = Hinge {
 fn retention(value: &str) -> Result<Retention, String> {
     const RATIO: f64 = 0.4;
     const BIAS: f64 = 0.5;
-    const STRENGTH: f64 = 1.0;
+    const STRENGTH: f64 = 100.0;
     match value {
         "none" => Ok(Retention::None),
         "importance" => Ok(Retention::Importance { ratio: RATIO }),
