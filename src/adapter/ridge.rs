@@ -52,6 +52,11 @@ impl Ridge {
         Ok((ridge, solution))
     }
 
+    /// W, (C, M).
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// Embeddings (n, D) to scores (n, C), which are no logits yet.
     pub(super) fn scores(&self, embeddings: &Tensor) -> Result<Tensor> {
         random_features(embeddings, &self.projection)?.matmul(&self.weight.t()?)

@@ -1,10 +1,29 @@
 //! What each strategy promises.
 
 use candle_core::Device;
-use clipkeep::adapter::{Head, Snapshot, evaluate};
-use clipkeep::domain::{Anchors, Class, ClassId, ModelConfig, Strategy};
+use clipkeep::adapter::{Head, Scorer, Snapshot, evaluate};
+use clipkeep::domain::{Anchors, Choice, Class, ClassId, Hinge, ModelConfig, Rehearsal, Retention, Strategy};
 
 use crate::world::{World, config, values};
+
+/// A strategy's own configuration, in as many steps as the others here.
+fn quick(strategy: Strategy) -> ModelConfig {
+    let ModelConfig {
+        epochs,
+        min_steps,
+        batch_size,
+        learning_rate,
+        ..
+    } = config();
+    ModelConfig {
+        epochs,
+        min_steps,
+        batch_size,
+        learning_rate,
+        random_features: 256,
+        ..ModelConfig::of(strategy)
+    }
+}
 
 fn a_class(number: usize) -> Class {
     Class {
@@ -28,14 +47,18 @@ fn every_strategy_learns_and_lasts_through_its_snapshot() {
     for (strategy, anchors, terms) in [
         (Strategy::ZeroShot, Anchors::Text, 1),
         (Strategy::Linear, Anchors::Text, 1),
-        (Strategy::Gda, Anchors::Text, 1),
+        (Strategy::Linear, Anchors::Examples, 1),
+        (Strategy::Linear, Anchors::Blend, 1),
+        (Strategy::Gda, Anchors::Text, 2),
+        (Strategy::Gda, Anchors::Examples, 1),
+        (Strategy::Ridge, Anchors::Text, 2),
+        (Strategy::Ridge, Anchors::Examples, 1),
         (Strategy::Ensemble, Anchors::Text, 3),
         (Strategy::Ensemble, Anchors::Examples, 1),
     ] {
         let config = ModelConfig {
-            strategy,
             anchors,
-            ..config()
+            ..quick(strategy)
         };
         let first = world.first(10, &config);
         let second = world.second(&first, 1, &config);
@@ -61,21 +84,149 @@ fn every_strategy_learns_and_lasts_through_its_snapshot() {
     }
 }
 
+/// A head's weights of classes in closed form, row by row.
+fn closed_form(head: &Head) -> Vec<f32> {
+    let weights = head.terms().iter().find_map(|term| match &term.scorer {
+        Scorer::Affine(affine) => Some(values(&affine.weight)),
+        Scorer::Ridge(ridge) => Some(values(ridge.weight())),
+        _ => None,
+    });
+    weights.expect("a closed form")
+}
+
 #[test]
 fn closed_forms_do_not_depend_on_the_order_of_tasks() {
     let world = World::new(12);
-    let config = ModelConfig {
-        strategy: Strategy::Gda,
-        ..config()
-    };
-    let joint = world.first(12, &config);
-    let apart = world.second(&world.first(5, &config), 1, &config);
-    let (features, _) = world.rows(0, 12);
-    let logits = |head: &Head| values(&head.logits(&features).expect("scored"));
-    for (one, other) in logits(&joint.head).iter().zip(logits(&apart.head)) {
+    for strategy in [Strategy::Gda, Strategy::Ridge] {
+        let config = ModelConfig {
+            lambda: (strategy == Strategy::Ridge).then_some(1.0),
+            ..quick(strategy)
+        };
+        let joint = closed_form(&world.first(12, &config).head);
+        let apart = closed_form(&world.second(&world.first(5, &config), 1, &config).head);
+        let size = joint.iter().fold(0.0_f32, |size, value| size.max(value.abs()));
+        for (one, other) in joint.iter().zip(&apart) {
+            assert!(
+                (one - other).abs() <= 1e-6 * size,
+                "{strategy:?}: {one} and {other}"
+            );
+        }
+    }
+}
+
+#[test]
+fn lambda_is_chosen_once() {
+    let world = World::new(12);
+    let config = quick(Strategy::Ridge);
+    let first = world.first(5, &config);
+    let second = world.second(&first, 1, &config);
+    assert!(first.report.lambda.is_some_and(|lambda| lambda > 0.0));
+    assert_eq!(first.report.lambda, second.report.lambda);
+    assert!(
+        second
+            .report
+            .temperature
+            .is_some_and(|temperature| temperature > 0.0)
+    );
+}
+
+/// How sure a head is of what it says, and how often it is right: the same if it is calibrated.
+#[test]
+fn calibrated_probabilities_are_about_as_high_as_they_are_right() {
+    let world = World::new(20);
+    for strategy in [Strategy::Gda, Strategy::Ridge] {
+        let first = world.first(20, &quick(strategy));
+        let (features, labels) = world.unseen(20);
+        let chances = first.head.probabilities(&features).expect("scored");
+        let mean = |values: &mut dyn Iterator<Item = f32>| values.sum::<f32>() / labels.len() as f32;
+        let sure = mean(&mut chances.iter().map(|row| row.iter().copied().fold(0.0, f32::max)));
+        let right = evaluate::correct(&first.head, &features, &labels).expect("scored");
+        let right = right.correct as f32 / labels.len() as f32;
         assert!(
-            (one - other).abs() <= 1e-4 * one.abs().max(1.0),
-            "{one} and {other}"
+            (sure - right).abs() < 0.15,
+            "{strategy:?}: {sure} sure and {right} right"
         );
     }
+}
+
+#[test]
+fn exemplars_a_hinge_and_a_penalty_keep_old_classes_too() {
+    let world = World::new(20);
+    let right = |head: &Head| {
+        let (features, labels) = world.rows(0, 10);
+        evaluate::correct(head, &features, labels)
+            .expect("scored")
+            .correct
+    };
+    // So many steps that what is not held is lost.
+    let config = || ModelConfig {
+        epochs: 60,
+        learning_rate: 1e-2,
+        ..config()
+    };
+    let careless = ModelConfig {
+        rehearsal: Rehearsal::None,
+        retention: Retention::None,
+        ..config()
+    };
+    let learned = |config: &ModelConfig| right(&world.second(&world.first(10, config), 1, config).head);
+    let forgetful = learned(&careless);
+    let exemplars = Rehearsal::Exemplars {
+        per_class: 3,
+        choice: Choice::Herding,
+        per_example: 4.0,
+    };
+    let hinge = Hinge {
+        threshold: 1.4,
+        margin: 0.1,
+        weight: 1.0,
+    };
+    for kept in [
+        ModelConfig {
+            rehearsal: exemplars,
+            retention: Retention::None,
+            ..config()
+        },
+        ModelConfig {
+            hinge: Some(hinge),
+            retention: Retention::None,
+            ..config()
+        },
+        ModelConfig {
+            retention: Retention::Penalty { strength: 1.0 },
+            ..config()
+        },
+        ModelConfig {
+            retention: Retention::Svd { bias: 0.5 },
+            ..config()
+        },
+    ] {
+        let found = learned(&kept);
+        assert!(
+            found > forgetful + 5,
+            "{found} of 60, {forgetful} without care: {kept:?}"
+        );
+    }
+}
+
+#[test]
+fn a_heavy_penalty_holds_the_weights_and_a_light_one_lets_go() {
+    let world = World::new(20);
+    let moved = |strength| {
+        let config = ModelConfig {
+            retention: Retention::Penalty { strength },
+            ..config()
+        };
+        let first = world.first(10, &config);
+        let second = world.second(&first, 1, &config);
+        let [before, after] =
+            [&first, &second].map(|fitted| values(&fitted.head.linear().expect("trained").weight));
+        before
+            .iter()
+            .zip(&after)
+            .map(|(a, b)| (a - b) * (a - b))
+            .sum::<f32>()
+    };
+    let (held, free) = (moved(1e6), moved(1e-6));
+    assert!(held < free / 4.0, "{held} and {free}");
 }

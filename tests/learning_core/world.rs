@@ -16,6 +16,7 @@ pub(crate) const PER_CLASS: usize = 6;
 pub(crate) struct World {
     pub(crate) anchors: Tensor,
     pub(crate) features: Tensor,
+    pub(crate) unseen: Tensor,
     pub(crate) labels: Vec<u32>,
 }
 
@@ -40,13 +41,23 @@ impl World {
             .matmul(&turn)
             .and_then(|t| t.index_select(&index, 0))
             .expect("centres");
-        let features = ((centres + (noise(3, labels.len()) * 1.0).expect("scaled")).expect("moved") * 10.0)
-            .expect("scaled");
+        let around = |seed| {
+            let moved = (&centres + noise(seed, labels.len())).expect("moved");
+            (moved * 10.0).expect("scaled")
+        };
         Self {
+            features: around(3),
+            unseen: around(4),
             anchors,
-            features,
             labels,
         }
+    }
+
+    /// As many further features of the first `columns` classes, which no fit has seen.
+    pub(crate) fn unseen(&self, columns: usize) -> (Tensor, Vec<u32>) {
+        let rows = columns * PER_CLASS;
+        let features = self.unseen.narrow(0, 0, rows).expect("rows");
+        (features, self.labels[..rows].to_vec())
     }
 
     /// Anchors of the first `columns` classes.
@@ -108,12 +119,11 @@ pub(crate) fn carry_on(_: FitProgress) -> ControlFlow<()> {
 /// The linear adapter, in so many steps that it learns.
 pub(crate) fn config() -> ModelConfig {
     ModelConfig {
-        strategy: Strategy::Linear,
         epochs: 5,
         min_steps: 0,
         batch_size: 16,
         learning_rate: 3e-3,
-        ..ModelConfig::default()
+        ..ModelConfig::of(Strategy::Linear)
     }
 }
 
