@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{Digest, JobId, ModelName, TaskName, VersionNumber};
+use super::job::JobKind;
 use super::model::ModelConfig;
 
 /// An immutable snapshot's entry in its model's history.
@@ -11,9 +12,11 @@ use super::model::ModelConfig;
 pub struct Version {
     /// Its number in the model.
     pub number: VersionNumber,
-    /// The version it was learned on top of; `None` for one learned on the bare backbone.
+    /// The version it was learned on top of; `None` for one learned on the bare backbone or imported.
     pub parent: Option<VersionNumber>,
-    /// The task it learned.
+    /// How it came about.
+    pub kind: JobKind,
+    /// The task it learned, or unlearned, or that holds the classes it was imported with.
     pub task: TaskName,
     /// The job that made it.
     pub job: JobId,

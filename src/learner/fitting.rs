@@ -12,7 +12,7 @@ use super::Learner;
 use super::learn::{Examples, Learn};
 use super::stop::Stop;
 use crate::adapter::{
-    Base, FitError, FitInput, FitProgress, Fitted, Statistics, Towers, embedding, fit, statistics,
+    Base, FitError, FitInput, FitProgress, Fitted, Statistics, Towers, embedding, fit,
 };
 use crate::domain::{Anchors, Features, Model, NewClass, Phase};
 use crate::engine::Priority;
@@ -33,26 +33,17 @@ impl Learn<'_> {
     /// Gathers what the fit needs: the base and what it remembers, anchors, and the examples as tensors.
     pub(super) async fn prepare(&self, classes: &[NewClass], examples: &Examples) -> Result<FitJob, Stop> {
         let Learner {
-            engine,
-            registry,
-            store,
-            ..
+            engine, registry, ..
         } = self.learner;
         let model = self.model().await?;
         let base = match model.active {
             Some(active) => Some(registry.version(&model.name, active).await?),
             None => None,
         };
-        let mut remembered = Statistics::default();
-        if let Some(base) = &base {
-            for (_, bytes) in store.statistics(&model.name, base.number).await? {
-                let of_task = statistics::decode(&bytes, registry.device());
-                let of_task = of_task.map_err(|e| Stop::failed("statistics", &e))?;
-                remembered
-                    .extend(of_task)
-                    .map_err(|e| Stop::failed("statistics", &e))?;
-            }
-        }
+        let remembered = match &base {
+            Some(base) => self.learner.recall(&model.name, base.number, None).await?,
+            None => Statistics::default(),
+        };
         let known = base
             .as_ref()
             .map_or(0, |base| base.snapshot.head().columns() as u32);

@@ -10,13 +10,17 @@
 
 mod encoding;
 mod evaluation;
+mod export;
 mod fitting;
+mod import;
 mod layout;
 mod learn;
 mod progress;
+mod recall;
 mod split;
 mod stop;
 mod submit;
+mod unlearn;
 mod upload;
 mod worker;
 
@@ -30,7 +34,10 @@ use crate::engine::Engine;
 use crate::registry::Registry;
 use crate::store::{Owner, Store};
 
+pub use export::{ExportError, Exported};
+pub use import::{ImportError, NewVersion};
 pub use layout::LayoutError;
+pub use recall::RecallError;
 pub use submit::{NewTask, SubmitError};
 pub use upload::{ArchiveKind, Item, Upload, UploadError, UploadLimits};
 pub use worker::{Outcome, Worker};
@@ -59,6 +66,8 @@ pub struct Learner {
     config: LearnerConfig,
     fit_pool: Arc<ThreadPool>,
     wake: Notify,
+    /// Held by the one version that is taken in at a time: it is in memory a few times over.
+    importing: tokio::sync::Mutex<()>,
 }
 
 impl Learner {
@@ -86,6 +95,7 @@ impl Learner {
             config,
             fit_pool: Arc::new(fit_pool),
             wake: Notify::new(),
+            importing: tokio::sync::Mutex::default(),
         })
     }
 
