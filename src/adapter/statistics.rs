@@ -228,10 +228,7 @@ pub(super) fn decode_of(bytes: &[u8], dim: usize, device: &Device) -> Result<Sta
     match (header.dim, header.classes.is_empty()) {
         (_, true) => Ok(Statistics::default()),
         (found, _) if found == dim => read(&header, &reader, device),
-        (found, _) => Err(CodecError::Width {
-            found,
-            expected: dim,
-        }),
+        (found, _) => Err(CodecError::Width { found, expected: dim }),
     }
 }
 

@@ -65,7 +65,9 @@ pub enum VettingError {
         found: String,
     },
     /// What the model's configuration learns with is not there.
-    #[error("the model learns with {0}, which the file does not hold; models that do not keep it export none")]
+    #[error(
+        "the model learns with {0}, which the file does not hold; models that do not keep it export none"
+    )]
     StatisticsMissing(&'static str),
     /// A number is of no size that it could have.
     #[error("{0} cannot be right")]
@@ -112,12 +114,10 @@ fn check_classes(classes: &[Class]) -> Result<(), VettingError> {
             return Err(VettingError::IdTwice(class.label.clone()));
         }
         if let Some(prompt) = &class.prompt {
-            prompt
-                .parse::<Prompt>()
-                .map_err(|source| VettingError::Prompt {
-                    label: class.label.clone(),
-                    source,
-                })?;
+            prompt.parse::<Prompt>().map_err(|source| VettingError::Prompt {
+                label: class.label.clone(),
+                source,
+            })?;
         }
     }
     Ok(())
@@ -167,11 +167,9 @@ fn made_by(config: &ModelConfig) -> Vec<(f64, &'static str)> {
         (Strategy::Linear, _) => vec![(1.0, LINEAR)],
         (Strategy::Gda, _) => vec![(1.0, AFFINE)],
         (Strategy::Ensemble, Anchors::Examples) => vec![(1.0, PROTOTYPES)],
-        (Strategy::Ensemble, Anchors::Text) => vec![
-            (zero_shot, ZERO_SHOT),
-            (linear, LINEAR),
-            (prototypes, PROTOTYPES),
-        ],
+        (Strategy::Ensemble, Anchors::Text) => {
+            vec![(zero_shot, ZERO_SHOT), (linear, LINEAR), (prototypes, PROTOTYPES)]
+        }
         // Nothing makes such heads yet, so none can be right.
         (Strategy::SelfAttention | Strategy::Prompt | Strategy::Ridge, _) => Vec::new(),
     }
@@ -244,7 +242,10 @@ fn check_statistics(statistics: &Statistics) -> Result<(), VettingError> {
         return Err(VettingError::Unsound("the number of examples"));
     }
     let (_, variance) = scatter.covariance()?;
-    let dim = statistics.classes.first().map_or(0, |class| class.mean.elem_count());
+    let dim = statistics
+        .classes
+        .first()
+        .map_or(0, |class| class.mean.elem_count());
     if (0.0..=WIDEST).contains(&(variance * dim as f64)) {
         Ok(())
     } else {

@@ -89,12 +89,7 @@ macro_rules! stored_name {
     };
 }
 
-stored_name!(
-    JobKind,
-    Learn = "learn",
-    Unlearn = "unlearn",
-    Import = "import",
-);
+stored_name!(JobKind, Learn = "learn", Unlearn = "unlearn", Import = "import",);
 stored_name!(
     JobState,
     Queued = "queued",

@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use crate::clip::ImageError;
 use crate::domain::{ConfigError, NameError};
 use crate::engine::EngineError;
-use crate::learner::{ExportError, ImportError, SubmitError, UploadError};
+use crate::learner::{SubmitError, UploadError};
 use crate::registry::RegistryError;
 use crate::store::{EnqueueError, StoreError};
 

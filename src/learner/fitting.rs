@@ -11,9 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Learner;
 use super::learn::{Examples, Learn};
 use super::stop::Stop;
-use crate::adapter::{
-    Base, FitError, FitInput, FitProgress, Fitted, Statistics, Towers, embedding, fit,
-};
+use crate::adapter::{Base, FitError, FitInput, FitProgress, Fitted, Statistics, Towers, embedding, fit};
 use crate::domain::{Anchors, Features, Model, NewClass, Phase};
 use crate::engine::Priority;
 use crate::registry::Serving;
@@ -32,9 +30,7 @@ pub(super) struct FitJob {
 impl Learn<'_> {
     /// Gathers what the fit needs: the base and what it remembers, anchors, and the examples as tensors.
     pub(super) async fn prepare(&self, classes: &[NewClass], examples: &Examples) -> Result<FitJob, Stop> {
-        let Learner {
-            engine, registry, ..
-        } = self.learner;
+        let Learner { engine, registry, .. } = self.learner;
         let model = self.model().await?;
         let base = match model.active {
             Some(active) => Some(registry.version(&model.name, active).await?),

@@ -51,9 +51,18 @@ pub enum ImportError {
     /// More classes than allowed.
     #[error("more than {0} classes")]
     TooManyClasses(usize),
-    /// The model could not go on from it.
+    /// Two of its classes have the same label.
     #[error("the version cannot be taken in")]
-    Unfit(#[source] VettingError),
+    LabelTwice(#[source] VettingError),
+    /// The model learns by another strategy than the one that made it.
+    #[error("the model cannot learn on top of the version")]
+    OtherStrategy(#[source] VettingError),
+    /// The file does not hold what the model learns with.
+    #[error("the model cannot learn on top of the version")]
+    StatisticsMissing(#[source] VettingError),
+    /// It is damaged in another way.
+    #[error("the version cannot be taken in")]
+    Unsound(#[source] VettingError),
     /// The spool file failed.
     #[error("the upload could not be read back")]
     Io(#[from] io::Error),
@@ -130,7 +139,7 @@ impl Learner {
             if found.snapshot.classes().len() > most_classes {
                 return Err(ImportError::TooManyClasses(most_classes));
             }
-            let vetted = found.vetted(&config, dim).map_err(ImportError::Unfit)?;
+            let vetted = found.vetted(&config, dim)?;
             Intake::of(vetted).map_err(ImportError::Encode)
         });
         Ok((arriving, joined(read).await?))
@@ -228,6 +237,22 @@ impl From<store::ImportError> for ImportError {
             store::ImportError::ClassTaken(class) => Self::ClassTaken(class),
             store::ImportError::DigestMismatch => Self::DigestMismatch,
             store::ImportError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl From<VettingError> for ImportError {
+    fn from(error: VettingError) -> Self {
+        match error {
+            VettingError::LabelTwice(_) => Self::LabelTwice(error),
+            VettingError::Strategy { .. } => Self::OtherStrategy(error),
+            VettingError::StatisticsMissing(_) => Self::StatisticsMissing(error),
+            VettingError::NoClasses
+            | VettingError::Width { .. }
+            | VettingError::IdTwice(_)
+            | VettingError::Prompt { .. }
+            | VettingError::Unsound(_)
+            | VettingError::Tensor(_) => Self::Unsound(error),
         }
     }
 }

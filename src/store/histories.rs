@@ -88,9 +88,8 @@ impl Histories {
             .filter_map(|version| self.removals.get(version))
             .copied()
             .collect();
-        let is_known = |version: &&VersionNumber| {
-            !removed.contains(*version) && !self.removals.contains_key(*version)
-        };
+        let is_known =
+            |version: &&VersionNumber| !removed.contains(*version) && !self.removals.contains_key(*version);
         let known: Vec<VersionNumber> = line.iter().filter(is_known).copied().collect();
         let matrix = |pick: fn(&(Tally, Tally)) -> Tally| {
             let tally = |version, task| self.tallies.get(&(version, task)).map(pick).unwrap_or_default();
