@@ -46,6 +46,7 @@ async fn tells_how_it_is(database: Database) {
         "uploads",
         "watches",
         "upload_bytes",
+        "weights_bytes",
         "examples",
         "example_bytes",
         "examples_bytes",

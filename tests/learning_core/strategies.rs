@@ -6,7 +6,7 @@ use clipkeep::domain::{Anchors, Class, ClassId, ModelConfig, Strategy};
 
 use crate::world::{World, config, values};
 
-fn a_class(number: usize) -> Class {
+pub(crate) fn a_class(number: usize) -> Class {
     Class {
         id: ClassId::new(),
         label: format!("class {number}").parse().expect("a label"),
