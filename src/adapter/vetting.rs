@@ -241,12 +241,9 @@ fn check_statistics(statistics: &Statistics) -> Result<(), VettingError> {
     if scatter.freedom() != freedom {
         return Err(VettingError::Unsound("the number of examples"));
     }
-    let (_, variance) = scatter.covariance()?;
-    let dim = statistics
-        .classes
-        .first()
-        .map_or(0, |class| class.mean.elem_count());
-    if (0.0..=WIDEST).contains(&(variance * dim as f64)) {
+    let (rows, variance) = scatter.covariance()?;
+    let is_small = |value: &f64| value.abs() <= WIDEST;
+    if (0.0..=WIDEST).contains(&(variance * rows.len() as f64)) && rows.iter().flatten().all(is_small) {
         Ok(())
     } else {
         Err(VettingError::Unsound("the spread that all classes share"))

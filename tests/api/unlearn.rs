@@ -90,7 +90,7 @@ async fn refuses_what_cannot_be_unlearned(database: Database) {
     // Enough pictures to be still under way while the task is asked to go.
     let skies = app.submit("default", "skies", zip(&folders(&SKIES, 0..40)));
     let skies = Answer::to(skies).await.json(202);
-    unlearn(&app, "skies").await.problem(404, "unknown_task");
+    unlearn(&app, "skies").await.problem(409, "task_in_flight");
     let first = Answer::to(app.request(Method::DELETE, &format!("{TASKS}/flora"))).await;
     first.problem(409, "only_task");
     app.end_of(skies["job"].as_str().expect("an id")).await;
