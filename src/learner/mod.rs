@@ -4,6 +4,9 @@
 //! upload ─▶ submit ─▶ job in the store ─▶ worker: encode ─▶ fit ─▶ evaluate ─▶ publish (one transaction) ─▶ serve
 //! ```
 //!
+//! A job that unlearns a task has nothing to encode, and makes its head from what is remembered instead of fitting one.
+//! Versions also leave as files and come in as such, without a worker: `export`, `import`.
+//!
 //! The worker's input is the store, never a message: [`Worker::tick`] claims a job under a lease and takes it as far
 //! as it gets. A crash at any point loses no example and publishes nothing or everything; the job is taken up again
 //! where its last saved features are. [`Learner::submit`] only wakes the worker earlier.
