@@ -121,6 +121,9 @@ pub struct LimitArgs {
     /// Most MiB in the body of a task; it is spooled to disk.
     #[arg(long, env = "CLIPKEEP_MAX_UPLOAD_MIB", default_value_t = 1024)]
     pub max_upload_mib: usize,
+    /// Most MiB in the file of a version that is imported; one is read at a time, and takes a few times as much memory.
+    #[arg(long, env = "CLIPKEEP_MAX_WEIGHTS_MIB", default_value_t = 1024)]
+    pub max_weights_mib: usize,
     /// Most examples in a task.
     #[arg(long, env = "CLIPKEEP_MAX_EXAMPLES", default_value_t = 20_000)]
     pub max_examples: usize,
@@ -193,6 +196,7 @@ impl ServeConfig {
             labels: limits.max_labels,
             text_bytes: http::TEXT_BYTES,
             upload_bytes: limits.max_upload_mib * MIB,
+            weights_bytes: limits.max_weights_mib * MIB,
             upload: UploadLimits {
                 examples: limits.max_examples,
                 image_bytes: (limits.max_body_mib * MIB) as u64,

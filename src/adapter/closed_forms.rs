@@ -11,7 +11,6 @@ use super::head::{Adapter, Scorer, Term};
 use super::ridge::{Ridge, random_features};
 use super::statistics::Statistics;
 use super::strategies::Strategies;
-use crate::domain::{Anchors, ModelConfig};
 
 /// Most examples that logits are calibrated by.
 const CALIBRATION_ROWS: usize = 256;
@@ -90,13 +89,7 @@ impl Strategies<'_, '_> {
         scores: Vec<f64>,
         (chosen, otherwise): (&[u32], f64),
     ) -> Result<Vec<Term>, FitError> {
-        let ModelConfig {
-            zero_shot_term,
-            anchors,
-            ..
-        } = self.input.config;
-        // Means of examples have seen them all.
-        let beside_backbone = *zero_shot_term && *anchors == Anchors::Text;
+        let beside_backbone = self.input.config.beside_backbone();
         let mut terms = vec![scores];
         if beside_backbone && !chosen.is_empty() {
             let cosines = self.embeddings(chosen)?.matmul(&self.input.anchors.t()?)?;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The metadata entry that holds the header.
-const HEADER: &str = "clipkeep";
+pub(super) const HEADER: &str = "clipkeep";
 
 /// Why bytes are not what they should be, or could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,14 @@ pub enum CodecError {
         found: String,
         /// The type and shape it should have.
         expected: String,
+    },
+    /// Statistics over embeddings of another width than the snapshot's.
+    #[error("statistics of width {found} beside a snapshot of width {expected}")]
+    Width {
+        /// The statistics' width.
+        found: usize,
+        /// The snapshot's width.
+        expected: usize,
     },
     /// A number that is none.
     #[error("tensor `{name}` holds a value that is not finite")]

@@ -13,7 +13,7 @@ use super::head::Head;
 use super::statistics::{ClassStatistics, Statistics};
 use super::strategies::Strategies;
 use super::towers::Towers;
-use crate::domain::{ModelConfig, Reads, Rehearsal, VersionNumber};
+use crate::domain::{ModelConfig, Reads, VersionNumber};
 
 /// The version a task is learned on top of.
 #[derive(Debug, Clone, Copy)]
@@ -171,7 +171,7 @@ impl<'a> FitInput<'a> {
             .is_some_and(|base| (base.head.reads(), base.head.width()) != (reads, width))
         {
             "the base reads something else of an image"
-        } else if self.remembers()
+        } else if self.config.remembers()
             && self
                 .base
                 .is_some_and(|base| base.statistics.classes.len() != known)
@@ -181,16 +181,6 @@ impl<'a> FitInput<'a> {
             return Ok(());
         };
         Err(FitError::Input(complaint))
-    }
-
-    /// Whether it looks at what is kept of old classes.
-    fn remembers(&self) -> bool {
-        let ModelConfig {
-            strategy, rehearsal, ..
-        } = self.config;
-        (strategy.is_trained() && *rehearsal != Rehearsal::None)
-            || strategy.needs_scatter()
-            || strategy.needs_gram()
     }
 
     /// The new examples as adapters and statistics take them: unit embeddings, or tokens as they are.

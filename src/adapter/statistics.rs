@@ -264,6 +264,22 @@ pub fn encode(statistics: &Statistics) -> Result<Vec<u8>, CodecError> {
 
 /// Reads what [`encode`] wrote onto `device`.
 pub fn decode(bytes: &[u8], device: &Device) -> Result<Statistics, CodecError> {
+    let (header, reader) = open(bytes, device)?;
+    read(&header, &reader, device)
+}
+
+/// [`decode`] of bytes from anybody, which must be statistics over embeddings of `dim` values, or of nothing.
+pub(super) fn decode_of(bytes: &[u8], dim: usize, device: &Device) -> Result<Statistics, CodecError> {
+    let (header, reader) = open(bytes, device)?;
+    // A width that is not known to be small must not be multiplied.
+    match (header.dim, header.classes.is_empty()) {
+        (_, true) => Ok(Statistics::default()),
+        (found, _) if found == dim => read(&header, &reader, device),
+        (found, _) => Err(CodecError::Width { found, expected: dim }),
+    }
+}
+
+fn open<'a>(bytes: &'a [u8], device: &'a Device) -> Result<(Header, Reader<'a>), CodecError> {
     let (header, reader) = Reader::open::<Header>(bytes, device)?;
     if header.format != FORMAT {
         return Err(CodecError::Format {
@@ -271,6 +287,10 @@ pub fn decode(bytes: &[u8], device: &Device) -> Result<Statistics, CodecError> {
             expected: FORMAT,
         });
     }
+    Ok((header, reader))
+}
+
+fn read(header: &Header, reader: &Reader<'_>, device: &Device) -> Result<Statistics, CodecError> {
     let class = |(index, class): (usize, &ClassHeader)| {
         Ok::<_, CodecError>(ClassStatistics {
             count: class.count,

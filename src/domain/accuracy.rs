@@ -50,7 +50,9 @@ impl std::iter::Sum for Tally {
     }
 }
 
-/// The tallies of T versions, each learned on top of the one before, on T tasks. Row `l` holds tasks `0..=l`.
+/// The tallies of versions, each made on top of the one before, on the tasks that the newest knows. A row holds the first
+/// tasks in the order of learning, as many as its version knew of them: a triangle where every version learned one, and
+/// a staircase where a version brought none that is still known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AccuracyMatrix {
     rows: Vec<Vec<Tally>>,
@@ -70,12 +72,14 @@ pub struct Summary {
 }
 
 impl AccuracyMatrix {
-    /// From rows of growing length: row `l` has `l + 1` tallies. `None` if a row has another length.
+    /// From rows, each as long as the one before or longer by one. `None` if one is not.
     pub fn new(rows: Vec<Vec<Tally>>) -> Option<Self> {
-        rows.iter()
-            .enumerate()
-            .all(|(l, row)| row.len() == l + 1)
-            .then_some(Self { rows })
+        let mut before = 0;
+        let is_step = |row: &Vec<Tally>| {
+            let step = row.len().checked_sub(std::mem::replace(&mut before, row.len()));
+            matches!(step, Some(0 | 1))
+        };
+        rows.iter().all(is_step).then_some(Self { rows })
     }
 
     /// The rows, oldest version first.
@@ -86,6 +90,18 @@ impl AccuracyMatrix {
     /// Row `l` over all its tasks, sample-weighted: `A_l`.
     pub fn overall(&self) -> impl Iterator<Item = Tally> + '_ {
         self.rows.iter().map(|row| row.iter().copied().sum())
+    }
+
+    /// Task `j` as the first version that knew it does on it.
+    pub fn at_learning(&self, j: usize) -> Option<Tally> {
+        self.rows.iter().find_map(|row| row.get(j)).copied()
+    }
+
+    /// Whether only the newest version knows task `j`.
+    pub fn is_newest(&self, j: usize) -> bool {
+        let mut newest_first = self.rows.iter().rev();
+        let mut knows = || newest_first.next().is_some_and(|row| row.len() > j);
+        knows() && !knows()
     }
 
     /// How much of its best accuracy task `j` has lost by the newest version; `None` for the newest task and where
@@ -101,15 +117,15 @@ impl AccuracyMatrix {
 
     fn backward_transfer_of(&self, j: usize) -> Option<f64> {
         let (newest, earlier) = self.rows.split_last()?;
-        let at_learning = earlier.get(j)?.get(j)?.accuracy()?;
-        Some(newest[j].accuracy()? - at_learning)
+        let at_learning = earlier.iter().find_map(|row| row.get(j))?.accuracy()?;
+        Some(newest.get(j)?.accuracy()? - at_learning)
     }
 
     /// The summary figures; `None` before the first version with held-out images. Means leave out tasks and versions
     /// without held-out images; forgetting and backward transfer are 0 while there is one task.
     pub fn summary(&self) -> Option<Summary> {
         let overall: Vec<f64> = self.overall().filter_map(Tally::accuracy).collect();
-        let tasks = 0..self.rows.len().saturating_sub(1);
+        let tasks = 0..self.rows.last().map_or(0, Vec::len);
         Some(Summary {
             average: mean(overall.iter().copied())?,
             last: *overall.last()?,
@@ -174,8 +190,32 @@ mod tests {
     }
 
     #[test]
-    fn only_triangles_are_matrices() {
+    fn rows_grow_step_by_step() {
         assert_eq!(AccuracyMatrix::new(vec![vec![tally(1), tally(2)]]), None);
+        assert_eq!(AccuracyMatrix::new(vec![vec![tally(1)], vec![]]), None);
         assert_eq!(AccuracyMatrix::default().summary(), None);
+    }
+
+    #[test]
+    fn a_task_is_compared_with_the_first_version_that_knew_it() {
+        // Three tasks were learned, then the second was unlearned.
+        let matrix = AccuracyMatrix::new(vec![
+            vec![tally(90)],
+            vec![tally(80)],
+            vec![tally(70), tally(60)],
+            vec![tally(75), tally(65)],
+        ])
+        .expect("a staircase");
+        assert_eq!(matrix.at_learning(1), Some(tally(60)));
+        assert_eq!(matrix.at_learning(2), None);
+        assert!(!matrix.is_newest(1) && !matrix.is_newest(2));
+        let summary = matrix.summary().expect("held-out images exist");
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-12;
+        assert!(close(summary.last, 0.7) && close(summary.average, (0.9 + 0.8 + 0.65 + 0.7) / 4.0));
+        assert!(
+            close(summary.forgetting, f64::midpoint(0.15, -0.05)),
+            "{summary:?}"
+        );
+        assert!(close(summary.backward_transfer, f64::midpoint(-0.15, 0.05)));
     }
 }

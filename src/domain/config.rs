@@ -140,6 +140,22 @@ impl ModelConfig {
     }
 }
 
+impl ModelConfig {
+    /// Whether a fit looks at what is kept of old classes.
+    pub fn remembers(&self) -> bool {
+        let strategy = self.strategy;
+        (strategy.is_trained() && self.rehearsal != Rehearsal::None)
+            || strategy.needs_scatter()
+            || strategy.needs_gram()
+    }
+
+    /// Whether the bare backbone's logits stand beside a closed form. Means of examples have seen all examples, so there
+    /// is nothing to weigh them by.
+    pub fn beside_backbone(&self) -> bool {
+        self.zero_shot_term && self.anchors == Anchors::Text
+    }
+}
+
 impl Serialize for ModelConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Self::serialize(self, serializer)

@@ -22,6 +22,10 @@ use super::ids::{JobId, ModelName, TaskName, VersionNumber};
 pub enum JobKind {
     /// Learn a task.
     Learn,
+    /// Make a version that does without a task.
+    Unlearn,
+    /// Take in a version that was learned elsewhere. Never queued: it has succeeded when it is written.
+    Import,
 }
 
 /// Where a job stands.
@@ -85,7 +89,7 @@ macro_rules! stored_name {
     };
 }
 
-stored_name!(JobKind, Learn = "learn");
+stored_name!(JobKind, Learn = "learn", Unlearn = "unlearn", Import = "import",);
 stored_name!(
     JobState,
     Queued = "queued",
@@ -112,7 +116,7 @@ pub struct JobError {
     pub detail: String,
 }
 
-/// One execution that learns a task.
+/// One execution that learns or unlearns a task, or takes in a version.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Job {
     /// Its id.
@@ -121,7 +125,7 @@ pub struct Job {
     pub kind: JobKind,
     /// The model it works on.
     pub model: ModelName,
-    /// The task it learns.
+    /// The task it learns or unlearns, or that holds the classes it took in.
     pub task: TaskName,
     /// Where it stands.
     pub state: JobState,

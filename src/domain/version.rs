@@ -5,15 +5,18 @@ use serde::{Deserialize, Serialize};
 
 use super::config::ModelConfig;
 use super::ids::{Digest, JobId, ModelName, TaskName, VersionNumber};
+use super::job::JobKind;
 
 /// An immutable snapshot's entry in its model's history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Version {
     /// Its number in the model.
     pub number: VersionNumber,
-    /// The version it was learned on top of; `None` for one learned on the bare backbone.
+    /// The version it was learned on top of; `None` for one learned on the bare backbone or imported.
     pub parent: Option<VersionNumber>,
-    /// The task it learned.
+    /// How it came about.
+    pub kind: JobKind,
+    /// The task it learned, or unlearned, or that holds the classes it was imported with.
     pub task: TaskName,
     /// The job that made it.
     pub job: JobId,

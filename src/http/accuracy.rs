@@ -50,16 +50,16 @@ struct AccuracyQuery {
 /// The accuracy of every version of a line on every task it knew, as fractions.
 #[derive(Debug, Serialize, ToSchema)]
 struct AccuracyResponse {
-    /// The tasks, oldest first.
+    /// The tasks that the last version knows, oldest first.
     tasks: Vec<TaskName>,
-    /// The versions from the first to the last of the line; version i learned task i.
+    /// The versions from the first to the last of the line. While none unlearned a task, version i learned task i.
     versions: Vec<VersionNumber>,
     /// `matrix[i][j]` is the accuracy of version i on task j's held-out images among all classes the version knew;
     /// null where it did not know the task or nothing was held out.
     matrix: Vec<Vec<Option<f64>>>,
     /// The same cells with their interval and the number of images.
     cells: Vec<Vec<Option<Accuracy>>>,
-    /// Each version's accuracy over all its tasks.
+    /// Each version's accuracy over all those of its tasks that the last one knows.
     overall: Vec<Option<f64>>,
     /// What the bare backbone reaches on the same images among the same classes.
     zero_shot: Vec<Option<f64>>,
@@ -99,7 +99,7 @@ async fn matrix(
     let cells: Vec<Vec<Option<Accuracy>>> = rows
         .iter()
         .map(|row| {
-            (0..rows.len())
+            (0..tasks.len())
                 .map(|j| row.get(j).copied().and_then(Accuracy::of))
                 .collect()
         })
@@ -109,7 +109,7 @@ async fn matrix(
     let summary = history.matrix.summary();
     Ok(Json(AccuracyResponse {
         tasks: tasks.iter().map(|task| task.name.clone()).collect(),
-        versions: tasks.iter().map(|task| task.version).collect(),
+        versions: history.versions.clone(),
         matrix: cells.iter().map(values).collect(),
         overall: history.matrix.overall().map(Tally::accuracy).collect(),
         zero_shot: history.zero_shot.overall().map(Tally::accuracy).collect(),

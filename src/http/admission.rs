@@ -5,7 +5,7 @@
 //! | kind | places | time |
 //! |---|---|---|
 //! | requests | [`Limits::requests`]; their bodies are held in memory, so this bounds it | the deadline |
-//! | uploads of tasks | [`Limits::uploads`]; they are spooled to disk | as long as the body goes on |
+//! | uploads of tasks, versions on their way in and out | [`Limits::uploads`]; what comes in is spooled to disk | as long as the body goes on |
 //! | event streams, and waits for a job's end | [`Limits::watches`]; they do next to nothing | their own |
 //!
 //! The probes, the metrics and the pages are always let in: an overloaded server must still be able to say so.
@@ -24,6 +24,9 @@ use super::{Limits, patience, prefer};
 use crate::metrics;
 
 const TEACH: &str = "/v1/models/{model}/tasks";
+const TASK: &str = "/v1/models/{model}/tasks/{task}";
+const VERSIONS: &str = "/v1/models/{model}/versions";
+const WEIGHTS: &str = "/v1/models/{model}/versions/{number}/weights";
 const JOB: &str = "/v1/jobs/{id}";
 const JOB_EVENTS: &str = "/v1/jobs/{id}/events";
 
@@ -84,9 +87,9 @@ impl Kind {
             return Self::Open;
         };
         match (request.method(), path.as_str()) {
-            (&Method::POST, TEACH) => Self::Upload,
+            (&Method::POST, TEACH | VERSIONS) | (_, WEIGHTS) => Self::Upload,
             (_, JOB_EVENTS) => Self::Stream,
-            (_, JOB) if prefer::wait(request.headers()).is_some() => Self::Wait,
+            (_, JOB) | (&Method::DELETE, TASK) if prefer::wait(request.headers()).is_some() => Self::Wait,
             (_, path) if path.starts_with("/v1/") => Self::Request,
             _ => Self::Open,
         }
@@ -143,7 +146,7 @@ mod tests {
     #[test]
     fn the_routes_that_are_told_apart_exist() {
         let description = crate::http::resources(0).into_openapi();
-        for path in [TEACH, JOB, JOB_EVENTS] {
+        for path in [TEACH, TASK, VERSIONS, WEIGHTS, JOB, JOB_EVENTS] {
             assert!(description.paths.paths.contains_key(path), "{path}");
         }
     }

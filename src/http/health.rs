@@ -65,7 +65,7 @@ struct BackboneFacts {
 /// Bounds on requests.
 #[derive(Debug, Serialize, ToSchema)]
 struct LimitFacts {
-    /// Most bytes in a body, uploads of tasks aside.
+    /// Most bytes in a body, uploads of tasks and versions aside.
     body_bytes: usize,
     /// Most images in a request.
     images: usize,
@@ -79,12 +79,14 @@ struct LimitFacts {
     queue: usize,
     /// Requests that are worked on at a time, uploads and watches aside.
     requests: usize,
-    /// Uploads of tasks that are taken in at a time.
+    /// Uploads of tasks, and versions on their way in or out, at a time.
     uploads: usize,
     /// Event streams and waits for jobs at a time. A wait beyond is answered at once.
     watches: usize,
     /// Most bytes in the body of a task.
     upload_bytes: usize,
+    /// Most bytes in the file of a version that is imported.
+    weights_bytes: usize,
     /// Most examples in a task.
     examples: usize,
     /// Most bytes of one example.
@@ -153,6 +155,7 @@ async fn info(State(api): State<Api>) -> Json<Info> {
             uploads: limits.uploads(),
             watches: limits.watches(),
             upload_bytes: limits.upload_bytes,
+            weights_bytes: limits.weights_bytes,
             examples: limits.upload.examples,
             example_bytes: limits.upload.image_bytes,
             examples_bytes: limits.upload.total_bytes,

@@ -31,8 +31,10 @@ mod prefer;
 mod problem;
 mod tasks;
 mod teach;
+mod unlearn;
 mod upload;
 mod versions;
+mod weights;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -63,7 +65,7 @@ pub const TEXT_BYTES: usize = 4096;
 /// Bounds on what a caller may ask for.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Most bytes in a body, uploads of tasks aside.
+    /// Most bytes in a body, uploads of tasks and versions aside.
     pub body_bytes: usize,
     /// Most images in a request.
     pub images: usize,
@@ -75,6 +77,8 @@ pub struct Limits {
     pub text_bytes: usize,
     /// Most bytes in the body of a task.
     pub upload_bytes: usize,
+    /// Most bytes in the file of a version that is imported.
+    pub weights_bytes: usize,
     /// Bounds on a task's examples.
     pub upload: UploadLimits,
     /// Requests that are worked on at a time.
@@ -86,8 +90,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Uploads that are taken in at a time: each keeps a disk and the store's writer busy, so they are fewer than
-    /// the requests.
+    /// Uploads of tasks, and versions on their way in or out, at a time: each keeps a disk and the store's writer busy or
+    /// is held in memory, so they are fewer than the requests.
     pub fn uploads(&self) -> usize {
         (self.requests / 8).max(1)
     }
@@ -160,9 +164,11 @@ fn resources(upload_bytes: usize) -> OpenApiRouter<Api> {
         .merge(embed::router())
         .merge(teach::router(upload_bytes))
         .merge(tasks::router())
+        .merge(unlearn::router())
         .merge(jobs::router())
         .merge(accuracy::router())
         .merge(versions::router())
+        .merge(weights::router())
         .merge(activations::router())
         .merge(models::router())
         .merge(health::router())

@@ -352,6 +352,8 @@ impl From<EnqueueError> for Problem {
         let conflict = |code| Self::new(StatusCode::CONFLICT, code, detail.clone());
         match error {
             EnqueueError::UnknownModel(_) => Self::unknown("unknown_model", detail),
+            EnqueueError::UnknownTask(_) => Self::unknown("unknown_task", detail),
+            EnqueueError::OnlyTask(_) => conflict("only_task"),
             EnqueueError::LabelTwice(_) => Self::invalid("duplicate_label", detail),
             EnqueueError::OtherBackbone(_) => conflict("other_backbone"),
             EnqueueError::TaskExists(_) => conflict("task_exists"),

@@ -12,7 +12,7 @@ use super::accuracy::Accuracy;
 use super::extract::{Json, Path, Query};
 use super::problem::Problem;
 use super::{Api, page};
-use crate::domain::{AccuracyMatrix, JobId, Label, ModelName, Tally, Task, TaskName, VersionNumber};
+use crate::domain::{AccuracyMatrix, JobId, Label, ModelName, Task, TaskName, VersionNumber};
 
 pub(super) fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(one))
@@ -149,13 +149,8 @@ async fn summaries(
 
 impl TaskSummary {
     fn new(task: Task, j: usize, matrix: &AccuracyMatrix) -> Self {
-        let at = |row: Option<&Vec<Tally>>| {
-            row.and_then(|row| row.get(j))
-                .and_then(|tally| Accuracy::of(*tally))
-        };
-        let rows = matrix.rows();
-        let now = at(rows.last());
-        let newest = j + 1 == rows.len();
+        let newest = matrix.rows().last().and_then(|row| row.get(j));
+        let now = newest.copied().and_then(Accuracy::of);
         Self {
             name: task.name,
             classes: task.classes.into_iter().map(|class| class.label).collect(),
@@ -166,13 +161,13 @@ impl TaskSummary {
             version: task.version,
             job: task.job,
             learned_at: task.learned_at,
-            forgetting: if newest {
+            forgetting: if matrix.is_newest(j) {
                 now.as_ref().map(|_| 0.0)
             } else {
                 matrix.forgetting_of(j)
             },
             accuracy: TaskAccuracy {
-                at_learning: at(rows.get(j)),
+                at_learning: matrix.at_learning(j).and_then(Accuracy::of),
                 now,
             },
         }

@@ -14,7 +14,7 @@ use super::admission::{Admission, Place};
 use super::extract::{Json, Path, Query};
 use super::problem::Problem;
 use super::{Api, jobs, prefer, upload};
-use crate::domain::{JobId, JobState, ModelName, TaskName};
+use crate::domain::{Job, JobId, JobState, ModelName, TaskName};
 use crate::learner::NewTask;
 
 pub(super) fn router(upload_bytes: usize) -> OpenApiRouter<Api> {
@@ -32,10 +32,10 @@ struct TeachQuery {
     name: Option<String>,
 }
 
-/// A task was accepted.
+/// A task was accepted, to be learned or unlearned.
 #[derive(Debug, Serialize, ToSchema)]
-struct TeachResponse {
-    /// The job that learns it.
+pub(super) struct JobAccepted {
+    /// The job that does it.
     job: JobId,
     /// The task's name.
     task: TaskName,
@@ -57,7 +57,7 @@ struct TeachResponse {
         ("prefer" = Option<String>, Header, description = "`wait=N`: answer once the job has ended, or after N seconds, at most 600", example = "wait=30")
     ),
     request_body(content((super::openapi::BinaryFile = "application/zip"), (super::openapi::BinaryFile = "application/x-tar"), (super::openapi::TaskParts = "multipart/form-data"))),
-    responses((status = 202, description = "Accepted; the Location is the job", body = TeachResponse), (status = "default", response = super::openapi::ProblemResponse))
+    responses((status = 202, description = "Accepted; the Location is the job", body = JobAccepted), (status = "default", response = super::openapi::ProblemResponse))
 )]
 async fn teach(
     State(api): State<Api>,
@@ -89,15 +89,20 @@ async fn teach(
     if let (Some(seconds), Some(_watch)) = (wait, admission.watch()) {
         job = jobs::wait_for_end(&api, job, seconds).await;
     }
+    Ok(accepted(job))
+}
+
+/// 202 and where to ask for the job.
+pub(super) fn accepted(job: Job) -> Response {
     let location = format!("/v1/jobs/{}", job.id);
     let headers = [
         (header::LOCATION, location),
         (header::RETRY_AFTER, "1".to_owned()),
     ];
-    let body = TeachResponse {
+    let body = JobAccepted {
         job: job.id,
         task: job.task,
         state: job.state,
     };
-    Ok((StatusCode::ACCEPTED, headers, Json(body)).into_response())
+    (StatusCode::ACCEPTED, headers, Json(body)).into_response()
 }

@@ -1,9 +1,9 @@
-//! Receives a task's body: spools it to disk, whatever its size, and lists what is in it.
+//! Receives a large body: spools it to disk, whatever its size, and lists what is in it where it is a task.
 
 use std::io::SeekFrom;
 use std::path::Path;
 
-use axum::body::BodyDataStream;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::Request;
 use axum::http::StatusCode;
 use bytes::Bytes;
@@ -68,6 +68,19 @@ pub(super) async fn receive(api: &Api, request: Request) -> Result<ReceivedTask,
             "send multipart/form-data whose parts are named after the classes, or a zip or tar of class folders",
         )),
     }
+}
+
+/// Writes a whole body to a file that vanishes when it is closed.
+pub(super) async fn spool(api: &Api, body: Body) -> Result<std::fs::File, Problem> {
+    let io = |error: std::io::Error| Problem::internal(&error);
+    let mut file = temporary(&api.spool).await?;
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| body::failure(&error))?;
+        file.write_all(&chunk).await.map_err(io)?;
+    }
+    file.flush().await.map_err(io)?;
+    Ok(file.into_std().await)
 }
 
 async fn receive_archive(api: &Api, request: Request) -> Result<ReceivedTask, Problem> {

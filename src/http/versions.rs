@@ -13,7 +13,8 @@ use super::extract::{Json, Path, Query};
 use super::problem::Problem;
 use super::{Api, page};
 use crate::domain::{
-    AccuracyMatrix, Class, Digest, JobId, ModelConfig, ModelName, Strategy, TaskName, Version, VersionNumber,
+    AccuracyMatrix, Class, Digest, JobId, JobKind, ModelConfig, ModelName, Strategy, TaskName, Version,
+    VersionNumber,
 };
 use crate::registry::RegistryError;
 use crate::store::Histories;
@@ -49,9 +50,11 @@ struct VersionsResponse {
 #[derive(Debug, Serialize, ToSchema)]
 struct VersionSummary {
     number: VersionNumber,
-    /// The version it was learned on top of.
+    /// The version it was made on top of; null for the first and for imported ones.
     parent: Option<VersionNumber>,
-    /// The task it learned.
+    /// How it came about.
+    kind: JobKind,
+    /// The task it learned or unlearned, or that holds the classes it was imported with.
     task: TaskName,
     /// The job that made it.
     job: JobId,
@@ -78,7 +81,7 @@ struct VersionMetrics {
 
 /// A version in full.
 #[derive(Debug, Serialize, ToSchema)]
-struct VersionResponse {
+pub(super) struct VersionResponse {
     #[serde(flatten)]
     summary: VersionSummary,
     /// Whether it answers now.
@@ -143,29 +146,38 @@ async fn one(
     State(api): State<Api>,
     Path((model, number)): Path<(ModelName, VersionNumber)>,
 ) -> Result<Json<VersionResponse>, Problem> {
-    let active = api.model(&model).await?.active;
-    let version = api.store.version(&model, number).await?;
+    described(&api, &model, number).await.map(Json)
+}
+
+/// A version in full.
+pub(super) async fn described(
+    api: &Api,
+    model: &ModelName,
+    number: VersionNumber,
+) -> Result<VersionResponse, Problem> {
+    let active = api.model(model).await?.active;
+    let version = api.store.version(model, number).await?;
     let version = version
         .ok_or_else(|| RegistryError::UnknownVersion {
             model: model.clone(),
             version: number,
         })
         .map_err(Problem::from)?;
-    let history = api.store.accuracy(&model, number).await?;
+    let history = api.store.accuracy(model, number).await?;
     let classes = api
         .store
-        .tasks(&model, number)
+        .tasks(model, number)
         .await?
         .into_iter()
         .flat_map(|task| task.classes)
         .collect();
-    Ok(Json(VersionResponse {
+    Ok(VersionResponse {
         active: active == Some(number),
         config: version.config.clone(),
         report: version.report.clone(),
         classes,
         summary: VersionSummary::of(version, &history.matrix),
-    }))
+    })
 }
 
 impl VersionSummary {
@@ -174,6 +186,7 @@ impl VersionSummary {
         Self {
             number: version.number,
             parent: version.parent,
+            kind: version.kind,
             task: version.task,
             job: version.job,
             digest: version.digest,

@@ -30,25 +30,41 @@ impl Learn<'_> {
         columns: &[Class],
         examples: &Examples,
     ) -> Result<Vec<TaskScore>, Stop> {
-        let store = &self.learner.store;
-        let rivals = Rivals {
-            head: head.clone(),
-            zero_shot: Head::zero_shot(head.anchors().clone(), head.scale())
-                .map_err(|e| Stop::failed("evaluation", &e))?,
-            readout: self.learner.engine.readout().clone(),
+        let known = match base {
+            Some(base) => self.learner.store.known(&self.job.model, base.number).await?,
+            None => Vec::new(),
         };
+        let mut scores = self.evaluate_known(head, columns, &known).await?;
+        let known = base.map_or(0, |base| base.snapshot.classes().len() as u32);
+        let own = examples
+            .held_out
+            .iter()
+            .map(|e| (known + e.class, e.features.clone()))
+            .collect();
+        let own = HeldOutTask {
+            task: None,
+            examples: own,
+        };
+        scores.push(self.score(&self.rivals(head)?, own).await?);
+        Ok(scores)
+    }
+
+    /// Scores the new head on the held-out examples of the tasks that these versions brought.
+    pub(super) async fn evaluate_known(
+        &mut self,
+        head: &Head,
+        columns: &[Class],
+        known: &[VersionNumber],
+    ) -> Result<Vec<TaskScore>, Stop> {
+        let rivals = self.rivals(head)?;
         let column_of: HashMap<ClassId, u32> = columns
             .iter()
             .zip(0_u32..)
             .map(|(class, column)| (class.id, column))
             .collect();
-        let lineage = match base {
-            Some(base) => store.lineage(&self.job.model, base.number).await?,
-            None => Vec::new(),
-        };
-        let mut scores = Vec::with_capacity(lineage.len() + 1);
-        for (done, &version) in lineage.iter().enumerate() {
-            self.report(Phase::Evaluate, done as f64 / (lineage.len() + 1) as f64, None)
+        let mut scores = Vec::with_capacity(known.len() + 1);
+        for (done, &version) in known.iter().enumerate() {
+            self.report(Phase::Evaluate, done as f64 / (known.len() + 1) as f64, None)
                 .await?;
             let held_out = self.learner.store.held_out_of(&self.job.model, version).await?;
             let examples = held_out
@@ -60,18 +76,16 @@ impl Learn<'_> {
             };
             scores.push(self.score(&rivals, task).await?);
         }
-        let known = base.map_or(0, |base| base.snapshot.classes().len() as u32);
-        let own = examples
-            .held_out
-            .iter()
-            .map(|e| (known + e.class, e.features.clone()))
-            .collect();
-        let own = HeldOutTask {
-            task: None,
-            examples: own,
-        };
-        scores.push(self.score(&rivals, own).await?);
         Ok(scores)
+    }
+
+    fn rivals(&self, head: &Head) -> Result<Rivals, Stop> {
+        let zero_shot = Head::zero_shot(head.anchors().clone(), head.scale());
+        Ok(Rivals {
+            head: head.clone(),
+            zero_shot: zero_shot.map_err(|e| Stop::failed("evaluation", &e))?,
+            readout: self.learner.engine.readout().clone(),
+        })
     }
 
     async fn score(&self, rivals: &Rivals, task: HeldOutTask) -> Result<TaskScore, Stop> {

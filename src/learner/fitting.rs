@@ -13,7 +13,6 @@ use super::learn::{Examples, Learn};
 use super::stop::Stop;
 use crate::adapter::{
     Base, FitError, FitInput, FitProgress, Fitted, Prompts, Readout, Statistics, Towers, embedding, fit,
-    statistics,
 };
 use crate::domain::{Anchors, Features, Label, Model, NewClass, Phase, Reads, Strategy};
 use crate::engine::{Priority, read_out};
@@ -35,27 +34,16 @@ pub(super) struct FitJob {
 impl Learn<'_> {
     /// Gathers what the fit needs: the base and what it remembers, anchors, and the examples as tensors.
     pub(super) async fn prepare(&self, classes: &[NewClass], examples: &Examples) -> Result<FitJob, Stop> {
-        let Learner {
-            engine,
-            registry,
-            store,
-            ..
-        } = self.learner;
+        let Learner { engine, registry, .. } = self.learner;
         let model = self.model().await?;
         let base = match model.active {
             Some(active) => Some(registry.version(&model.name, active).await?),
             None => None,
         };
-        let mut remembered = Statistics::default();
-        if let Some(base) = &base {
-            for (_, bytes) in store.statistics(&model.name, base.number).await? {
-                let of_task = statistics::decode(&bytes, registry.device());
-                let of_task = of_task.map_err(|e| Stop::failed("statistics", &e))?;
-                remembered
-                    .extend(of_task)
-                    .map_err(|e| Stop::failed("statistics", &e))?;
-            }
-        }
+        let remembered = match &base {
+            Some(base) => self.learner.recall(&model.name, base.number, None).await?,
+            None => Statistics::default(),
+        };
         let known = base
             .as_ref()
             .map_or(0, |base| base.snapshot.head().columns() as u32);

@@ -1,4 +1,4 @@
-//! One job that learns a task, phase by phase.
+//! One job, phase by phase. How a task is learned stands here; how one is unlearned, in `unlearn`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,9 @@ use super::progress::Reporter;
 use super::split::{self, Candidate};
 use super::stop::{Stop, held};
 use crate::adapter::{Fitted, Snapshot, statistics};
-use crate::domain::{Class, ClassId, Digest, Job, Model, ModelConfig, NewClass, Phase, Split, VersionNumber};
+use crate::domain::{
+    Class, ClassId, Digest, Job, JobKind, Keep, Model, ModelConfig, NewClass, Phase, Split, VersionNumber,
+};
 use crate::registry::Serving;
 use crate::store::{EncodedExample, HeldOut, Publication, PublishError, StoreError, TaskScore};
 
@@ -39,12 +41,13 @@ struct Learned {
     scores: Vec<TaskScore>,
 }
 
+/// A job under way.
 pub(super) struct Learn<'a> {
     pub(super) learner: &'a Learner,
     pub(super) job: Job,
     pub(super) stop: &'a CancellationToken,
     reporter: Reporter<'a>,
-    seconds: Map<String, Value>,
+    pub(super) seconds: Map<String, Value>,
 }
 
 impl<'a> Learn<'a> {
@@ -61,20 +64,39 @@ impl<'a> Learn<'a> {
 
     /// Takes the job to its end: the published version, or why there is none.
     pub(super) async fn run(mut self) -> Result<VersionNumber, Stop> {
-        let classes = self.learner.store.job_classes(self.job.id).await?;
-        self.encode().await?;
-        let examples = self.examples(&classes).await?;
+        let lesson = match self.job.kind {
+            JobKind::Learn => Some(self.lesson().await?),
+            JobKind::Unlearn => None,
+            JobKind::Import => {
+                return Err(Stop::Failed {
+                    code: "nothing_to_run",
+                    detail: "an import has succeeded when it is written".to_owned(),
+                });
+            }
+        };
         for _ in 0..REBASES {
-            if let Some(version) = self.learn_on_active(&classes, &examples).await? {
+            let published = match &lesson {
+                Some((classes, examples)) => self.learn_on_active(classes, examples).await?,
+                None => self.unlearn_on_active().await?,
+            };
+            if let Some(version) = published {
                 return Ok(version);
             }
-            tracing::info!("another version was activated meanwhile; learning on top of that one");
+            tracing::info!("another version was activated meanwhile; starting over on top of that one");
         }
         let detail = format!("the active version changed {REBASES} times during the job");
         Err(Stop::Later {
             code: "base_moved",
             detail,
         })
+    }
+
+    /// The task's classes, and its examples once all are encoded.
+    async fn lesson(&mut self) -> Result<(Vec<NewClass>, Examples), Stop> {
+        let classes = self.learner.store.job_classes(self.job.id).await?;
+        self.encode().await?;
+        let examples = self.examples(&classes).await?;
+        Ok((classes, examples))
     }
 
     /// Reads all features back and splits them.
@@ -182,12 +204,17 @@ impl<'a> Learn<'a> {
         let statistics =
             statistics::encode(&fitted.statistics).map_err(|e| Stop::failed("statistics", &e))?;
         let digest = Digest::of(&bytes);
-        let held_out = examples.held_out.iter().map(|e| HeldOut {
+        let kept = match config.keep {
+            Keep::Needed => examples.held_out.as_slice(),
+            // They have been scored; nothing of a single example stays.
+            Keep::None => &[],
+        };
+        let held_out = kept.iter().map(|e| HeldOut {
             class: new[e.class as usize].id,
             digest: e.digest,
             features: e.features.clone(),
         });
-        let published = self.learner.store.publish(Publication {
+        let publication = Publication {
             job: self.job.id,
             owner: &self.learner.owner,
             base,
@@ -211,14 +238,26 @@ impl<'a> Learn<'a> {
             scores,
             actor: format!("job:{}", self.job.id),
             now: Timestamp::now(),
-        });
-        let version = match published.await {
+        };
+        self.commit(publication, snapshot).await
+    }
+
+    /// Writes a version and lets it answer; `None` when its base is no longer active.
+    pub(super) async fn commit(
+        &self,
+        publication: Publication<'_>,
+        snapshot: Snapshot,
+    ) -> Result<Option<VersionNumber>, Stop> {
+        let digest = publication.digest;
+        let version = match self.learner.store.publish(publication).await {
             Ok((version, _)) => version.number,
             Err(PublishError::BaseMoved { .. }) => return Ok(None),
             Err(PublishError::LeaseLost) => return Err(Stop::LeaseLost),
             Err(PublishError::Store(error)) => return Err(error.into()),
             Err(error @ PublishError::TaskExists(_)) => return Err(Stop::failed("task_exists", &error)),
             Err(error @ PublishError::LabelExists(_)) => return Err(Stop::failed("label_exists", &error)),
+            Err(error @ PublishError::UnknownTask(_)) => return Err(Stop::failed("unknown_task", &error)),
+            Err(error @ PublishError::OnlyTask(_)) => return Err(Stop::failed("only_task", &error)),
             Err(error @ PublishError::DigestMismatch) => return Err(Stop::failed("snapshot", &error)),
         };
         // Only now: what serves is what is committed.

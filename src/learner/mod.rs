@@ -4,19 +4,26 @@
 //! upload ─▶ submit ─▶ job in the store ─▶ worker: encode ─▶ fit ─▶ evaluate ─▶ publish (one transaction) ─▶ serve
 //! ```
 //!
+//! A job that unlearns a task has nothing to encode, and makes its head from what is remembered instead of fitting one.
+//! Versions also leave as files and come in as such, without a worker: `export`, `import`.
+//!
 //! The worker's input is the store, never a message: [`Worker::tick`] claims a job under a lease and takes it as far
 //! as it gets. A crash at any point loses no example and publishes nothing or everything; the job is taken up again
 //! where its last saved features are. [`Learner::submit`] only wakes the worker earlier.
 
 mod encoding;
 mod evaluation;
+mod export;
 mod fitting;
+mod import;
 mod layout;
 mod learn;
 mod progress;
+mod recall;
 mod split;
 mod stop;
 mod submit;
+mod unlearn;
 mod upload;
 mod worker;
 
@@ -30,7 +37,10 @@ use crate::engine::Engine;
 use crate::registry::Registry;
 use crate::store::{Owner, Store};
 
+pub use export::{ExportError, Exported};
+pub use import::{ImportError, NewVersion};
 pub use layout::LayoutError;
+pub use recall::RecallError;
 pub use submit::{NewTask, SubmitError};
 pub use upload::{ArchiveKind, Item, Upload, UploadError, UploadLimits};
 pub use worker::{Outcome, Worker};
@@ -59,6 +69,8 @@ pub struct Learner {
     config: LearnerConfig,
     fit_pool: Arc<ThreadPool>,
     wake: Notify,
+    /// Held by the one version that is taken in at a time: it is in memory a few times over.
+    importing: tokio::sync::Mutex<()>,
 }
 
 impl Learner {
@@ -86,6 +98,7 @@ impl Learner {
             config,
             fit_pool: Arc::new(fit_pool),
             wake: Notify::new(),
+            importing: tokio::sync::Mutex::default(),
         })
     }
 

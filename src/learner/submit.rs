@@ -73,6 +73,31 @@ impl Learner {
         Ok(job)
     }
 
+    /// Puts a job into the store that unlearns a task of the active version, and wakes the worker.
+    ///
+    /// # Errors
+    /// [`EnqueueError`] when there is no such model or task, or no other task beside it, or when a job of the task is open;
+    /// nothing is stored then.
+    pub async fn unlearn(
+        &self,
+        model: ModelName,
+        task: TaskName,
+        now: Timestamp,
+    ) -> Result<Job, EnqueueError> {
+        let new = NewJob {
+            id: JobId::new(),
+            kind: JobKind::Unlearn,
+            model,
+            backbone: self.engine.info().digest,
+            task,
+            classes: Vec::new(),
+            now,
+        };
+        let job = self.store.begin_job(new).await?.commit().await?;
+        self.wake.notify_one();
+        Ok(job)
+    }
+
     async fn check_images(&self, mut upload: Upload) -> Result<Upload, SubmitError> {
         let engine = self.engine.clone();
         let checked = tokio::task::spawn_blocking(move || {

@@ -2,13 +2,13 @@
 
 use jiff::Timestamp;
 use serde_json::Value;
-use sqlx::{Any, Transaction};
+use sqlx::{Any, AnyConnection, Transaction};
 
 use super::Store;
 use super::codec::{micros, timestamp, version};
 use super::error::{EnqueueError, StoreError};
 use super::events::{self, EventKind};
-use super::lineage::{Clash, clash};
+use super::lineage::{Clash, Removal, clash, removal};
 use crate::domain::{
     Digest, Features, Job, JobId, JobKind, JobState, Label, ModelName, NewClass, Split, TaskName,
 };
@@ -20,13 +20,13 @@ pub struct NewJob {
     pub id: JobId,
     /// What it does.
     pub kind: JobKind,
-    /// The model that learns.
+    /// The model that it works on.
     pub model: ModelName,
     /// The backbone that encodes its examples.
     pub backbone: Digest,
     /// The task's name.
     pub task: TaskName,
-    /// The task's classes; examples name them by position.
+    /// The classes that the task brings; examples name them by position. None where it is unlearned.
     pub classes: Vec<NewClass>,
     /// When it was asked for.
     pub now: Timestamp,
@@ -61,7 +61,7 @@ impl Store {
     ///
     /// # Errors
     /// [`EnqueueError`] when there is no such model or it learns on another backbone, when its active version or another open job has the task's name
-    /// or one of the labels, or when a label occurs twice.
+    /// or one of the labels, or when a label occurs twice; to unlearn, when the active version does not know the task or no other one.
     pub async fn begin_job(&self, new: NewJob) -> Result<JobDraft, EnqueueError> {
         let job = Job {
             id: new.id,
@@ -98,24 +98,45 @@ impl Store {
     /// that publishes meanwhile.
     async fn bind_model(&self, name: &ModelName, backbone: Digest) -> Result<(), EnqueueError> {
         let mut tx = self.write().await?;
-        let model: Option<(Option<String>,)> = sqlx::query_as(
-            "update model set backbone = case
-                 when active is null and not exists (
-                     select 1 from job where job.model = $1 and job.state in ('queued', 'running'))
-                 then $2 else coalesce(backbone, $2) end
-             where name = $1 returning backbone",
-        )
-        .bind(name.as_str())
-        .bind(backbone.to_string())
-        .fetch_optional(&mut *tx)
-        .await?;
+        let binding = bind(&mut tx, name, backbone).await?;
         tx.commit().await?;
-        match model {
-            None => Err(EnqueueError::UnknownModel(name.clone())),
-            Some((bound,)) if bound.as_deref() == Some(&backbone.to_string()) => Ok(()),
-            Some(_) => Err(EnqueueError::OtherBackbone(name.clone())),
+        match binding {
+            Binding::Bound => Ok(()),
+            Binding::UnknownModel => Err(EnqueueError::UnknownModel(name.clone())),
+            Binding::OtherBackbone => Err(EnqueueError::OtherBackbone(name.clone())),
         }
     }
+}
+
+/// What became of a wish to bind a model to a backbone.
+pub(super) enum Binding {
+    Bound,
+    UnknownModel,
+    OtherBackbone,
+}
+
+/// Binds a model to a backbone if it is free to be. Locks the model's row.
+pub(super) async fn bind(
+    connection: &mut AnyConnection,
+    name: &ModelName,
+    backbone: Digest,
+) -> Result<Binding, StoreError> {
+    let model: Option<(Option<String>,)> = sqlx::query_as(
+        "update model set backbone = case
+             when active is null and not exists (
+                 select 1 from job where job.model = $1 and job.state in ('queued', 'running'))
+             then $2 else coalesce(backbone, $2) end
+         where name = $1 returning backbone",
+    )
+    .bind(name.as_str())
+    .bind(backbone.to_string())
+    .fetch_optional(connection)
+    .await?;
+    Ok(match model {
+        None => Binding::UnknownModel,
+        Some((bound,)) if bound.as_deref() == Some(&backbone.to_string()) => Binding::Bound,
+        Some(_) => Binding::OtherBackbone,
+    })
 }
 
 impl JobDraft {
@@ -237,8 +258,18 @@ impl JobDraft {
                 .fetch_optional(&mut *self.tx)
                 .await?
         else {
-            return Ok(());
+            return match self.job.kind {
+                JobKind::Learn | JobKind::Import => Ok(()),
+                JobKind::Unlearn => Err(EnqueueError::UnknownTask(self.job.task.clone())),
+            };
         };
+        if self.job.kind == JobKind::Unlearn {
+            return match removal(&mut self.tx, &self.job, version(active)?).await? {
+                Removal::Of(_) => Ok(()),
+                Removal::Unknown => Err(EnqueueError::UnknownTask(self.job.task.clone())),
+                Removal::OfAll => Err(EnqueueError::OnlyTask(self.job.task.clone())),
+            };
+        }
         let labels = classes.iter().map(|class| &class.label);
         match clash(&mut self.tx, &self.job, version(active)?, labels).await? {
             None => Ok(()),

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use sqlx::migrate::MigrateError;
 
-use crate::domain::{JobState, Label, ModelName, TaskName, VersionNumber};
+use crate::domain::{ClassId, JobState, Label, ModelName, TaskName, VersionNumber};
 
 /// A failure of the store itself.
 #[derive(Debug, thiserror::Error)]
@@ -96,8 +96,14 @@ pub enum EnqueueError {
     /// The active version knows the label.
     #[error("the model knows the label {0} already")]
     LabelExists(Label),
-    /// Another job of the model that is queued or running learns a task of that name.
-    #[error("the task {0} is being learned")]
+    /// The active version knows no task of that name that could be unlearned.
+    #[error("the model knows no task {0}")]
+    UnknownTask(TaskName),
+    /// The active version knows no other task: without it nothing would be left.
+    #[error("the model knows no task but {0}")]
+    OnlyTask(TaskName),
+    /// Another job of the model that is queued or running learns or unlearns a task of that name.
+    #[error("the task {0} is being learned or unlearned")]
     TaskInFlight(TaskName),
     /// Another job of the model that is queued or running brings the label.
     #[error("the label {0} is being learned")]
@@ -136,6 +142,32 @@ pub enum PublishError {
     /// The base knows the label.
     #[error("the base knows the label {0} already")]
     LabelExists(Label),
+    /// The base knows no task of that name that could be unlearned.
+    #[error("the base knows no task {0}")]
+    UnknownTask(TaskName),
+    /// The base knows no other task: without it nothing would be left.
+    #[error("the base knows no task but {0}")]
+    OnlyTask(TaskName),
+    /// The snapshot's bytes do not have the digest that was given.
+    #[error("the snapshot does not match its digest")]
+    DigestMismatch,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a version was not taken in. Nothing of it is left in the store.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// There is no such model.
+    #[error("there is no model {0}")]
+    UnknownModel(ModelName),
+    /// The model learns on another backbone than the one that the version is for.
+    #[error("the model {0} learns on another backbone than the one that is loaded")]
+    OtherBackbone(ModelName),
+    /// The database has a class of this id. The version may come back with ids of its own.
+    #[error("the class {0} is in the database already")]
+    ClassTaken(ClassId),
     /// The snapshot's bytes do not have the digest that was given.
     #[error("the snapshot does not match its digest")]
     DigestMismatch,
@@ -179,5 +211,6 @@ from_sqlx!(
     EnqueueError,
     CancelError,
     PublishError,
+    ImportError,
     ActivateError
 );

@@ -35,14 +35,16 @@ pub struct TaskTally {
 pub struct VersionTallies {
     /// The version.
     pub version: VersionNumber,
-    /// One tally for each version from the root to this one: row `l` of an accuracy matrix.
+    /// One tally for each task that it shares with the last version of the line: a row of an accuracy matrix.
     pub tasks: Vec<TaskTally>,
 }
 
 /// How a line of versions did over time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
-    /// Each version on each task that it knows.
+    /// The versions, root first.
+    pub versions: Vec<VersionNumber>,
+    /// Each version on each task that it shares with the last one.
     pub matrix: AccuracyMatrix,
     /// The bare backbone on the same examples among the same classes.
     pub zero_shot: AccuracyMatrix,
@@ -50,7 +52,7 @@ pub struct History {
 
 impl Store {
     /// The held-out examples of the one task that a version brought, in the order in which they were published. For
-    /// all that a version knows, ask for each of its [`Store::lineage`].
+    /// all that a version knows, ask for each of [`Store::known`].
     pub async fn held_out_of(
         &self,
         model: &ModelName,
@@ -83,15 +85,16 @@ impl Store {
                 .iter()
                 .map(|row| row.tasks.iter().map(pick).collect())
                 .collect();
-            AccuracyMatrix::new(rows).ok_or_else(|| StoreError::corrupt("tallies", "they form no triangle"))
+            AccuracyMatrix::new(rows).ok_or_else(|| StoreError::corrupt("tallies", "they form no matrix"))
         };
         Ok(History {
+            versions: tallies.iter().map(|row| row.version).collect(),
             matrix: matrix(|task| task.tally)?,
             zero_shot: matrix(|task| task.zero_shot)?,
         })
     }
 
-    /// How each version from the root to `number` did on the tasks that it knows. Always a triangle: a task without
+    /// How each version from the root to `number` did on those of its tasks that `number` still knows. A task without
     /// tally counts 0 of 0.
     pub async fn tallies(
         &self,
@@ -99,6 +102,7 @@ impl Store {
         number: VersionNumber,
     ) -> Result<Vec<VersionTallies>, StoreError> {
         let lineage = self.lineage(model, number).await?;
+        let known = self.known(model, number).await?;
         let rows: Vec<TallyRow> = sqlx::query_as(along_lineage!(
             "select version, task_version, correct, zero_shot_correct, total from tally
              where model = $1 and version in (select number from lineage)"
@@ -112,10 +116,11 @@ impl Store {
             let tally = row.tally()?;
             found.insert((version(row.version)?, tally.task), tally);
         }
-        let row = |(row, &version): (usize, &VersionNumber)| VersionTallies {
+        let row = |&version: &VersionNumber| VersionTallies {
             version,
-            tasks: lineage[..=row]
+            tasks: known
                 .iter()
+                .filter(|&&task| task <= version)
                 .map(|&task| {
                     let none = TaskTally {
                         task,
@@ -126,7 +131,7 @@ impl Store {
                 })
                 .collect(),
         };
-        Ok(lineage.iter().enumerate().map(row).collect())
+        Ok(lineage.iter().map(row).collect())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The histories of many versions of one model, read at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Store;
 use super::codec::{number, version, version_or_none};
@@ -12,6 +12,8 @@ use crate::domain::{AccuracyMatrix, ModelName, Tally, VersionNumber};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Histories {
     parents: HashMap<VersionNumber, Option<VersionNumber>>,
+    /// By the version that does without a task: the version that brought it.
+    removals: HashMap<VersionNumber, VersionNumber>,
     /// By version and by the version that brought the task: its own right answers and the bare backbone's.
     tallies: HashMap<(VersionNumber, VersionNumber), (Tally, Tally)>,
 }
@@ -21,6 +23,12 @@ impl Store {
     pub async fn histories(&self, model: &ModelName, newest: VersionNumber) -> Result<Histories, StoreError> {
         let parents: Vec<(i64, Option<i64>)> =
             sqlx::query_as("select number, parent from version where model = $1 and number <= $2")
+                .bind(model.as_str())
+                .bind(i64::from(newest.0))
+                .fetch_all(&self.reader)
+                .await?;
+        let removals: Vec<(i64, i64)> =
+            sqlx::query_as("select version, task_version from removal where model = $1 and version <= $2")
                 .bind(model.as_str())
                 .bind(i64::from(newest.0))
                 .fetch_all(&self.reader)
@@ -46,7 +54,12 @@ impl Store {
                 (tally(correct)?, tally(zero_shot)?),
             ))
         };
+        let removal = |(of, task)| Ok((version(of)?, version(task)?));
         Ok(Histories {
+            removals: removals
+                .into_iter()
+                .map(removal)
+                .collect::<Result<_, StoreError>>()?,
             parents: parents
                 .into_iter()
                 .map(parent)
@@ -70,17 +83,27 @@ impl Histories {
             next = *parent;
         }
         line.reverse();
+        let removed: HashSet<VersionNumber> = line
+            .iter()
+            .filter_map(|version| self.removals.get(version))
+            .copied()
+            .collect();
+        let is_known =
+            |version: &&VersionNumber| !removed.contains(*version) && !self.removals.contains_key(*version);
+        let known: Vec<VersionNumber> = line.iter().filter(is_known).copied().collect();
         let matrix = |pick: fn(&(Tally, Tally)) -> Tally| {
             let tally = |version, task| self.tallies.get(&(version, task)).map(pick).unwrap_or_default();
-            let row = |(row, &version): (usize, &VersionNumber)| {
-                line[..=row].iter().map(|&task| tally(version, task)).collect()
+            let row = |&version: &VersionNumber| {
+                let tasks = known.iter().filter(|&&task| task <= version);
+                tasks.map(|&task| tally(version, task)).collect()
             };
-            // Always a triangle.
-            AccuracyMatrix::new(line.iter().enumerate().map(row).collect()).unwrap_or_default()
+            // Always a staircase.
+            AccuracyMatrix::new(line.iter().map(row).collect()).unwrap_or_default()
         };
         History {
             matrix: matrix(|(own, _)| *own),
             zero_shot: matrix(|(_, zero_shot)| *zero_shot),
+            versions: line,
         }
     }
 }
@@ -109,6 +132,7 @@ mod tests {
                 (number(3), Some(number(1))),
             ]
             .into(),
+            removals: HashMap::new(),
             tallies: [
                 ((number(1), number(1)), tally(9)),
                 ((number(2), number(1)), tally(5)),
@@ -123,5 +147,35 @@ mod tests {
         assert_eq!(rows(1), [vec![nine]]);
         assert!(rows(4).is_empty(), "an unknown version");
         assert_eq!(histories.of(number(1)).zero_shot.rows(), [vec![tally(1).1]]);
+    }
+
+    #[test]
+    fn what_a_line_has_unlearned_is_no_column() {
+        let number = VersionNumber;
+        let tally = |correct| Tally { correct, total: 10 };
+        let both = |correct| (tally(correct), tally(0));
+        let histories = Histories {
+            parents: (1..=4)
+                .map(|n| (number(n), (n > 1).then(|| number(n - 1))))
+                .collect(),
+            // 3 does without what 1 brought.
+            removals: [(number(3), number(1))].into(),
+            tallies: [
+                ((number(1), number(1)), both(9)),
+                ((number(2), number(1)), both(8)),
+                ((number(2), number(2)), both(7)),
+                ((number(3), number(2)), both(6)),
+                ((number(4), number(2)), both(5)),
+                ((number(4), number(4)), both(4)),
+            ]
+            .into(),
+        };
+        let rows = |version| histories.of(number(version)).matrix.rows().to_vec();
+        assert_eq!(rows(2), [vec![tally(9)], vec![tally(8), tally(7)]]);
+        assert_eq!(rows(3), [vec![], vec![tally(7)], vec![tally(6)]]);
+        assert_eq!(
+            rows(4),
+            [vec![], vec![tally(7)], vec![tally(6)], vec![tally(5), tally(4)]]
+        );
     }
 }

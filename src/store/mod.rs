@@ -25,6 +25,7 @@ mod examples;
 mod feed;
 mod held_out;
 mod histories;
+mod import;
 mod jobs;
 mod lineage;
 mod location;
@@ -43,12 +44,15 @@ use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Executor as _, Transact
 
 pub use activations::{Activate, Activated, ActivationEntry};
 pub use draft::{JobDraft, NewExample, NewJob};
-pub use error::{ActivateError, CancelError, CreateModelError, EnqueueError, PublishError, StoreError};
+pub use error::{
+    ActivateError, CancelError, CreateModelError, EnqueueError, ImportError, PublishError, StoreError,
+};
 pub use events::JobEvent;
 pub use examples::{EncodedExample, ExampleCounts, PendingExample};
 pub use feed::{ActivationFeed, Announcement};
 pub use held_out::{HeldOut, History, TaskTally, VersionTallies};
 pub use histories::Histories;
+pub use import::{Arrival, Import};
 pub use jobs::{Lease, Progress};
 pub use location::Location;
 pub use owner::Owner;

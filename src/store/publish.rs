@@ -10,9 +10,11 @@ use super::codec::{micros, timestamp, to_column, to_json, version, version_or_no
 use super::error::{PublishError, StoreError};
 use super::held_out::HeldOut;
 use super::jobs::{self, JobRow};
-use super::lineage::{Clash, clash};
+use super::lineage::{Clash, Removal, clash, removal};
 use super::owner::Owner;
-use crate::domain::{Activation, Class, Digest, Job, JobId, ModelConfig, Tally, Version, VersionNumber};
+use crate::domain::{
+    Activation, Class, Digest, Job, JobId, JobKind, ModelConfig, ModelName, Tally, Version, VersionNumber,
+};
 
 /// What a job has made.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,7 +23,7 @@ pub struct Publication<'a> {
     pub job: JobId,
     /// Who runs it.
     pub owner: &'a Owner,
-    /// The version that it was learned on top of, which must still be the active one; `None` where none was.
+    /// The version that it was made on top of, which must still be the active one; `None` where none was.
     pub base: Option<VersionNumber>,
     /// The snapshot.
     pub snapshot: &'a [u8],
@@ -33,7 +35,7 @@ pub struct Publication<'a> {
     pub config: ModelConfig,
     /// What the job found out, for the version and as the job's last word.
     pub report: Value,
-    /// The new classes in column order. Their task is the job's, whatever they say.
+    /// The new classes in column order. Their task is the job's, whatever they say. None where a task is unlearned.
     pub classes: Vec<Class>,
     /// The held-out examples to keep, of the new classes.
     pub held_out: Vec<HeldOut>,
@@ -65,28 +67,24 @@ impl Store {
     /// the log, the job's success and the end of the job's examples, all at once or not at all.
     ///
     /// # Errors
-    /// [`PublishError`] when the lease is lost, the base is no longer active or knows the task or one of the labels,
-    /// or the digest is not the snapshot's. Nothing is left of it then.
+    /// [`PublishError`] when the lease is lost, the base is no longer active or knows the task or one of the labels
+    /// (to unlearn, when it does not know the task or no other one), or the digest is not the snapshot's. Nothing is left
+    /// of it then.
     pub async fn publish(&self, new: Publication<'_>) -> Result<(Version, Activation), PublishError> {
         if Digest::of(new.snapshot) != new.digest {
             return Err(PublishError::DigestMismatch);
         }
         let mut tx = self.write().await?;
         let job = owned_job(&mut tx, &new).await?;
-        let (number, active) = next_number(&mut tx, &job).await?;
+        let (number, active) = next_number(&mut tx, &job.model).await?;
         if active != new.base {
             return Err(PublishError::BaseMoved { active });
         }
-        if let Some(base) = new.base {
-            match clash(&mut tx, &job, base, new.classes.iter().map(|class| &class.label)).await? {
-                None => {}
-                Some(Clash::Task) => return Err(PublishError::TaskExists(job.task)),
-                Some(Clash::Label(label)) => return Err(PublishError::LabelExists(label)),
-            }
-        }
+        let removed = removed(&mut tx, &job, &new).await?;
         let version = Version {
             number,
             parent: new.base,
+            kind: job.kind,
             task: job.task.clone(),
             job: job.id,
             digest: new.digest,
@@ -103,8 +101,19 @@ impl Store {
             reason: None,
             at: version.created_at,
         };
-        insert_version(&mut tx, &job, &version, &new).await?;
-        insert_classes(&mut tx, &job, number, &new.classes).await?;
+        let written = NewVersion {
+            model: &job.model,
+            version: &version,
+            snapshot: new.snapshot,
+            statistics: new.statistics,
+            train_count: new.train_count,
+            held_out_count: new.held_out_count,
+        };
+        written.insert(&mut tx).await?;
+        insert_classes(&mut tx, &written, &new.classes).await?;
+        if let Some(task) = removed {
+            insert_removal(&mut tx, &written, task).await?;
+        }
         insert_held_out(&mut tx, &job, number, &new.held_out).await?;
         insert_tallies(&mut tx, &job, number, &new.scores).await?;
         activations::insert(&mut tx, &activation).await?;
@@ -131,55 +140,90 @@ async fn owned_job(connection: &mut AnyConnection, new: &Publication<'_>) -> Res
     }
 }
 
-/// Takes the model's next number and reads its active version. The model's row stays locked: whoever publishes or
-/// activates beside us waits, and reads what we leave.
-async fn next_number(
+/// The version whose task the publication removes; `None` where it brings one that the base must not know.
+async fn removed(
     connection: &mut AnyConnection,
     job: &Job,
+    new: &Publication<'_>,
+) -> Result<Option<VersionNumber>, PublishError> {
+    let task = || job.task.clone();
+    match (job.kind, new.base) {
+        (JobKind::Learn | JobKind::Import, None) => Ok(None),
+        (JobKind::Learn | JobKind::Import, Some(base)) => {
+            let labels = new.classes.iter().map(|class| &class.label);
+            match clash(connection, job, base, labels).await? {
+                None => Ok(None),
+                Some(Clash::Task) => Err(PublishError::TaskExists(task())),
+                Some(Clash::Label(label)) => Err(PublishError::LabelExists(label)),
+            }
+        }
+        (JobKind::Unlearn, None) => Err(PublishError::UnknownTask(task())),
+        (JobKind::Unlearn, Some(base)) => match removal(connection, job, base).await? {
+            Removal::Of(version) => Ok(Some(version)),
+            Removal::Unknown => Err(PublishError::UnknownTask(task())),
+            Removal::OfAll => Err(PublishError::OnlyTask(task())),
+        },
+    }
+}
+
+/// Takes the model's next number and reads its active version. The model's row stays locked: whoever publishes or
+/// activates beside us waits, and reads what we leave.
+pub(super) async fn next_number(
+    connection: &mut AnyConnection,
+    model: &ModelName,
 ) -> Result<(VersionNumber, Option<VersionNumber>), StoreError> {
     let (next, active): (i64, Option<i64>) = sqlx::query_as(
         "update model set next_version = next_version + 1 where name = $1 returning next_version, active",
     )
-    .bind(job.model.as_str())
+    .bind(model.as_str())
     .fetch_one(connection)
     .await?;
     Ok((version(next - 1)?, version_or_none(active)?))
 }
 
-async fn insert_version(
-    connection: &mut AnyConnection,
-    job: &Job,
-    version: &Version,
-    new: &Publication<'_>,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "insert into version (model, number, parent, task, job, digest, bytes, config, report, train, held_out,
-                              created_at, statistics, snapshot)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
-    )
-    .bind(job.model.as_str())
-    .bind(i64::from(version.number.0))
-    .bind(to_column(version.parent))
-    .bind(version.task.as_str())
-    .bind(version.job.to_string())
-    .bind(version.digest.to_string())
-    .bind(i64::try_from(version.bytes).unwrap_or(i64::MAX))
-    .bind(to_json("version's configuration", &version.config)?)
-    .bind(version.report.to_string())
-    .bind(i64::from(new.train_count))
-    .bind(i64::from(new.held_out_count))
-    .bind(micros(version.created_at))
-    .bind(new.statistics)
-    .bind(new.snapshot)
-    .execute(connection)
-    .await?;
-    Ok(())
+/// A version on its way into the database, however it came about.
+pub(super) struct NewVersion<'a> {
+    pub(super) model: &'a ModelName,
+    pub(super) version: &'a Version,
+    pub(super) snapshot: &'a [u8],
+    pub(super) statistics: &'a [u8],
+    pub(super) train_count: u32,
+    pub(super) held_out_count: u32,
 }
 
-async fn insert_classes(
+impl NewVersion<'_> {
+    /// Writes the version's row. The caller's transaction has taken its number.
+    pub(super) async fn insert(&self, connection: &mut AnyConnection) -> Result<(), StoreError> {
+        let Self { model, version, .. } = self;
+        sqlx::query(
+            "insert into version (model, number, parent, task, job, digest, bytes, config, report, train, held_out,
+                                  created_at, statistics, snapshot)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        )
+        .bind(model.as_str())
+        .bind(i64::from(version.number.0))
+        .bind(to_column(version.parent))
+        .bind(version.task.as_str())
+        .bind(version.job.to_string())
+        .bind(version.digest.to_string())
+        .bind(i64::try_from(version.bytes).unwrap_or(i64::MAX))
+        .bind(to_json("version's configuration", &version.config)?)
+        .bind(version.report.to_string())
+        .bind(i64::from(self.train_count))
+        .bind(i64::from(self.held_out_count))
+        .bind(micros(version.created_at))
+        .bind(self.statistics)
+        .bind(self.snapshot)
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Writes the classes that a version brings, in column order.
+pub(super) async fn insert_classes(
     connection: &mut AnyConnection,
-    job: &Job,
-    number: VersionNumber,
+    new: &NewVersion<'_>,
     classes: &[Class],
 ) -> Result<(), StoreError> {
     for (position, class) in (0_i64..).zip(classes) {
@@ -187,14 +231,28 @@ async fn insert_classes(
             "insert into class (id, model, version, position, label, prompt) values ($1, $2, $3, $4, $5, $6)",
         )
         .bind(class.id.to_string())
-        .bind(job.model.as_str())
-        .bind(i64::from(number.0))
+        .bind(new.model.as_str())
+        .bind(i64::from(new.version.number.0))
         .bind(position)
         .bind(class.label.as_str())
         .bind(class.prompt.as_deref())
         .execute(&mut *connection)
         .await?;
     }
+    Ok(())
+}
+
+async fn insert_removal(
+    connection: &mut AnyConnection,
+    new: &NewVersion<'_>,
+    task: VersionNumber,
+) -> Result<(), StoreError> {
+    sqlx::query("insert into removal (model, version, task_version) values ($1, $2, $3)")
+        .bind(new.model.as_str())
+        .bind(i64::from(new.version.number.0))
+        .bind(i64::from(task.0))
+        .execute(connection)
+        .await?;
     Ok(())
 }
 

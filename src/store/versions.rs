@@ -9,7 +9,9 @@ use crate::domain::{Digest, ModelName, Version, VersionNumber};
 macro_rules! select_version {
     ($rest:literal) => {
         concat!(
-            "select number, parent, task, job, digest, bytes, config, report, created_at from version ",
+            "select number, parent, task, job, digest, bytes, config, report, created_at,
+                 (select kind from job where job.id = version.job) as kind
+             from version ",
             $rest
         )
     };
@@ -80,6 +82,7 @@ impl Store {
 struct VersionRow {
     number: i64,
     parent: Option<i64>,
+    kind: String,
     task: String,
     job: String,
     digest: String,
@@ -96,6 +99,7 @@ impl TryFrom<VersionRow> for Version {
         Ok(Self {
             number: version(row.number)?,
             parent: version_or_none(row.parent)?,
+            kind: parse("job's kind", &row.kind)?,
             task: parse("task's name", &row.task)?,
             job: parse("job's id", &row.job)?,
             digest: parse("digest", &row.digest)?,

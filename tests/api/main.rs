@@ -30,4 +30,6 @@ mod rollback;
 mod scene;
 mod tasks;
 mod test_app;
+mod unlearn;
 mod versions;
+mod weights;

@@ -46,6 +46,7 @@ async fn tells_how_it_is(database: Database) {
         "uploads",
         "watches",
         "upload_bytes",
+        "weights_bytes",
         "examples",
         "example_bytes",
         "examples_bytes",
@@ -157,12 +158,13 @@ async fn the_description_says_what_is_sent() {
         }
     }
     assert_eq!(
-        files, 5,
-        "images twice for one call and once for another, and two kinds of archive"
+        files, 6,
+        "images twice for one call and once for another, two kinds of archive, and a version"
     );
     for call in [
         "/paths/~1v1~1jobs~1{id}/get",
         "/paths/~1v1~1models~1{model}~1tasks/post",
+        "/paths/~1v1~1models~1{model}~1tasks~1{task}/delete",
     ] {
         let parameters = description.pointer(call).expect("a call")["parameters"].as_array();
         let names: Vec<_> = parameters.expect("a list").iter().map(|p| &p["name"]).collect();

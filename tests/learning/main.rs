@@ -15,6 +15,7 @@ mod damage;
 mod database;
 mod killing;
 mod lessons;
+mod moving;
 #[path = "../api/pictures.rs"]
 mod pictures;
 #[path = "../api/process.rs"]
@@ -27,3 +28,4 @@ mod serving;
 mod stopping;
 #[path = "../api/test_app.rs"]
 mod test_app;
+mod unlearning;

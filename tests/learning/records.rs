@@ -3,7 +3,7 @@
 //! A probability is a float32, written in the shortest form that reads back as the same bits: equal JSON numbers are
 //! equal bits.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use reqwest::multipart::{Form, Part};
 use serde_json::Value;
@@ -61,6 +61,17 @@ impl Record {
         labels(&self.singly[0])
     }
 
+    /// Fails unless another version gives every class of every picture the same probability, to 1e-5.
+    pub(crate) fn assert_near(&self, other: &Self) {
+        assert_eq!(self.singly.len(), other.singly.len());
+        for (one, other) in self.singly.iter().zip(&other.singly) {
+            let (one, other) = (probabilities(one), probabilities(other));
+            assert!(one.keys().eq(other.keys()), "{one:?} and {other:?}");
+            let apart = one.iter().map(|(label, p)| (p - other[label]).abs());
+            assert!(apart.fold(0.0, f64::max) < 1e-5, "{one:?} and {other:?}");
+        }
+    }
+
     /// Fails unless a picture's neighbours in a batch leave its probabilities as they are.
     pub(crate) fn assert_neighbours_do_not_matter(&self) {
         for batch in &self.in_batches {
@@ -104,5 +115,17 @@ pub(crate) fn labels(classes: &Value) -> BTreeSet<String> {
     classes
         .iter()
         .map(|class| class["label"].as_str().expect("a label").to_owned())
+        .collect()
+}
+
+/// The probability of each label among the classes of a prediction.
+fn probabilities(classes: &Value) -> BTreeMap<String, f64> {
+    let classes = classes.as_array().expect("classes");
+    classes
+        .iter()
+        .map(|class| {
+            let label = class["label"].as_str().expect("a label").to_owned();
+            (label, class["probability"].as_f64().expect("a number"))
+        })
         .collect()
 }

@@ -3,4 +3,6 @@
 mod evaluating;
 mod fitting;
 mod strategies;
+mod unlearning;
+mod vetting;
 mod world;

@@ -7,7 +7,7 @@ use clipkeep::domain::{Anchors, Choice, Class, ClassId, Hinge, ModelConfig, Rehe
 use crate::world::{World, config, values};
 
 /// A strategy's own configuration, in as many steps as the others here.
-fn quick(strategy: Strategy) -> ModelConfig {
+pub(crate) fn quick(strategy: Strategy) -> ModelConfig {
     let ModelConfig {
         epochs,
         min_steps,
@@ -25,7 +25,7 @@ fn quick(strategy: Strategy) -> ModelConfig {
     }
 }
 
-fn a_class(number: usize) -> Class {
+pub(crate) fn a_class(number: usize) -> Class {
     Class {
         id: ClassId::new(),
         label: format!("class {number}").parse().expect("a label"),
