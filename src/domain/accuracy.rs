@@ -2,7 +2,7 @@
 //!
 //! `a[l][j]` is the accuracy of the version after task `l` on task `j`'s held-out images, among all classes seen
 //! after `l`. Definitions: average incremental accuracy from Rebuffi et al. 2017 (iCaRL), backward transfer from
-//! Lopez-Paz & Ranzato 2017 (GEM), forgetting from Chaudhry et al. 2018.
+//! Lopez-Paz & Ranzato 2017 (GEM), as is forward transfer, forgetting from Chaudhry et al. 2018.
 
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +117,20 @@ impl AccuracyMatrix {
             backward_transfer: mean(tasks.filter_map(|j| self.backward_transfer_of(j))).unwrap_or(0.0),
         })
     }
+}
+
+/// What earlier tasks did for later ones before those were learned: the mean of `ahead` less `bare`, task by task.
+///
+/// Of every task after the first, `ahead` is the tally of the version before it and `bare` that of the bare backbone, both
+/// among all classes seen after the task; a CLIP can score classes that it knows by name alone. It is the forward transfer
+/// of Lopez-Paz & Ranzato 2017 (GEM) with the bare backbone in the place of their random initialisation. `None` without a
+/// task that both were asked about.
+pub fn forward_transfer(ahead: &[Tally], bare: &[Tally]) -> Option<f64> {
+    let gained = ahead
+        .iter()
+        .zip(bare)
+        .filter_map(|(ahead, bare)| Some(ahead.accuracy()? - bare.accuracy()?));
+    mean(gained)
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
