@@ -150,7 +150,10 @@ mod tests {
             rows(&engine, Asked::Probabilities(Arc::clone(&head))),
         );
         engine.stop();
-        let end_to_end = features.iter().zip(&tokens).map(|(one, other)| [one.as_slice(), other].concat());
+        let end_to_end = features
+            .iter()
+            .zip(&tokens)
+            .map(|(one, other)| [one.as_slice(), other].concat());
         assert!(end_to_end.eq(both), "the same bits");
         let matrix = |rows: Vec<Vec<f32>>| Tensor::new(rows, &Device::Cpu).expect("rows of one length");
         let (tokens, features) = (matrix(tokens), matrix(features));
