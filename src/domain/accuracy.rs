@@ -170,6 +170,49 @@ mod tests {
     }
 
     #[test]
+    fn figures_are_those_of_public_implementations() {
+        // What tests/learning_core/make_metrics_reference.py prints with continuum 1.2.7 (average, last) and avalanche-lib
+        // 0.6.0 (the others). Tasks differ in size: continuum weighs images equally, as the average here does.
+        let sizes = [20, 40, 10, 30];
+        let tallies = |right: &[u32]| -> Vec<Tally> {
+            let of_size = |(&correct, total)| Tally { correct, total };
+            right.iter().zip(sizes).map(of_size).collect()
+        };
+        let rows = [&[19][..], &[17, 36], &[18, 30, 7], &[14, 33, 6, 27]].map(tallies);
+        let matrix = AccuracyMatrix::new(rows.to_vec()).expect("triangular");
+        let found = matrix.summary().expect("held-out images exist");
+        // Of every task after the first, by the version before it and by the bare backbone.
+        let later = |right: [u32; 3]| tallies(&[0, right[0], right[1], right[2]])[1..].to_vec();
+        let forward = forward_transfer(&later([22, 5, 12]), &later([20, 6, 9])).expect("asked");
+        for (found, expected) in [
+            (found.average, 0.8547619047619047),
+            (found.last, 0.8),
+            (found.forgetting, 0.1416666666666667),
+            (found.backward_transfer, -0.1416666666666667),
+            (forward, 0.0166666666666667),
+        ] {
+            assert!((found - expected).abs() < 1e-12, "{found} and {expected}");
+        }
+        assert_eq!(forward_transfer(&[], &[]), None);
+    }
+
+    #[test]
+    fn forgetting_is_from_the_best_and_transfer_from_the_first() {
+        let rows = vec![
+            vec![tally(50)],
+            vec![tally(90), tally(60)],
+            vec![tally(70), tally(60), tally(80)],
+        ];
+        let matrix = AccuracyMatrix::new(rows).expect("triangular");
+        let found = matrix.summary().expect("held-out images exist");
+        assert!((found.forgetting - 0.1).abs() < 1e-12, "90 to 70, and nothing");
+        assert!(
+            (found.backward_transfer - 0.1).abs() < 1e-12,
+            "50 to 70, and nothing"
+        );
+    }
+
+    #[test]
     fn wilson_interval_of_known_counts() {
         // R: prop.test(81, 263, correct = FALSE) gives 0.2553 to 0.3662 (Newcombe 1998, table I: 81/263).
         let [low, high] = Tally {

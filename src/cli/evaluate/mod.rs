@@ -59,7 +59,7 @@ pub(super) struct Evaluate {
     #[arg(long, value_enum, default_value = "text")]
     anchors: AnchorChoice,
     /// The logit scale of the backbone that made the features: 100 unless given. Images have that of theirs.
-    #[arg(long, requires = "features")]
+    #[arg(long, conflicts_with_all = ["images", "train", "test"])]
     logit_scale: Option<f64>,
     /// Prompt templates for images, each with {} where the class's words go: "a good photo of a {}." unless given.
     #[arg(long = "template", value_name = "TEXT", conflicts_with = "features")]
