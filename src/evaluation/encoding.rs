@@ -111,7 +111,9 @@ pub async fn encode(
     };
     while let Some(chunk) = chunks.try_next().await? {
         encoded(chunk.len() as u64);
-        chunk.into_iter().for_each(|row| sorted.add(row));
+        for row in chunk {
+            sorted.add(row);
+        }
     }
     sorted.finish(engine, &classes, wanted).await
 }

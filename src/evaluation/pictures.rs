@@ -80,7 +80,7 @@ pub struct PictureSource {
 pub struct Pictures {
     sources: Vec<(PathBuf, Upload)>,
     classes: Vec<Label>,
-    pictures: Vec<Picture>,
+    listed: Vec<Picture>,
 }
 
 /// One image.
@@ -132,7 +132,7 @@ impl Pictures {
         let listed = Self {
             sources: opened,
             classes,
-            pictures,
+            listed: pictures,
         };
         listed.check()?;
         Ok(listed)
@@ -140,7 +140,7 @@ impl Pictures {
 
     fn check(&self) -> Result<(), PicturesError> {
         let mut taught = vec![false; self.classes.len()];
-        let of = |part| self.pictures.iter().filter(move |picture| picture.part == part);
+        let of = |part| self.listed.iter().filter(move |picture| picture.part == part);
         of(Split::Train).for_each(|picture| taught[picture.class as usize] = true);
         if let Some(class) = taught.iter().position(|taught| !taught) {
             return Err(PicturesError::NothingToLearn(self.classes[class].clone()));
@@ -161,17 +161,17 @@ impl Pictures {
 
     /// How many images there are.
     pub fn len(&self) -> usize {
-        self.pictures.len()
+        self.listed.len()
     }
 
     /// Whether there are none; [`Self::list`] refuses that.
     pub fn is_empty(&self) -> bool {
-        self.pictures.is_empty()
+        self.listed.is_empty()
     }
 
     /// The images in order.
     pub(super) fn all(&self) -> Vec<Picture> {
-        self.pictures.clone()
+        self.listed.clone()
     }
 
     /// The bytes of an image, and what it is called in messages. Blocks.

@@ -202,9 +202,12 @@ impl Evaluate {
 /// Takes every contender through every protocol.
 fn compare(contenders: &[Contender], protocols: &[Protocol], data: &Data) -> anyhow::Result<Vec<Run>> {
     let steps = contenders.iter().flat_map(|contender| {
-        let tasks = |protocol: &Protocol| match contender.is_joint {
-            true => 1,
-            false => protocol.tasks.count() as u64,
+        let tasks = |protocol: &Protocol| {
+            if contender.is_joint {
+                1
+            } else {
+                protocol.tasks.count() as u64
+            }
         };
         protocols.iter().map(tasks)
     });
