@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clip::Backbone;
-use crate::config::{DeviceChoice, ServeConfig};
+use crate::config::{BackboneArgs, DeviceChoice, ServeConfig};
 use crate::domain::ModelConfig;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineConfig};
 use crate::http::{self, Api};
 use crate::learner::Learner;
 use crate::metrics;
@@ -65,7 +65,7 @@ impl App {
             tracing::info!(jobs = left, "taking up jobs that the last run left");
         }
 
-        let engine = start_engine(config).await?;
+        let engine = start_engine(&config.engine.backbone, &config.engine_config()).await?;
         let registry = Arc::new(Registry::new(
             store.clone(),
             engine.device().clone(),
@@ -185,22 +185,26 @@ fn lock_directory(directory: &Path) -> anyhow::Result<File> {
     Ok(lock)
 }
 
-async fn start_engine(config: &ServeConfig) -> anyhow::Result<Engine> {
+/// Loads the backbone and starts an engine with it.
+///
+/// # Errors
+/// Whatever keeps it from encoding, in words for a person.
+pub(crate) async fn start_engine(backbone: &BackboneArgs, config: &EngineConfig) -> anyhow::Result<Engine> {
     let started = Instant::now();
     // The pool that tensors are computed on; a second server in the same process shares the first one's.
     if rayon::ThreadPoolBuilder::new()
-        .num_threads(config.threads())
+        .num_threads(backbone.threads())
         .build_global()
         .is_err()
     {
         tracing::debug!("the tensor threads run already");
     }
-    let device = open_device(config.engine.device)?;
-    let source = config.engine.backbone.clone().unwrap_or_default();
+    let device = open_device(backbone.device)?;
+    let source = backbone.backbone.clone().unwrap_or_default();
     let backbone = Backbone::load(&source, &device)
         .await
         .context("cannot load the backbone")?;
-    let engine = Engine::start(backbone, &config.engine_config())?;
+    let engine = Engine::start(backbone, config)?;
     engine
         .check(Duration::ZERO)
         .await

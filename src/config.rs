@@ -15,6 +15,8 @@ use crate::learner::{LearnerConfig, UploadLimits};
 use crate::store::{Location, StoreError};
 
 const MIB: usize = 1 << 20;
+/// Most megapixels of one image unless an operator says otherwise.
+const MOST_MEGAPIXELS: u64 = 50;
 
 /// Everything `clipkeep serve` can be told.
 #[derive(Debug, Clone, Args)]
@@ -48,10 +50,9 @@ pub struct ServeConfig {
     pub drain_seconds: u64,
 }
 
-/// Backbone, device and batching.
+/// The backbone, and what runs it.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Inference")]
-pub struct EngineArgs {
+pub struct BackboneArgs {
     /// A Hugging Face CLIP: a local directory, or a hub id such as openai/clip-vit-base-patch16. Without it, the small
     /// one in the binary.
     #[arg(long, env = "CLIPKEEP_BACKBONE", value_name = "PATH|HUB_ID")]
@@ -67,6 +68,15 @@ pub struct EngineArgs {
     /// Threads for tensors on the CPU, and as many again for decoding. As many as there are cores unless given.
     #[arg(long, env = "CLIPKEEP_THREADS")]
     pub threads: Option<NonZeroUsize>,
+}
+
+/// Backbone, device and batching.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Inference")]
+pub struct EngineArgs {
+    /// The backbone.
+    #[command(flatten)]
+    pub backbone: BackboneArgs,
     /// Most images in a batch.
     #[arg(long, env = "CLIPKEEP_BATCH_SIZE", default_value = "32")]
     pub batch_size: NonZeroUsize,
@@ -110,7 +120,7 @@ pub struct LimitArgs {
     #[arg(long, env = "CLIPKEEP_MAX_IMAGES", default_value_t = 64)]
     pub max_images: usize,
     /// Most megapixels of one image.
-    #[arg(long, env = "CLIPKEEP_MAX_MEGAPIXELS", default_value_t = 50)]
+    #[arg(long, env = "CLIPKEEP_MAX_MEGAPIXELS", default_value_t = MOST_MEGAPIXELS)]
     pub max_megapixels: u64,
     /// Most ad-hoc labels or texts in a request.
     #[arg(long, env = "CLIPKEEP_MAX_LABELS", default_value_t = 256)]
@@ -174,6 +184,36 @@ impl std::str::FromStr for DeviceChoice {
     }
 }
 
+impl BackboneArgs {
+    /// Threads for tensors, and as many for decoding.
+    pub fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.threads.map_or_else(cores, NonZeroUsize::get)
+    }
+
+    /// The sizes of an engine that serves nobody, so that its batches may all be as large as is good for throughput. Images
+    /// are bounded as `serve` bounds them unless told otherwise.
+    pub fn offline_engine(&self) -> EngineConfig {
+        const BATCH: usize = 32;
+        const QUEUE: usize = 256;
+        EngineConfig {
+            policy: Policy {
+                max_batch: BATCH,
+                max_wait: Duration::ZERO,
+                background_batch: BATCH,
+                background_every: 8,
+            },
+            queue_capacity: QUEUE,
+            decode_threads: self.threads(),
+            decode_capacity: QUEUE,
+            limits: clip::Limits {
+                max_pixels: MOST_MEGAPIXELS * 1_000_000,
+            },
+            text_cache: QUEUE,
+        }
+    }
+}
+
 impl ServeConfig {
     /// Where the store is.
     ///
@@ -208,12 +248,6 @@ impl ServeConfig {
         }
     }
 
-    /// Threads for tensors, and as many for decoding.
-    pub fn threads(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        self.engine.threads.map_or_else(cores, NonZeroUsize::get)
-    }
-
     /// The engine's sizes.
     pub fn engine_config(&self) -> EngineConfig {
         let engine = &self.engine;
@@ -225,7 +259,7 @@ impl ServeConfig {
                 background_every: 8,
             },
             queue_capacity: engine.queue.get(),
-            decode_threads: self.threads(),
+            decode_threads: engine.backbone.threads(),
             decode_capacity: engine.queue.get(),
             limits: clip::Limits {
                 max_pixels: self.limits.max_megapixels * 1_000_000,

@@ -11,9 +11,9 @@
 //! | [`app`] | the composition root: start order, drain, stop |
 //! | [`telemetry`], [`config`] | the log; flags and environment |
 //! | [`http`] | the interface: one file a resource |
+//! | [`evaluation`] | class-incremental protocols on images or features, offline |
 //! | [`learner`] | jobs: from labelled examples to a published version |
 //! | [`registry`] | which snapshot serves |
-//! | [`evaluation`] | class-incremental protocols, offline |
 //! | [`engine`] | inference: decoding, batching, the device thread |
 //! | [`store`] | models, jobs, versions and activations in SQLite or PostgreSQL |
 //! | [`adapter`] | what is trained: fitting, retention, snapshots as bytes |

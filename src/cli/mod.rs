@@ -29,7 +29,7 @@ struct Cli {
 enum Command {
     Serve(Box<Serve>),
     Demo(demo::Demo),
-    Evaluate(evaluate::Evaluate),
+    Evaluate(Box<evaluate::Evaluate>),
     /// Print the interface's description (OpenAPI, YAML).
     ///
     /// Example: clipkeep openapi > openapi.yaml
@@ -46,7 +46,7 @@ pub async fn run() -> anyhow::Result<()> {
     match cli.command {
         Command::Serve(serve) => serve.run().await,
         Command::Demo(demo) => demo.run().await,
-        Command::Evaluate(evaluate) => evaluate.run(),
+        Command::Evaluate(evaluate) => evaluate.run().await,
         Command::Openapi => openapi::run(),
     }
 }

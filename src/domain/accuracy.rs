@@ -2,7 +2,7 @@
 //!
 //! `a[l][j]` is the accuracy of the version after task `l` on task `j`'s held-out images, among all classes seen
 //! after `l`. Definitions: average incremental accuracy from Rebuffi et al. 2017 (iCaRL), backward transfer from
-//! Lopez-Paz & Ranzato 2017 (GEM), forgetting from Chaudhry et al. 2018.
+//! Lopez-Paz & Ranzato 2017 (GEM), as is forward transfer, forgetting from Chaudhry et al. 2018.
 
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +135,20 @@ impl AccuracyMatrix {
     }
 }
 
+/// What earlier tasks did for later ones before those were learned: the mean of `ahead` less `bare`, task by task.
+///
+/// Of every task after the first, `ahead` is the tally of the version before it and `bare` that of the bare backbone, both
+/// among all classes seen after the task; a CLIP can score classes that it knows by name alone. It is the forward transfer
+/// of Lopez-Paz & Ranzato 2017 (GEM) with the bare backbone in the place of their random initialisation. `None` without a
+/// task that both were asked about.
+pub fn forward_transfer(ahead: &[Tally], bare: &[Tally]) -> Option<f64> {
+    let gained = ahead
+        .iter()
+        .zip(bare)
+        .filter_map(|(ahead, bare)| Some(ahead.accuracy()? - bare.accuracy()?));
+    mean(gained)
+}
+
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (count, sum) = values.fold((0_u32, 0.0), |(count, sum), value| (count + 1, sum + value));
     (count > 0).then(|| sum / f64::from(count))
@@ -169,6 +183,49 @@ mod tests {
         );
         assert!(close(summary.backward_transfer, f64::midpoint(-0.05, -0.25)));
         assert_eq!(matrix.forgetting_of(2), None);
+    }
+
+    #[test]
+    fn figures_are_those_of_public_implementations() {
+        // What tests/learning_core/make_metrics_reference.py prints with continuum 1.2.7 (average, last) and avalanche-lib
+        // 0.6.0 (the others). Tasks differ in size: continuum weighs images equally, as the average here does.
+        let sizes = [20, 40, 10, 30];
+        let tallies = |right: &[u32]| -> Vec<Tally> {
+            let of_size = |(&correct, total)| Tally { correct, total };
+            right.iter().zip(sizes).map(of_size).collect()
+        };
+        let rows = [&[19][..], &[17, 36], &[18, 30, 7], &[14, 33, 6, 27]].map(tallies);
+        let matrix = AccuracyMatrix::new(rows.to_vec()).expect("triangular");
+        let found = matrix.summary().expect("held-out images exist");
+        // Of every task after the first, by the version before it and by the bare backbone.
+        let later = |right: [u32; 3]| tallies(&[0, right[0], right[1], right[2]])[1..].to_vec();
+        let forward = forward_transfer(&later([22, 5, 12]), &later([20, 6, 9])).expect("asked");
+        for (found, expected) in [
+            (found.average, 0.8547619047619047),
+            (found.last, 0.8),
+            (found.forgetting, 0.1416666666666667),
+            (found.backward_transfer, -0.1416666666666667),
+            (forward, 0.0166666666666667),
+        ] {
+            assert!((found - expected).abs() < 1e-12, "{found} and {expected}");
+        }
+        assert_eq!(forward_transfer(&[], &[]), None);
+    }
+
+    #[test]
+    fn forgetting_is_from_the_best_and_transfer_from_the_first() {
+        let rows = vec![
+            vec![tally(50)],
+            vec![tally(90), tally(60)],
+            vec![tally(70), tally(60), tally(80)],
+        ];
+        let matrix = AccuracyMatrix::new(rows).expect("triangular");
+        let found = matrix.summary().expect("held-out images exist");
+        assert!((found.forgetting - 0.1).abs() < 1e-12, "90 to 70, and nothing");
+        assert!(
+            (found.backward_transfer - 0.1).abs() < 1e-12,
+            "50 to 70, and nothing"
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub mod strategy;
 pub mod task;
 pub mod version;
 
-pub use accuracy::{AccuracyMatrix, Summary, Tally};
+pub use accuracy::{AccuracyMatrix, Summary, Tally, forward_transfer};
 pub use class::{Class, NewClass};
 pub use config::ModelConfig;
 pub use example::{Features, Split};

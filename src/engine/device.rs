@@ -167,7 +167,7 @@ fn encode(backbone: &Backbone, inputs: Vec<Input>) -> Result<(Answers, Timing), 
     };
     let (rows, heads): (Vec<_>, Vec<_>) = grouped(&asked)
         .into_iter()
-        .partition(|(asked, _)| matches!(asked, Asked::Row(_)));
+        .partition(|(asked, _)| matches!(asked, Asked::Row(_) | Asked::Rows));
     let mut answers = vec![Vec::new(); count];
     encoded.answer(&rows, &mut answers).map_err(failed)?;
     // A device works on while its host goes on: without this the heads' time would hold the forward's.
@@ -226,9 +226,11 @@ impl Encoded {
                 (Reads::Tokens, Some(tokens)) => tokens,
                 (Reads::Tokens, None) => bail!("these inputs have no tokens"),
             };
-            let rows = rows.index_select(&Tensor::new(places.as_slice(), rows.device())?, 0)?;
+            let index = Tensor::new(places.as_slice(), rows.device())?;
+            let rows = rows.index_select(&index, 0)?;
             let values = match asked {
                 Asked::Row(_) => rows.to_vec2()?,
+                Asked::Rows => Tensor::cat(&[self.features.index_select(&index, 0)?, rows], 1)?.to_vec2()?,
                 Asked::Probabilities(head) => head.probabilities(&rows)?,
             };
             for (place, values) in places.iter().zip(values) {

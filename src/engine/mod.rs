@@ -93,6 +93,8 @@ pub struct Pixels(Vec<f32>);
 pub enum Asked {
     /// The row that the backbone makes of it: D un-normalised features, or t · w tokens.
     Row(Reads),
+    /// Both rows that the backbone makes of it, by one forward and end to end: features, then tokens.
+    Rows,
     /// The probabilities that a head gives its classes. Its row stays on the device.
     Probabilities(Arc<Head>),
 }
@@ -102,6 +104,7 @@ impl Asked {
     fn reads(&self) -> Reads {
         match self {
             Self::Row(reads) => *reads,
+            Self::Rows => Reads::Tokens,
             Self::Probabilities(head) => head.reads(),
         }
     }
@@ -110,6 +113,7 @@ impl Asked {
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Row(one), Self::Row(other)) => one == other,
+            (Self::Rows, Self::Rows) => true,
             (Self::Probabilities(one), Self::Probabilities(other)) => Arc::ptr_eq(one, other),
             _ => false,
         }
@@ -119,7 +123,7 @@ impl Asked {
 /// One answer.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// What was asked for: the values of a row, or one probability a class. Of a text its D un-normalised features.
+    /// What was asked for: the values of a row or of both, or one probability a class. Of a text its D un-normalised features.
     pub values: Vec<f32>,
     /// How long it took.
     pub timing: Timing,

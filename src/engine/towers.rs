@@ -139,16 +139,22 @@ mod tests {
 
     #[tokio::test]
     async fn one_batch_answers_with_tokens_features_and_probabilities() {
-        let engine = engine(6).await;
+        let engine = engine(8).await;
         let dim = engine.info().dim;
         let anchors = (0..3).map(|class| (0..dim).map(|n| f32::from(n == class)).collect());
         let head = Arc::new(engine.zero_shot(anchors.collect()).expect("a head"));
-        let (tokens, features, probabilities) = tokio::join!(
+        let (tokens, features, both, probabilities) = tokio::join!(
             rows(&engine, Asked::Row(Reads::Tokens)),
             rows(&engine, Asked::Row(Reads::Features)),
+            rows(&engine, Asked::Rows),
             rows(&engine, Asked::Probabilities(Arc::clone(&head))),
         );
         engine.stop();
+        let end_to_end = features
+            .iter()
+            .zip(&tokens)
+            .map(|(one, other)| [one.as_slice(), other].concat());
+        assert!(end_to_end.eq(both), "the same bits");
         let matrix = |rows: Vec<Vec<f32>>| Tensor::new(rows, &Device::Cpu).expect("rows of one length");
         let (tokens, features) = (matrix(tokens), matrix(features));
         assert_eq!(tokens.dims(), [2, engine.row_width(Reads::Tokens)]);

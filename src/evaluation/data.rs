@@ -1,14 +1,14 @@
-//! Features that somebody has extracted, as NumPy arrays in a directory.
+//! What protocols run on: rows of labelled images, and what stands for their classes.
+//!
+//! Rows are kept as they came: of images as the float16 that a job saves, at half the memory. A fit has its own rows widened.
 
-use std::fs::File;
-use std::io::{self, BufReader};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
-use npyz::{DType, NpyFile, Order, TypeChar};
 
-use crate::adapter::embedding;
-use crate::domain::Anchors;
+use crate::adapter::Readout;
+use crate::domain::Reads;
 
 /// Why features cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,195 +39,77 @@ pub enum DataError {
     Tensor(#[from] candle_core::Error),
 }
 
-/// Bounds what a stray number makes of the class count.
-const MOST_CLASSES: i64 = 1_000_000;
+/// Rows to learn from, others to be scored on, and what stands for each class.
+#[derive(Debug, Clone)]
+pub struct Data {
+    pub(super) train: Rows,
+    pub(super) test: Rows,
+    /// Unit rows (C, D), on the device that fits.
+    pub(super) anchors: Tensor,
+    /// What cosines are multiplied with: the backbone's logit scale.
+    pub(super) scale: f64,
+    /// The end of the image tower, where there is a backbone.
+    pub(super) readout: Option<Readout>,
+}
 
-/// Rows of features with their classes.
+/// Rows with their classes, in the machine's own memory.
 #[derive(Debug, Clone)]
 pub(super) struct Rows {
-    /// Unit embeddings (n, D).
-    pub(super) embeddings: Tensor,
+    /// Features (n, D).
+    pub(super) features: Tensor,
+    /// Tokens (n, t · w), where somebody reads them.
+    pub(super) tokens: Option<Tensor>,
     /// Each row's class.
     pub(super) labels: Vec<u32>,
 }
 
-/// Features to learn from, others to be scored on, and what stands for each class.
-#[derive(Debug, Clone)]
-pub struct FeatureSet {
-    pub(super) train: Rows,
-    pub(super) test: Rows,
-    /// Unit rows (C, D).
-    pub(super) anchors: Tensor,
-}
-
-impl FeatureSet {
-    /// Reads `train_features.npy` and `test_features.npy` (n, D), `train_labels.npy` and `test_labels.npy` (n), and,
-    /// for text anchors, `text_embeddings.npy` (C, D).
-    ///
-    /// # Errors
-    /// [`DataError`], which names the file.
-    pub fn read(directory: &Path, anchors: Anchors) -> Result<Self, DataError> {
-        let train = Rows::read(directory, "train")?;
-        let test = Rows::read(directory, "test")?;
-        let classes = train.labels.iter().max().map_or(0, |last| *last as usize + 1);
-        let texts = || -> Result<Tensor, DataError> {
-            Ok(embedding::normalise(&floats(
-                &directory.join("text_embeddings.npy"),
-            )?)?)
-        };
-        let means = || embedding::class_means(&train.embeddings, &train.labels, classes);
-        let anchors = match anchors {
-            Anchors::Text => texts()?,
-            Anchors::Examples => means()?,
-            Anchors::Blend => {
-                let texts = texts()?;
-                if texts.dim(0)? < classes {
-                    return Err(DataError::Mismatch(format!(
-                        "{classes} classes and {} text embeddings",
-                        texts.dim(0)?
-                    )));
-                }
-                embedding::blend(&texts.narrow(0, 0, classes)?, &means()?)?
-            }
-        };
-        let width = |tensor: &Tensor| tensor.dims()[1];
-        let widths = [&train.embeddings, &test.embeddings, &anchors].map(width);
-        if widths[0] != widths[1] || widths[0] != widths[2] {
-            return Err(DataError::Mismatch(format!(
-                "rows of {widths:?} values in training, test and text features"
-            )));
-        }
-        if anchors.dim(0)? < classes {
-            return Err(DataError::Mismatch(format!(
-                "{classes} classes and {} text embeddings",
-                anchors.dim(0)?
-            )));
-        }
-        let anchors = anchors.narrow(0, 0, classes)?;
-        if test.labels.is_empty() {
-            return Err(DataError::Mismatch("there are no test rows".to_owned()));
-        }
-        if let Some(class) = test.labels.iter().find(|class| **class as usize >= classes) {
-            return Err(DataError::Mismatch(format!(
-                "class {class} has test rows and no training row"
-            )));
-        }
-        let mut seen = vec![false; classes];
-        train.labels.iter().for_each(|label| seen[*label as usize] = true);
-        match seen.iter().position(|seen| !seen) {
-            Some(class) => Err(DataError::Mismatch(format!("class {class} has no training row"))),
-            None => Ok(Self { train, test, anchors }),
-        }
-    }
-
+impl Data {
     /// C.
     pub fn classes(&self) -> usize {
         self.anchors.dims()[0]
     }
+
+    /// Where fits run.
+    pub(super) fn device(&self) -> &Device {
+        self.anchors.device()
+    }
+
+    /// Checks that there is something to tell apart, to learn every class from, and to be scored on.
+    pub(super) fn check(&self) -> Result<(), DataError> {
+        let classes = self.classes();
+        if classes < 2 {
+            return Err(DataError::Mismatch(
+                "one class alone is nothing to tell apart".to_owned(),
+            ));
+        }
+        if self.test.labels.is_empty() {
+            return Err(DataError::Mismatch("there are no test rows".to_owned()));
+        }
+        if let Some(class) = self.test.labels.iter().find(|class| **class as usize >= classes) {
+            return Err(DataError::Mismatch(format!(
+                "class {class} has test rows and no training row"
+            )));
+        }
+        match self.train.absent(classes) {
+            Some(class) => Err(DataError::Mismatch(format!("class {class} has no training row"))),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Rows {
-    fn read(directory: &Path, part: &str) -> Result<Self, DataError> {
-        let path = directory.join(format!("{part}_features.npy"));
-        let embeddings = embedding::normalise(&floats(&path)?)?;
-        let labels = integers(&directory.join(format!("{part}_labels.npy")))?;
-        if embeddings.dim(0)? != labels.len() {
-            return Err(DataError::Mismatch(format!(
-                "{} {part} rows and {} labels",
-                embeddings.dim(0)?,
-                labels.len()
-            )));
+    /// What a strategy reads of the images; `None` where that was not kept.
+    pub(super) fn of(&self, reads: Reads) -> Option<&Tensor> {
+        match reads {
+            Reads::Features => Some(&self.features),
+            Reads::Tokens => self.tokens.as_ref(),
         }
-        Ok(Self { embeddings, labels })
     }
-}
 
-fn open(path: &Path) -> Result<NpyFile<BufReader<File>>, DataError> {
-    let read = |source| DataError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    NpyFile::new(BufReader::new(File::open(path).map_err(read)?)).map_err(read)
-}
-
-/// The kind of numbers in a file and how many bytes each has.
-fn kind(file: &NpyFile<BufReader<File>>) -> Option<(TypeChar, u64)> {
-    match file.dtype() {
-        DType::Plain(plain) => Some((plain.type_char(), plain.size_field())),
-        _ => None,
+    /// The first of `classes` classes that has no row.
+    pub(super) fn absent(&self, classes: usize) -> Option<usize> {
+        let mut seen = vec![false; classes];
+        self.labels.iter().for_each(|label| seen[*label as usize] = true);
+        seen.iter().position(|seen| !seen)
     }
-}
-
-/// A matrix of float16 or float32.
-fn floats(path: &Path) -> Result<Tensor, DataError> {
-    let file = open(path)?;
-    let (shape, order) = (file.shape().to_vec(), file.order());
-    let read = |source| DataError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let values: Vec<f32> = match (kind(&file), shape.as_slice()) {
-        (Some((TypeChar::Float, 4)), [_, _]) => file.into_vec().map_err(read)?,
-        (Some((TypeChar::Float, 2)), [_, _]) => {
-            let values: Vec<half::f16> = file.into_vec().map_err(read)?;
-            values.into_iter().map(half::f16::to_f32).collect()
-        }
-        _ => {
-            return Err(DataError::Content {
-                path: path.to_owned(),
-                found: format!("{} of shape {shape:?}", file.dtype().descr()),
-                expected: "a matrix of float16 or float32",
-            });
-        }
-    };
-    if values.iter().any(|value| !value.is_finite()) {
-        return Err(DataError::Content {
-            path: path.to_owned(),
-            found: "a value that is not finite".to_owned(),
-            expected: "finite numbers",
-        });
-    }
-    let (rows, columns) = (shape[0] as usize, shape[1] as usize);
-    Ok(match order {
-        Order::C => Tensor::from_vec(values, (rows, columns), &Device::Cpu)?,
-        // Stored column by column.
-        Order::Fortran => Tensor::from_vec(values, (columns, rows), &Device::Cpu)?
-            .t()?
-            .contiguous()?,
-    })
-}
-
-/// A vector of integers that are no negative numbers.
-fn integers(path: &Path) -> Result<Vec<u32>, DataError> {
-    let file = open(path)?;
-    let read = |source| DataError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let content = |found: String| DataError::Content {
-        path: path.to_owned(),
-        found,
-        expected: "a vector of class numbers",
-    };
-    let found = format!("{} of shape {:?}", file.dtype().descr(), file.shape());
-    if file.shape().len() != 1 {
-        return Err(content(found));
-    }
-    let wide: Vec<i64> = match kind(&file) {
-        Some((TypeChar::Int, 8)) => file.into_vec().map_err(read)?,
-        Some((TypeChar::Int, 4)) => widened::<i32>(file.into_vec().map_err(read)?),
-        Some((TypeChar::Uint, 4)) => widened::<u32>(file.into_vec().map_err(read)?),
-        Some((TypeChar::Int, 2)) => widened::<i16>(file.into_vec().map_err(read)?),
-        Some((TypeChar::Uint, 2)) => widened::<u16>(file.into_vec().map_err(read)?),
-        Some((TypeChar::Uint, 1)) => widened::<u8>(file.into_vec().map_err(read)?),
-        _ => return Err(content(found)),
-    };
-    match wide.iter().find(|&&label| !(0..MOST_CLASSES).contains(&label)) {
-        Some(label) => Err(content(format!("the number {label}"))),
-        None => Ok(wide.into_iter().map(|label| label as u32).collect()),
-    }
-}
-
-fn widened<T: Into<i64>>(values: Vec<T>) -> Vec<i64> {
-    values.into_iter().map(Into::into).collect()
 }

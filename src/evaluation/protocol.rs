@@ -1,26 +1,30 @@
 //! One strategy through one order of tasks.
 
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::contender::Contender;
-use super::data::{FeatureSet, Rows};
+use super::data::{Data, Rows};
 use super::order::{ClassOrder, Tasks};
 use crate::adapter::{
-    Base, FitError, FitInput, Fitted, Head, Snapshot, Statistics, Towers, evaluate, fit, statistics,
+    Base, FitError, FitInput, Fitted, Head, Prompts, Scorer, Snapshot, Statistics, Term, Towers, evaluate,
+    fit, statistics,
 };
-use crate::domain::{AccuracyMatrix, Class, ClassId, Summary, Tally, VersionNumber};
+use crate::domain::{
+    AccuracyMatrix, Anchors, Class, ClassId, Summary, Tally, VersionNumber, forward_transfer,
+};
 
-/// Which classes come when, and how they are scored.
-#[derive(Debug, Clone)]
+/// Which classes come when.
+#[derive(Clone)]
 pub struct Protocol {
     /// The order.
     pub order: ClassOrder,
     /// The tasks, as ranges of the order.
     pub tasks: Tasks,
-    /// What cosines are multiplied with: the backbone's logit scale.
-    pub scale: f64,
+    /// The text tower before all classes in this order, for contenders that train prompts.
+    pub prompts: Option<Arc<dyn Prompts>>,
 }
 
 /// What came of it.
@@ -34,6 +38,8 @@ pub struct Run {
     pub matrix: AccuracyMatrix,
     /// Its figures.
     pub summary: Summary,
+    /// What earlier tasks did for later ones; `None` where the head does not know a class by its words alone.
+    pub forward_transfer: Option<f64>,
     /// Mean time of a task's fit.
     pub seconds_per_task: f64,
     /// What is stored in the end: the last snapshot, and the statistics of all tasks.
@@ -42,9 +48,9 @@ pub struct Run {
 
 /// A sequence of versions under way.
 struct Sequence<'a> {
-    data: &'a FeatureSet,
+    data: &'a Data,
     contender: &'a Contender,
-    scale: f64,
+    prompts: Option<&'a dyn Prompts>,
     tasks: Tasks,
     /// Column to class.
     order: Vec<u32>,
@@ -61,11 +67,11 @@ impl Protocol {
     pub fn run(
         &self,
         contender: &Contender,
-        data: &FeatureSet,
+        data: &Data,
         learned: &mut dyn FnMut(),
     ) -> Result<Run, FitError> {
         let order = self.order.permutation(data.classes());
-        // Every label is a class: the features were checked when they were read.
+        // Every label is a class: the data were checked when they were read.
         let mut column_of = vec![0; order.len()];
         order
             .iter()
@@ -81,7 +87,7 @@ impl Protocol {
         let sequence = Sequence {
             data,
             contender,
-            scale: self.scale,
+            prompts: self.prompts.as_deref(),
             tasks: if contender.is_joint {
                 Tasks::joint(order.len())
             } else {
@@ -101,7 +107,17 @@ impl Sequence<'_> {
         let mut head: Option<Head> = None;
         let (mut seconds, mut bytes) = (0.0, 0);
         let mut rows = Vec::with_capacity(self.tasks.count());
+        let (mut ahead, mut bare) = (Vec::new(), Vec::new());
         for task in 0..self.tasks.count() {
+            if let Some([of_head, of_backbone]) = head
+                .as_ref()
+                .map(|head| self.ahead(task, head))
+                .transpose()?
+                .flatten()
+            {
+                ahead.push(of_head);
+                bare.push(of_backbone);
+            }
             let fitted = self.fit(task, head.as_ref(), &known)?;
             seconds += fitted.report.seconds;
             bytes += statistics::encode(&fitted.statistics).map_or(0, |bytes| bytes.len() as u64);
@@ -120,6 +136,7 @@ impl Sequence<'_> {
             order,
             matrix,
             summary,
+            forward_transfer: forward_transfer(&ahead, &bare),
             seconds_per_task: seconds / self.tasks.count() as f64,
             bytes,
         })
@@ -127,45 +144,113 @@ impl Sequence<'_> {
 
     fn fit(&self, task: usize, base: Option<&Head>, known: &Statistics) -> Result<Fitted, FitError> {
         let columns = self.tasks.columns(task);
-        let (features, labels) = gather(&self.data.train.embeddings, &self.train, columns.clone())?;
-        let seen = Tensor::new(&self.order[..columns.end], self.data.anchors.device())?;
+        let reads = self.contender.config.strategy.reads();
+        let examples = labelled(&self.train, columns.clone());
+        let (rows, labels) = self.gather(self.data.train.of(reads), &examples)?;
+        let prompts = self.prompts.map(|all| Prefix {
+            all,
+            classes: columns.end,
+        });
         let input = FitInput {
             base: base.map(|head| Base {
                 version: VersionNumber(task as u32),
                 head,
                 statistics: known,
             }),
-            anchors: &self.data.anchors.index_select(&seen, 0)?,
-            features: &features,
+            anchors: &self.anchors(task)?,
+            features: &rows,
             labels: &labels,
-            scale: self.scale,
-            towers: Towers::default(),
+            scale: self.data.scale,
+            towers: Towers {
+                readout: self.data.readout.as_ref(),
+                prompts: prompts.as_ref().map(|prefix| prefix as &dyn Prompts),
+            },
             config: &self.contender.config,
         };
         fit(&input, &mut |_| ControlFlow::Continue(()))
     }
 
+    /// What stands for the classes up to `task`, as unit rows.
+    fn anchors(&self, task: usize) -> candle_core::Result<Tensor> {
+        let seen = &self.order[..self.tasks.columns(task).end];
+        let seen = Tensor::new(seen, self.data.device())?;
+        self.data.anchors.index_select(&seen, 0)
+    }
+
     /// The accuracy of `task`'s version on every task so far.
     fn score(&self, task: usize, head: &Head) -> Result<Vec<Tally>, FitError> {
-        let tally = |earlier| {
-            let columns = self.tasks.columns(earlier);
-            let (features, labels) = gather(&self.data.test.embeddings, &self.test, columns)?;
-            Ok(evaluate::correct(head, &features, &labels)?)
+        (0..=task).map(|earlier| self.tally(earlier, head)).collect()
+    }
+
+    /// How `head`, of the version before `task`, does on it among all classes up to it, of which it knows the new ones by
+    /// their words alone; and how the bare backbone does. `None` for heads that know a class by its examples.
+    fn ahead(&self, task: usize, head: &Head) -> Result<Option<[Tally; 2]>, FitError> {
+        let adapter = match head.terms() {
+            [
+                Term {
+                    scorer: Scorer::Anchors(adapter),
+                    ..
+                },
+            ] if self.contender.config.anchors == Anchors::Text => adapter.clone(),
+            _ => return Ok(None),
         };
-        (0..=task).map(tally).collect()
+        let anchors = self.anchors(task)?;
+        let bare = Head::zero_shot(anchors.clone(), self.data.scale)?;
+        let head = Head::new(adapter, anchors, self.data.scale)?;
+        Ok(Some([self.tally(task, &head)?, self.tally(task, &bare)?]))
+    }
+
+    /// The accuracy of `head` on a task.
+    fn tally(&self, task: usize, head: &Head) -> Result<Tally, FitError> {
+        let examples = labelled(&self.test, self.tasks.columns(task));
+        let at_once = (MOST_VALUES / head.width().max(1)).max(1);
+        let tallies = examples.chunks(at_once).map(|examples| {
+            let (rows, labels) = self.gather(self.data.test.of(head.reads()), examples)?;
+            Ok(evaluate::correct(head, &rows, &labels)?)
+        });
+        tallies.sum()
+    }
+
+    /// Rows as a fit takes them, and each one's column.
+    fn gather(&self, rows: Option<&Tensor>, examples: &[(u32, u32)]) -> Result<(Tensor, Vec<u32>), FitError> {
+        let rows = rows.ok_or(FitError::Input("the strategy reads what these data do not have"))?;
+        let (index, labels): (Vec<u32>, Vec<u32>) = examples.iter().copied().unzip();
+        let rows = rows.index_select(&Tensor::new(index, rows.device())?, 0)?;
+        Ok((rows.to_device(self.data.device())?.to_dtype(DType::F32)?, labels))
     }
 }
 
-/// The rows of some columns, and each row's column.
-fn gather(
-    embeddings: &Tensor,
-    rows: &[Vec<u32>],
-    columns: Range<usize>,
-) -> candle_core::Result<(Tensor, Vec<u32>)> {
-    let labelled = columns.flat_map(|column| rows[column].iter().map(move |row| (*row, column as u32)));
-    let (rows, labels): (Vec<u32>, Vec<u32>) = labelled.unzip();
-    let index = Tensor::new(rows, embeddings.device())?;
-    Ok((embeddings.index_select(&index, 0)?, labels))
+/// Values that are widened to f32 for scoring at a time: 64 MiB.
+const MOST_VALUES: usize = 1 << 24;
+
+/// The rows of some columns, each with its column.
+fn labelled(rows: &[Vec<u32>], columns: Range<usize>) -> Vec<(u32, u32)> {
+    columns
+        .flat_map(|column| rows[column].iter().map(move |row| (*row, column as u32)))
+        .collect()
+}
+
+/// The text tower before the first classes of an order.
+struct Prefix<'a> {
+    all: &'a dyn Prompts,
+    classes: usize,
+}
+
+impl Prompts for Prefix<'_> {
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn template(&self) -> candle_core::Result<Tensor> {
+        self.all.template()
+    }
+
+    fn encode(&self, context: &Tensor, classes: Range<usize>) -> candle_core::Result<Tensor> {
+        if classes.end > self.classes {
+            candle_core::bail!("{classes:?} of {} classes", self.classes);
+        }
+        self.all.encode(context, classes)
+    }
 }
 
 /// The size of a head as a version is stored.

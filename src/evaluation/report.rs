@@ -13,6 +13,8 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Every run by itself.
     pub runs: Vec<Single>,
+    /// Images that could not be used, each with the reason.
+    pub left_out: Vec<String>,
 }
 
 /// The figures of a contender.
@@ -41,6 +43,8 @@ struct Figures {
     last: f64,
     forgetting: f64,
     backward_transfer: f64,
+    /// Where the head knows a class by its words alone.
+    forward_transfer: Option<f64>,
     seconds_per_task: f64,
     bytes: u64,
 }
@@ -52,6 +56,7 @@ impl Figures {
             last: run.summary.last,
             forgetting: run.summary.forgetting,
             backward_transfer: run.summary.backward_transfer,
+            forward_transfer: run.forward_transfer,
             seconds_per_task: run.seconds_per_task,
             bytes: run.bytes,
         }
@@ -59,24 +64,31 @@ impl Figures {
 
     /// The median of each figure by itself.
     fn median(all: &[Self]) -> Self {
-        let of = |figure: fn(&Self) -> f64| {
-            let mut values: Vec<f64> = all.iter().map(figure).collect();
-            values.sort_by(f64::total_cmp);
-            let middle = values.len() / 2;
-            if values.len() % 2 == 1 {
-                values[middle]
-            } else {
-                f64::midpoint(values[middle - 1], values[middle])
-            }
-        };
+        let of = |figure: fn(&Self) -> f64| median(all.iter().map(figure).collect());
         Self {
             average: of(|f| f.average),
             last: of(|f| f.last),
             forgetting: of(|f| f.forgetting),
             backward_transfer: of(|f| f.backward_transfer),
+            forward_transfer: all
+                .iter()
+                .map(|f| f.forward_transfer)
+                .collect::<Option<_>>()
+                .map(median),
             seconds_per_task: of(|f| f.seconds_per_task),
             bytes: of(|f| f.bytes as f64) as u64,
         }
+    }
+}
+
+/// The middle one of some values.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 {
+        values[middle]
+    } else {
+        f64::midpoint(values[middle - 1], values[middle])
     }
 }
 
@@ -106,30 +118,50 @@ impl Report {
         Self {
             rows,
             runs: singles.collect(),
+            left_out: Vec::new(),
         }
     }
 
     /// The rows as comma-separated values with a header.
     pub fn csv(&self) -> String {
-        let mut text =
-            String::from("name,average,last,forgetting,backward_transfer,seconds_per_task,bytes\n");
+        let mut text = String::from(
+            "name,average,last,forgetting,backward_transfer,forward_transfer,seconds_per_task,bytes\n",
+        );
         for Row { name, figures: f } in &self.rows {
+            let forward = f.forward_transfer.map(|share| share.to_string());
             let _ = writeln!(
                 text,
-                "{name},{},{},{},{},{},{}",
-                f.average, f.last, f.forgetting, f.backward_transfer, f.seconds_per_task, f.bytes
+                "{name},{},{},{},{},{},{},{}",
+                f.average,
+                f.last,
+                f.forgetting,
+                f.backward_transfer,
+                forward.unwrap_or_default(),
+                f.seconds_per_task,
+                f.bytes
             );
         }
         text
     }
 }
 
+/// Images that the table names of those that could not be used.
+const SHOWN: usize = 10;
+
 /// The table for a person: accuracies in percent.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = self.rows.iter().map(|row| row.name.chars().count());
         let width = names.max().unwrap_or(0).max("strategy".len());
-        let head = ["average", "last", "forgetting", "transfer", "s/task", "MB"];
+        let head = [
+            "average",
+            "last",
+            "forgetting",
+            "backward",
+            "forward",
+            "s/task",
+            "MB",
+        ];
         write!(f, "{:width$}", "strategy")?;
         for column in head {
             write!(f, " {column:>10}")?;
@@ -145,6 +177,10 @@ impl fmt::Display for Report {
             ] {
                 write!(f, " {:>10.1}", 100.0 * share)?;
             }
+            match figures.forward_transfer {
+                Some(share) => write!(f, " {:>10.1}", 100.0 * share)?,
+                None => write!(f, " {:>10}", "-")?,
+            }
             let megabytes = figures.bytes as f64 / 1e6;
             writeln!(f, " {:>10.2} {megabytes:>10.1}", figures.seconds_per_task)
         };
@@ -156,6 +192,15 @@ impl fmt::Display for Report {
             for run in &self.runs {
                 line(f, &run.name, &run.figures)?;
             }
+        }
+        if !self.left_out.is_empty() {
+            writeln!(f, "\n{} images could not be used:", self.left_out.len())?;
+        }
+        for image in self.left_out.iter().take(SHOWN) {
+            writeln!(f, "{image}")?;
+        }
+        if self.left_out.len() > SHOWN {
+            writeln!(f, "…")?;
         }
         Ok(())
     }
@@ -176,6 +221,7 @@ mod tests {
             order: ClassOrder::Seed(1),
             summary: matrix.summary().expect("a summary"),
             matrix,
+            forward_transfer: Some(0.1),
             seconds_per_task: 0.5,
             bytes: 1000,
         }
@@ -189,7 +235,7 @@ mod tests {
             run("a", [9, 4, 3]),
             run("a", [9, 9, 9]),
         ];
-        let report = Report::of(&runs);
+        let mut report = Report::of(&runs);
         let names: Vec<&str> = report.rows.iter().map(|row| row.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
         let figures = report.rows[0].figures;
@@ -198,9 +244,18 @@ mod tests {
         let json = serde_json::to_value(&report).expect("JSON");
         assert_eq!(json["rows"][0]["name"], "a");
         assert_eq!(json["rows"][1]["last"], 0.5);
+        assert_eq!(json["rows"][1]["forward_transfer"], 0.1);
         assert_eq!(json["runs"].as_array().map(Vec::len), Some(4));
         assert_eq!(report.csv().lines().count(), 3);
+        report.left_out = (0..11).map(|n| format!("{n}.png: no image")).collect();
         let table = report.to_string();
-        assert!(table.contains("Order by order"), "{table}");
+        for said in [
+            "Order by order",
+            "11 images could not be used:",
+            "9.png: no image",
+        ] {
+            assert!(table.contains(said), "{table}");
+        }
+        assert!(table.ends_with("…\n"), "{table}");
     }
 }

@@ -1,4 +1,4 @@
-//! `clipkeep evaluate` as its user runs it.
+//! `clipkeep evaluate` on features, as its user runs it.
 //!
 //! On features that are made here, and on real CLIP features from outside the project: without those, these tests say
 //! that they were skipped.
@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use npyz::WriterBuilder as _;
 use serde_json::Value;
 
-fn evaluate(arguments: &[&str]) -> Output {
+pub(crate) fn evaluate(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_clipkeep"))
         .arg("evaluate")
         .args(arguments)
@@ -19,7 +19,7 @@ fn evaluate(arguments: &[&str]) -> Output {
 }
 
 /// What the program wrote with `--json`.
-fn rows(arguments: &[&str], directory: &Path) -> Vec<Value> {
+pub(crate) fn rows(arguments: &[&str], directory: &Path) -> Vec<Value> {
     let json = directory.join("table.json");
     let json = json.to_str().expect("a path in UTF-8");
     let output = evaluate(&[arguments, &["--json", json]].concat());
@@ -30,7 +30,7 @@ fn rows(arguments: &[&str], directory: &Path) -> Vec<Value> {
     report["rows"].as_array().expect("rows").clone()
 }
 
-fn number(row: &Value, name: &str) -> f64 {
+pub(crate) fn number(row: &Value, name: &str) -> f64 {
     row[name].as_f64().unwrap_or_else(|| panic!("{name} of {row}"))
 }
 
@@ -168,8 +168,20 @@ fn what_cannot_be_evaluated_is_said() {
     made_up(directory.path());
     for (arguments, expected) in [
         (&["--tasks", "13"][..], "too few"),
-        (&["--strategies", "telepathy"], "no strategy"),
+        (&["--strategies", "telepathy"], "unknown variant `telepathy`"),
         (&["--order", "given", "--seeds", "2"], "given order"),
+        (&["--strategies", "zero_shot,prompt"], "prompt needs the backbone"),
+        (
+            &["--strategies", "self_attention"],
+            "give it images, with --images",
+        ),
+        (&["--images", "pictures"], "cannot be used with"),
+        (
+            &["--train", "pictures", "--test", "pictures"],
+            "cannot be used with",
+        ),
+        (&["--template", "a {}"], "cannot be used with"),
+        (&["--logit-scale", "0"], "above 0"),
     ] {
         let said = complaint(arguments);
         assert!(said.contains(expected), "{said}");

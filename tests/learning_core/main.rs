@@ -1,6 +1,7 @@
-//! Learning by itself, without a server: fits on made-up features, and `clipkeep evaluate` on real ones.
+//! Learning by itself, without a server: fits on made-up features, and `clipkeep evaluate` on features and images.
 
 mod evaluating;
+mod evaluating_images;
 mod fitting;
 mod strategies;
 mod unlearning;

@@ -24,11 +24,11 @@ pub(crate) const IMPORTS: &[(&str, &[&str])] = &[
         "http",
         &["learner", "registry", "engine", "store", "metrics", "domain"],
     ),
+    ("evaluation", &["learner", "engine", "adapter", "domain"]),
     (
         "learner",
         &["registry", "engine", "store", "adapter", "metrics", "domain"],
     ),
-    ("evaluation", &["adapter", "domain"]),
     ("registry", &["store", "adapter", "metrics", "domain"]),
     ("engine", &["adapter", "clip", "metrics", "domain"]),
     ("store", &["domain"]),

@@ -85,7 +85,11 @@ impl Upload {
         Ok(entries.into_iter().map(sourced).collect())
     }
 
-    fn add_entries(&mut self, entries: &[(String, Source)], split: Option<Split>) -> Result<(), UploadError> {
+    pub(super) fn add_entries(
+        &mut self,
+        entries: &[(String, Source)],
+        split: Option<Split>,
+    ) -> Result<(), UploadError> {
         let wrapper = layout::wrapper(entries.iter().map(|(name, _)| name.as_str()));
         for (name, source) in entries {
             match layout::place(name, wrapper.as_deref())? {

@@ -5,6 +5,7 @@
 
 mod archives;
 mod error;
+mod folders;
 mod metered;
 mod tarred;
 mod zipped;
@@ -13,6 +14,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::path::PathBuf;
 
 use super::layout;
 use crate::domain::{Label, NewClass, Split};
@@ -46,6 +48,8 @@ const SPOOL: usize = 0;
 enum Source {
     /// Bytes of a spool file: an image of its own, or a file in an uncompressed tar archive.
     Slice { file: usize, offset: u64, length: u64 },
+    /// A file of its own, by its place in [`Upload::paths`].
+    Path(usize),
     /// A file in a zip archive.
     Zip { archive: usize, index: usize },
 }
@@ -67,6 +71,7 @@ pub struct Upload {
     files: Vec<BufReader<File>>,
     zips: Vec<Zip>,
     archives: usize,
+    paths: Vec<PathBuf>,
     classes: Vec<NewClass>,
     /// The place of each label in `classes`.
     places: HashMap<Label, usize>,
@@ -84,6 +89,7 @@ impl Upload {
             files: vec![BufReader::new(spool)],
             zips: Vec::new(),
             archives: 0,
+            paths: Vec::new(),
             classes: Vec::new(),
             places: HashMap::new(),
             described: Vec::new(),
@@ -166,6 +172,11 @@ impl Upload {
         &self.classes
     }
 
+    /// The examples, in the order in which they were added.
+    pub fn items(&self) -> &[Item] {
+        &self.items
+    }
+
     /// How many examples there are.
     pub fn len(&self) -> usize {
         self.items.len()
@@ -216,6 +227,10 @@ impl Upload {
                 if (file.take(wanted).read_to_end(&mut bytes)? as u64) < wanted {
                     return Err(UploadError::Damaged(format!("{} is cut off", item.name)));
                 }
+            }
+            Source::Path(place) => {
+                let file = File::open(&self.paths[place])?;
+                file.take(limit + 1).read_to_end(&mut bytes)?;
             }
             Source::Zip { archive, index } => {
                 let entry = self.zips[archive].by_index(index)?;
