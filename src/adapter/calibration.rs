@@ -93,7 +93,9 @@ impl Scores<'_> {
             let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let mut chances: Vec<f64> = logits.iter().map(|logit| (logit - highest).exp()).collect();
             let sum: f64 = chances.iter().sum();
-            chances.iter_mut().for_each(|chance| *chance /= sum);
+            for chance in &mut chances {
+                *chance /= sum;
+            }
 
             let own = *own as usize;
             let target = |values: &[f64]| {

@@ -134,7 +134,9 @@ impl Strategies<'_, '_> {
     fn several(&self) -> candle_core::Result<Vec<bool>> {
         let mut several = vec![false; self.input.labels.len()];
         for rows in self.input.by_class()?.iter().filter(|rows| rows.len() > 1) {
-            rows.iter().for_each(|row| several[*row as usize] = true);
+            for row in rows {
+                several[*row as usize] = true;
+            }
         }
         Ok(several)
     }

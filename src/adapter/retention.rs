@@ -11,7 +11,7 @@ use crate::domain::Retention;
 
 /// The adapter after a task, from the one before it and the trained one. The rule is applied to each matrix by itself;
 /// vectors, such as biases, stay new.
-pub(super) fn apply<A: Trainable>(rule: Retention, old: &A, new: A, rng: &mut impl Rng) -> Result<A> {
+pub(super) fn apply<A: Trainable>(rule: Retention, old: &A, new: &A, rng: &mut impl Rng) -> Result<A> {
     let mut kept = Vec::new();
     for (old, new) in old.parameters().into_iter().zip(new.parameters()) {
         kept.push(match rule {

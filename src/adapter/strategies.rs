@@ -181,7 +181,7 @@ fn train<A: Trainable>(
         Some(old) => {
             let training = Training::new(lesson, old.clone(), Start::Trained, &mut rng)?;
             let (new, report) = training.run(part, observe)?;
-            let kept = retention::apply(input.config.retention, &old, new, &mut rng)?;
+            let kept = retention::apply(input.config.retention, &old, &new, &mut rng)?;
             Ok((kept, report))
         }
         None => Training::new(lesson, initial()?, Start::Untrained, &mut rng)?.run(part, observe),

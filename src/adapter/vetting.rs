@@ -150,7 +150,7 @@ fn check_strategy(head: &Head, config: &ModelConfig) -> Result<(), VettingError>
     let expected = made_by(config);
     let fits = |((weight, kind), (wanted, made)): (&(f64, &str), &(Option<f64>, &str))| {
         let is_right = match wanted {
-            Some(wanted) => weight == wanted,
+            Some(wanted) => weight.total_cmp(wanted).is_eq(),
             None => (0.0..=HIGHEST_TEMPERATURE).contains(weight),
         };
         is_right && kind == made
@@ -197,9 +197,12 @@ fn made_by(config: &ModelConfig) -> Vec<(Option<f64>, &'static str)> {
         linear,
         prototypes,
     } = config.weights;
-    let closed_form = |kind| match config.beside_backbone() {
-        true => vec![(None, kind), (None, ZERO_SHOT)],
-        false => vec![(None, kind)],
+    let closed_form = |kind| {
+        let mut terms = vec![(None, kind)];
+        if config.beside_backbone() {
+            terms.push((None, ZERO_SHOT));
+        }
+        terms
     };
     match (config.strategy, config.anchors) {
         (Strategy::ZeroShot, _) => vec![(Some(1.0), ZERO_SHOT)],

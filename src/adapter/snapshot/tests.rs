@@ -1,3 +1,5 @@
+//! Snapshots as bytes.
+
 use candle_core::DType;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Statistics: what they keep, and what survives their codec.
+
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
