@@ -1,74 +1,80 @@
 //! How a model learns.
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::strategy::{
     Anchors, EnsembleWeights, Hinge, Initialisation, Keep, Rehearsal, Retention, Strategy,
 };
 
-/// How a model learns. Kept with every version, seed included, so that a version can be made again.
-///
-/// A field that is left out has the value that suits the strategy.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(remote = "Self", deny_unknown_fields)]
-#[schema(default = ModelConfig::default)]
-pub struct ModelConfig {
+/// Defines a configuration, and beside it what somebody gives of one: the same fields, each of which may be left out.
+macro_rules! configuration {
+    ($($(#[$note:meta])* $field:ident: $kind:ty,)*) => {
+        /// How a model learns. Kept with every version, seed included, so that a version can be made again.
+        ///
+        /// A field that is left out has the value that suits the strategy.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+        #[serde(from = "Given")]
+        #[schema(default = ModelConfig::default)]
+        pub struct ModelConfig {
+            $($(#[$note])* #[schema(required = false)] pub $field: $kind,)*
+        }
+
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Given {
+            $($field: Option<$kind>,)*
+        }
+
+        impl From<Given> for ModelConfig {
+            fn from(given: Given) -> Self {
+                let suiting = Self::of(given.strategy.unwrap_or(Self::default().strategy));
+                Self {
+                    $($field: given.$field.unwrap_or(suiting.$field),)*
+                }
+            }
+        }
+    };
+}
+
+configuration! {
     /// What is trained.
-    #[schema(required = false)]
-    pub strategy: Strategy,
+    strategy: Strategy,
     /// What stands for a class.
-    #[schema(required = false)]
-    pub anchors: Anchors,
+    anchors: Anchors,
     /// How much each part of an ensemble counts.
-    #[schema(required = false)]
-    pub weights: EnsembleWeights,
+    weights: EnsembleWeights,
     /// How what is trained starts.
-    #[schema(required = false)]
-    pub initialisation: Initialisation,
+    initialisation: Initialisation,
     /// What becomes of moved weights.
-    #[schema(required = false)]
-    pub retention: Retention,
+    retention: Retention,
     /// How old classes are remembered.
-    #[schema(required = false)]
-    pub rehearsal: Rehearsal,
+    rehearsal: Rehearsal,
     /// Whether classes that are easily confused are pushed apart.
-    pub hinge: Option<Hinge>,
+    hinge: Option<Hinge>,
     /// M, the random features of `ridge`. It keeps M(M + 1)/2 doubles a task.
-    #[schema(required = false)]
-    pub random_features: usize,
+    random_features: usize,
     /// λ of `ridge`; chosen by the first task's examples where it is left out.
-    pub lambda: Option<f64>,
+    lambda: Option<f64>,
     /// Whether the logits of `ridge` and `gda` have those of the bare backbone added, weighted by what suits a task's
     /// examples best. Only with text anchors.
-    #[schema(required = false)]
-    pub zero_shot_term: bool,
+    zero_shot_term: bool,
     /// What of single examples is kept.
-    #[schema(required = false)]
-    pub keep: Keep,
+    keep: Keep,
     /// Peak learning rate of Adam for a logit scale of 100; at another scale s it is multiplied by 100 / s.
-    #[schema(required = false)]
-    pub learning_rate: f64,
+    learning_rate: f64,
     /// Passes over a task's examples.
-    #[schema(required = false)]
-    pub epochs: usize,
+    epochs: usize,
     /// Fewest optimiser updates of a fit: a task of few examples is passed over as often as that takes.
-    #[schema(required = false)]
-    pub min_steps: usize,
+    min_steps: usize,
     /// New examples in a batch.
-    #[schema(required = false)]
-    pub batch_size: usize,
+    batch_size: usize,
     /// Share of each class's examples held out when the caller brings no split of their own, in [0, 0.5].
-    #[schema(required = false)]
-    pub held_out: f64,
+    held_out: f64,
     /// Prompt templates; each holds `{}` once, where the class's words go.
-    #[schema(required = false)]
-    pub templates: Vec<String>,
+    templates: Vec<String>,
     /// All randomness of a fit comes from it.
-    #[schema(required = false)]
-    pub seed: u64,
+    seed: u64,
 }
 
 /// Of the strategy that learns where none is named.
@@ -153,29 +159,5 @@ impl ModelConfig {
     /// is nothing to weigh them by.
     pub fn beside_backbone(&self) -> bool {
         self.zero_shot_term && self.anchors == Anchors::Text
-    }
-}
-
-impl Serialize for ModelConfig {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Self::serialize(self, serializer)
-    }
-}
-
-/// What is given, over what suits the strategy.
-impl<'de> Deserialize<'de> for ModelConfig {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let given = Map::<String, Value>::deserialize(deserializer)?;
-        let strategy = match given.get("strategy") {
-            Some(strategy) => Strategy::deserialize(strategy).map_err(D::Error::custom)?,
-            None => Self::default().strategy,
-        };
-        let mut whole = serde_json::to_value(Self::of(strategy)).map_err(D::Error::custom)?;
-        if let Some(fields) = whole.as_object_mut() {
-            fields.extend(given);
-        }
-        let mut track = serde_path_to_error::Track::new();
-        let read = Self::deserialize(serde_path_to_error::Deserializer::new(whole, &mut track));
-        read.map_err(|error| D::Error::custom(format!("{}: {error}", track.path())))
     }
 }

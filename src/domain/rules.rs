@@ -291,9 +291,6 @@ mod tests {
             (config.retention, config.rehearsal),
             (Retention::None, Rehearsal::None)
         );
-        let error = serde_json::from_str::<ModelConfig>(r#"{"retention": {"kind": "svd", "bias": "much"}}"#)
-            .expect_err("no number");
-        assert!(error.to_string().starts_with("retention"), "{error}");
     }
 
     #[test]

@@ -83,7 +83,7 @@ async fn a_task_goes_and_can_come_back(database: Database) {
 
 async fn closed_forms_forget_without_a_trace(database: Database) {
     let app = TestApp::start(&database, &[]).await;
-    let model = json!({"name": PUPIL, "config": {"strategy": "gda"}});
+    let model = json!({"name": PUPIL, "config": {"strategy": "gda", "zero_shot_term": false}});
     Answer::to(app.post("/v1/models").json(&model)).await.json(201);
     three_tasks(&app).await;
     assert_eq!(unlearned(&app, "skies").await["report"]["exact"], true);
@@ -93,7 +93,8 @@ async fn closed_forms_forget_without_a_trace(database: Database) {
     taught(&app, "fields", lesson(&FIELDS)).await;
     let never = record(&app, None).await;
     assert_eq!((without.version, never.version), (4, 5));
-    without.assert_near(&never);
+    // How sure it is was measured on the last task's examples, among other classes.
+    without.assert_near_but_for_temperature(&never);
     let known = of_pupil(&app, "versions/4").await;
     let order: Vec<&Value> = known["classes"]
         .as_array()

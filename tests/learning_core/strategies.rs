@@ -85,7 +85,7 @@ fn every_strategy_learns_and_lasts_through_its_snapshot() {
 }
 
 /// A head's weights of classes in closed form, row by row.
-fn closed_form(head: &Head) -> Vec<f32> {
+pub(crate) fn closed_form(head: &Head) -> Vec<f32> {
     let weights = head.terms().iter().find_map(|term| match &term.scorer {
         Scorer::Affine(affine) => Some(values(&affine.weight)),
         Scorer::Ridge(ridge) => Some(values(ridge.weight())),
