@@ -91,7 +91,7 @@ pub fn decode(bytes: Vec<u8>, device: &Device) -> Result<Imported, SnapshotError
     drop(bytes);
     let snapshot = Snapshot::decode(&snapshot, device)?;
     let statistics = match statistics {
-        Some(bytes) => statistics::decode_of(&bytes, snapshot.head().dim(), device)?,
+        Some(bytes) => statistics::decode_of(&bytes, snapshot.head().width(), device)?,
         None => Statistics::default(),
     };
     Ok(Imported { snapshot, statistics })

@@ -107,7 +107,10 @@ impl SelfAttention {
                 if self.heads == 0 || !width.is_multiple_of(self.heads) {
                     candle_core::bail!("{} heads of {width} values", self.heads);
                 }
-                Ok((self.tokens * width, dim))
+                let Some(row) = self.tokens.checked_mul(width) else {
+                    candle_core::bail!("{} tokens of {width} values", self.tokens)
+                };
+                Ok((row, dim))
             }
             _ => candle_core::bail!("{} parameters of a self-attention adapter", self.parameters.len()),
         }
