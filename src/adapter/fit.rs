@@ -6,7 +6,7 @@ use std::time::Instant;
 use candle_core::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::embedding::normalise;
 use super::head::Head;
@@ -72,7 +72,7 @@ pub struct FitProgress {
 }
 
 /// What a fit did.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FitReport {
     /// Examples fitted on.
     pub examples: usize,
@@ -82,17 +82,15 @@ pub struct FitReport {
     /// The training of the adapter before the prototypes, where the strategy has one.
     pub prototypes: Option<TrainingReport>,
     /// λ of the ridge regression, where there is one.
-    #[serde(default)]
     pub lambda: Option<f64>,
     /// What the closed form's scores are multiplied with to be logits, where it was calibrated.
-    #[serde(default)]
     pub temperature: Option<f64>,
     /// Time it took.
     pub seconds: f64,
 }
 
 /// What training an adapter did.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrainingReport {
     /// Passes over the examples.
     pub epochs: usize,

@@ -227,35 +227,32 @@ impl Head {
         let rows = features
             .narrow(0, start, length)?
             .pad_with_zeros(0, 0, BLOCK - length)?;
-        if let Some(attention) = self.self_attention() {
-            let embeddings = normalise(&attention.apply(&rows)?)?;
-            let logits = (embeddings.matmul(&self.anchors.t()?)? * self.scale)?;
-            return logits.narrow(0, 0, length);
-        }
-        let embeddings = normalise(&rows)?;
+        let rows = match self.reads() {
+            Reads::Features => normalise(&rows)?,
+            Reads::Tokens => rows,
+        };
         // Terms that look at the same anchors share one product: their directions add up before it.
         let mut directions = None;
         let mut logits = None;
         for Term { weight, scorer } in &self.terms {
             match scorer {
-                Scorer::Anchors(Adapter::Identity) => add(&mut directions, (&embeddings * *weight)?)?,
+                Scorer::Anchors(Adapter::Identity) => add(&mut directions, (&rows * *weight)?)?,
                 Scorer::Anchors(Adapter::Linear(linear)) => {
-                    let adapted = normalise(&linear.apply(&embeddings)?)?;
+                    let adapted = normalise(&linear.apply(&rows)?)?;
                     add(&mut directions, (adapted * *weight)?)?;
                 }
-                // It stands alone, and has been answered.
-                Scorer::Anchors(Adapter::SelfAttention(_)) => {}
+                Scorer::Anchors(Adapter::SelfAttention(attention)) => {
+                    let adapted = normalise(&attention.apply(&rows)?)?;
+                    add(&mut directions, (adapted * *weight)?)?;
+                }
                 Scorer::Prompts(prompted) => {
-                    add(
-                        &mut logits,
-                        (prompted.cosines(&embeddings)? * (weight * self.scale))?,
-                    )?;
+                    add(&mut logits, (prompted.cosines(&rows)? * (weight * self.scale))?)?;
                 }
-                Scorer::Ridge(ridge) => add(&mut logits, (ridge.scores(&embeddings)? * *weight)?)?,
+                Scorer::Ridge(ridge) => add(&mut logits, (ridge.scores(&rows)? * *weight)?)?,
                 Scorer::Prototypes(prototypes) => {
-                    add(&mut logits, (prototypes.logits(&embeddings)? * *weight)?)?;
+                    add(&mut logits, (prototypes.logits(&rows)? * *weight)?)?;
                 }
-                Scorer::Affine(affine) => add(&mut logits, (affine.logits(&embeddings)? * *weight)?)?,
+                Scorer::Affine(affine) => add(&mut logits, (affine.logits(&rows)? * *weight)?)?,
             }
         }
         if let Some(directions) = directions {

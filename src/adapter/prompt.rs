@@ -132,9 +132,11 @@ impl Trainable for Context<'_> {
         let mut sum = Tensor::zeros(self.vectors.shape(), self.vectors.dtype(), self.vectors.device())?;
         for chunk in self.chunks() {
             let part = by_rows.narrow(0, chunk.start, chunk.len())?;
-            let gradients = pulled_back(&[&self.vectors], &part, |parameters| {
-                normalise(&self.prompts.encode(&parameters[0], chunk)?)
-            })?;
+            let gradients = pulled_back(
+                &[&self.vectors],
+                |parameters| normalise(&self.prompts.encode(&parameters[0], chunk)?),
+                |_| Ok(part),
+            )?;
             for gradient in gradients {
                 sum = (sum + gradient)?;
             }

@@ -10,6 +10,7 @@
 //! untrained it is the end of the image tower, and its outputs are the backbone's features.
 
 use candle_core::{D, DType, Result, Tensor};
+use candle_nn::ops;
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
@@ -139,7 +140,9 @@ impl SelfAttention {
         let head_width = width / self.heads;
         let states = rows.reshape((n, self.tokens, width))?;
         let class = states.narrow(1, 0, 1)?.squeeze(1)?;
-        let seen = layer_norm(&states, norm1, norm1_bias, self.epsilon)?;
+        // candle's other layer norm cannot be differentiated.
+        let epsilon = self.epsilon as f32;
+        let seen = ops::layer_norm_slow(&states, norm1, norm1_bias, epsilon)?;
         // (n, t, w) to (n, heads, t, d).
         let apart = |x: Tensor, tokens: usize| {
             x.reshape((n, tokens, self.heads, head_width))?
@@ -160,11 +163,11 @@ impl SelfAttention {
             apart(values, self.tokens)?,
         );
         let scores = (asked.matmul(&keys.transpose(2, 3)?.contiguous()?)? / (head_width as f64).sqrt())?;
-        let attended = candle_nn::ops::softmax(&scores, D::Minus1)?
+        let attended = ops::softmax(&scores, D::Minus1)?
             .matmul(&values)?
             .reshape((n, width))?;
         let class = (class + attended.matmul(out)?.broadcast_add(out_bias)?)?;
-        layer_norm(&class, norm2, norm2_bias, self.epsilon)?.matmul(projection)
+        ops::layer_norm_slow(&class, norm2, norm2_bias, epsilon)?.matmul(projection)
     }
 }
 
@@ -181,25 +184,18 @@ impl Trainable for SelfAttention {
     }
 
     fn gradient(&self, targets: &Targets<'_>, x: &Tensor, columns: &[u32]) -> Result<Gradient> {
-        let slope = targets.slope(&self.apply(x)?, columns)?;
-        let by_outputs = slope.by_outputs(targets.anchors)?;
-        Ok(Gradient {
-            loss: slope.loss,
-            parameters: pulled_back(&self.parameters(), &by_outputs, |parameters| {
-                self.forward(x, parameters)
-            })?,
-        })
+        let mut loss = 0.0;
+        let parameters = pulled_back(
+            &self.parameters(),
+            |parameters| self.forward(x, parameters),
+            |outputs| {
+                let slope = targets.slope(outputs, columns)?;
+                loss = slope.loss;
+                slope.by_outputs(targets.anchors)
+            },
+        )?;
+        Ok(Gradient { loss, parameters })
     }
-}
-
-/// Composed of operators that can be differentiated, over the last dimension.
-fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Tensor> {
-    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
-    centred
-        .broadcast_div(&deviation)?
-        .broadcast_mul(weight)?
-        .broadcast_add(bias)
 }
 
 #[cfg(test)]
@@ -337,7 +333,7 @@ mod tests {
         let adapter = SelfAttention::initial(&readout, &mut rng)?;
         let rows = single(rows()?)?;
         let class = rows.narrow(1, 0, WIDTH)?.contiguous()?;
-        let read = layer_norm(&class, &readout.norm_weight, &readout.norm_bias, 1e-5)?;
+        let read = ops::layer_norm_slow(&class, &readout.norm_weight, &readout.norm_bias, 1e-5)?;
         let expected = read.matmul(&readout.projection)?.to_vec2::<f32>()?;
         assert_eq!(adapter.apply(&rows)?.to_vec2::<f32>()?, expected);
         assert_eq!(adapter.dims()?, (TOKENS * WIDTH, DIM));

@@ -24,19 +24,21 @@ pub(super) struct Gradient {
     pub(super) parameters: Vec<Tensor>,
 }
 
-/// The gradient of `outputs(parameters)`, weighted by what their own slope is, by each of the `parameters`: automatic
-/// differentiation of an adapter alone, without the loss behind it.
+/// The gradient of a loss by each of the `parameters`: automatic differentiation of `outputs(parameters)` alone, whose own
+/// slope is known by hand. `slope` is asked for it with the outputs, of which nothing is tracked.
 pub(super) fn pulled_back(
     parameters: &[&Tensor],
-    slope: &Tensor,
     outputs: impl FnOnce(&[Tensor]) -> Result<Tensor>,
+    slope: impl FnOnce(&Tensor) -> Result<Tensor>,
 ) -> Result<Vec<Tensor>> {
     let variables: Vec<Var> = parameters
         .iter()
         .map(|parameter| Var::from_tensor(parameter))
         .collect::<Result<_>>()?;
     let tracked: Vec<Tensor> = variables.iter().map(|var| var.as_tensor().clone()).collect();
-    let gradients = (outputs(&tracked)? * slope.detach())?.sum_all()?.backward()?;
+    let outputs = outputs(&tracked)?;
+    let slope = slope(&outputs.detach())?;
+    let gradients = (outputs * slope)?.sum_all()?.backward()?;
     let of = |var: &Var| match gradients.get(var) {
         Some(gradient) => Ok(gradient.clone()),
         // A parameter that the outputs do not depend on.

@@ -21,7 +21,7 @@ use super::{Api, upload, versions};
 use crate::domain::{ModelName, TaskName, VersionNumber};
 use crate::learner::{ExportError, Exported, ImportError, NewVersion, RecallError};
 use crate::registry::RegistryError;
-use crate::store::Arrival;
+use crate::store::{Arrival, ImportError as Refused};
 
 /// The task that holds the classes of an imported version, unless the query names it.
 const TASK: &str = "imported";
@@ -177,8 +177,8 @@ impl From<ImportError> for Problem {
         let detail = causes(&error);
         let conflict = |code| Self::new(StatusCode::CONFLICT, code, detail.clone());
         match error {
-            ImportError::UnknownModel(_) => Self::unknown("unknown_model", detail),
-            ImportError::OtherBackbone(_) | ImportError::ModelOfOtherBackbone(_) => {
+            ImportError::Store(Refused::UnknownModel(_)) => Self::unknown("unknown_model", detail),
+            ImportError::OtherBackbone(_) | ImportError::Store(Refused::OtherBackbone(_)) => {
                 conflict("other_backbone")
             }
             ImportError::Unreadable(_) | ImportError::Unsound(_) => Self::invalid("invalid_weights", detail),
@@ -188,11 +188,10 @@ impl From<ImportError> for Problem {
             ImportError::TooManyClasses(_) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_classes", detail)
             }
-            ImportError::Store(error) => error.into(),
+            ImportError::Store(Refused::Store(error)) => error.into(),
             ImportError::Io(_)
             | ImportError::Encode(_)
-            | ImportError::ClassTaken(_)
-            | ImportError::DigestMismatch => Self::internal(&error),
+            | ImportError::Store(Refused::ClassTaken(_) | Refused::DigestMismatch) => Self::internal(&error),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::submit::joined;
 use crate::adapter::{Imported, Snapshot, SnapshotError, VettingError, Widths, export, statistics};
 use crate::domain::{Class, ClassId, Digest, JobId, Model, ModelConfig, ModelName, Reads, TaskName, Version};
 use crate::registry::Serving;
-use crate::store::{self, Arrival, Import, StoreError};
+use crate::store::{self, Arrival, Import};
 
 /// A version to take in.
 #[derive(Debug)]
@@ -36,18 +36,12 @@ pub struct NewVersion {
 /// Why a version was not taken in.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// There is no such model.
-    #[error("there is no model {0}")]
-    UnknownModel(ModelName),
     /// The file is no version, or a damaged one.
     #[error("the file cannot be read as a version")]
     Unreadable(#[source] SnapshotError),
     /// It was learned on another backbone than the one that is loaded.
     #[error("the version was learned on another backbone ({0}) than the one that is loaded")]
     OtherBackbone(String),
-    /// The model learns on another backbone than the one that is loaded.
-    #[error("the model {0} learns on another backbone than the one that is loaded")]
-    ModelOfOtherBackbone(ModelName),
     /// More classes than allowed.
     #[error("more than {0} classes")]
     TooManyClasses(usize),
@@ -69,15 +63,9 @@ pub enum ImportError {
     /// It could not be written down.
     #[error("the version cannot be written down")]
     Encode(#[source] SnapshotError),
-    /// The database has a class of this id.
-    #[error("the class {0} is in the database already")]
-    ClassTaken(ClassId),
-    /// The snapshot changed on its way into the store.
-    #[error("the snapshot does not match its digest")]
-    DigestMismatch,
-    /// The store failed.
+    /// The store did not take it.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] store::ImportError),
 }
 
 /// What the file says, as far as it goes into the store.
@@ -96,13 +84,14 @@ impl Learner {
     /// # Errors
     /// [`ImportError`]; nothing is stored then.
     pub async fn import(&self, new: NewVersion, now: Timestamp) -> Result<Version, ImportError> {
-        let model = self.store.model(&new.model).await?;
-        let model = model.ok_or_else(|| ImportError::UnknownModel(new.model.clone()))?;
+        let model = self.store.model(&new.model).await;
+        let unknown = || store::ImportError::UnknownModel(new.model.clone());
+        let model = model.map_err(store::ImportError::from)?.ok_or_else(unknown)?;
         let _turn = self.importing.lock().await;
         let (arriving, intake) = self.take_in(new, &model).await?;
         let named = intake.classes(&arriving.task);
         match self.arrive(&arriving, &intake, named.clone(), now).await {
-            Err(ImportError::ClassTaken(_)) => {
+            Err(ImportError::Store(store::ImportError::ClassTaken(_))) => {
                 let renewed = named.into_iter().map(|class| Class {
                     id: ClassId::new(),
                     ..class
@@ -230,18 +219,6 @@ impl Intake {
                 ..class.clone()
             })
             .collect()
-    }
-}
-
-impl From<store::ImportError> for ImportError {
-    fn from(error: store::ImportError) -> Self {
-        match error {
-            store::ImportError::UnknownModel(model) => Self::UnknownModel(model),
-            store::ImportError::OtherBackbone(model) => Self::ModelOfOtherBackbone(model),
-            store::ImportError::ClassTaken(class) => Self::ClassTaken(class),
-            store::ImportError::DigestMismatch => Self::DigestMismatch,
-            store::ImportError::Store(error) => Self::Store(error),
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Made-up features that there is something to learn from, and fits on them.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use candle_core::{Device, Tensor};
 use clipkeep::adapter::embedding::normalise;
@@ -75,33 +75,26 @@ impl World {
     }
 
     pub(crate) fn first(&self, columns: usize, config: &ModelConfig) -> Fitted {
-        let (features, labels) = self.rows(0, columns);
-        let anchors = self.anchors(columns);
-        let input = FitInput {
-            base: None,
-            anchors: &anchors,
-            features: &features,
-            labels,
-            scale: 20.0,
-            towers: Towers::default(),
-            config,
-        };
-        fit(&input, &mut carry_on).expect("fitted")
+        self.learned(None, 0..columns, config)
     }
 
-    /// The classes `from..to` learned on top of `base`.
+    /// The classes that `base` does not know, learned on top of it.
     pub(crate) fn second(&self, base: &Fitted, version: u32, config: &ModelConfig) -> Fitted {
-        let (from, to) = (base.head.columns(), self.anchors.dims()[0]);
-        let (features, labels) = self.rows(from, to);
-        let version = VersionNumber(version);
-        let base = Some(Base {
-            version,
+        let new = base.head.columns()..self.anchors.dims()[0];
+        let base = Base {
+            version: VersionNumber(version),
             head: &base.head,
             statistics: &base.statistics,
-        });
+        };
+        self.learned(Some(base), new, config)
+    }
+
+    fn learned(&self, base: Option<Base<'_>>, new: Range<usize>, config: &ModelConfig) -> Fitted {
+        let (features, labels) = self.rows(new.start, new.end);
+        let anchors = self.anchors(new.end);
         let input = FitInput {
             base,
-            anchors: &self.anchors,
+            anchors: &anchors,
             features: &features,
             labels,
             scale: 20.0,

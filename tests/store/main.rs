@@ -9,6 +9,7 @@ mod crashing;
 mod encoding;
 mod enqueueing;
 mod importing;
+mod leasing;
 mod models;
 mod publishing;
 mod reading;
