@@ -102,6 +102,12 @@ impl Gram {
         Ok(())
     }
 
+    /// Without the sums of the class at `place`. What its examples added to G stays.
+    pub(super) fn forget_sums(&mut self, place: usize) {
+        let from = place * self.size;
+        self.sums.drain(from..from + self.size);
+    }
+
     /// (G + λ I)⁻¹ S.
     ///
     /// # Errors

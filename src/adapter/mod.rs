@@ -59,7 +59,7 @@ pub use prototypes::Prototypes;
 pub use ridge::Ridge;
 pub use self_attention::SelfAttention;
 pub use snapshot::{Snapshot, SnapshotError};
-pub use statistics::{ClassStatistics, Statistics};
+pub use statistics::{ClassStatistics, Remaining, Statistics};
 pub use towers::{Prompts, Readout, Towers};
 pub use unlearn::{Unlearned, unlearn};
 pub use vetting::{VettingError, Widths};

@@ -225,6 +225,7 @@ pub(super) mod tests {
             components: Tensor::ones((rank, dim), DType::F32, &Device::Cpu).expect("components"),
             residual: 0.0,
             exemplars: None,
+            rows: None,
         };
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let (drawn, columns) = Rehearsal::new(&[class])

@@ -52,6 +52,11 @@ impl Ridge {
         Ok((ridge, solution))
     }
 
+    /// R, (M, D).
+    pub fn projection(&self) -> &Tensor {
+        &self.projection
+    }
+
     /// W, (C, M).
     pub fn weight(&self) -> &Tensor {
         &self.weight
@@ -76,6 +81,15 @@ impl Ridge {
 /// φ of embeddings (n, D), as (n, M).
 pub(super) fn random_features(embeddings: &Tensor, projection: &Tensor) -> Result<Tensor> {
     embeddings.matmul(&projection.t()?)?.relu()
+}
+
+/// What a regression needs to know of classes, from the embeddings (n, D) of each.
+pub(super) fn gram(classes: &[Tensor], projection: &Tensor) -> Result<Gram> {
+    let features: Vec<Tensor> = classes
+        .iter()
+        .map(|rows| random_features(rows, projection))
+        .collect::<Result<_>>()?;
+    Gram::of(&features, projection.dim(0)?)
 }
 
 #[cfg(test)]

@@ -12,21 +12,24 @@
 //! α is [`SHRINKAGE`] while n ≤ D and 0 after, when S has full rank. ε is [`FLOOR`].
 //! A class needs (r + 1) · D + 1 numbers, whatever the number of its examples, and k · D more where k exemplars are kept.
 //! Beside them a task keeps one [`Scatter`], D(D + 1)/2 numbers, where the strategy looks at the spread that all classes
-//! share, or one [`Gram`], M(M + 1)/2 + C · M numbers, where it regresses on M random features.
+//! share, or one [`Gram`], M(M + 1)/2 + C · M numbers, where it regresses on M random features. Where all rows of classes are
+//! kept, n · D more, a class can be taken out of these sums: they are made anew from the rows of the others.
 //!
 //! What a row is, its strategy says: a unit embedding, or an image's tokens one after another.
 
-use std::collections::BTreeMap;
+mod stored;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use rand::Rng;
-use serde::{Deserialize, Serialize};
 
-use super::codec::{self, CodecError, Reader};
 use super::exemplars;
 use super::gram::Gram;
+use super::ridge;
 use super::whitening::Scatter;
 use crate::domain::Choice;
+
+pub(super) use stored::decode_of;
+pub use stored::{decode, encode};
 
 /// Share of the mean variance added to every direction while there are too few examples to span the space.
 pub const SHRINKAGE: f64 = 0.5;
@@ -34,8 +37,6 @@ pub const SHRINKAGE: f64 = 0.5;
 /// Variance added to every direction, for embeddings of length 1. The method's 1e-4 is meant for CLIP's raw
 /// features, whose length is about 10: the same share of the squared length.
 pub const FLOOR: f64 = 1e-6;
-
-const FORMAT: &str = "clipkeep statistics 1";
 
 /// A Gaussian over one class's rows.
 #[derive(Debug, Clone)]
@@ -50,6 +51,8 @@ pub struct ClassStatistics {
     pub residual: f64,
     /// Some of the rows themselves, (k, D), where exemplars are kept.
     pub exemplars: Option<Tensor>,
+    /// All of them, (n, D), where a class is to be unlearned exactly.
+    pub rows: Option<Tensor>,
 }
 
 /// What is kept of each class.
@@ -59,6 +62,8 @@ pub(super) struct Kept {
     pub(super) rank: usize,
     /// How many exemplars, and which.
     pub(super) exemplars: Option<(usize, Choice)>,
+    /// Whether all rows.
+    pub(super) rows: bool,
 }
 
 /// What is kept of classes, in column order: of one task, or of all tasks up to a version.
@@ -84,11 +89,64 @@ impl Statistics {
             if let Some((count, choice)) = kept.exemplars {
                 class.exemplars = Some(exemplars::choose(rows, count, choice, rng)?);
             }
+            class.rows = kept.rows.then(|| rows.clone());
             classes.push(class);
         }
         Ok(Self {
             classes,
             ..Self::default()
+        })
+    }
+
+    /// Without the rows of classes, which only unlearning looks at.
+    #[must_use]
+    pub fn without_rows(mut self) -> Self {
+        for class in &mut self.classes {
+            class.rows = None;
+        }
+        self
+    }
+
+    /// Those of a task without the class at `place`. `projection` is R, where there is a [`Gram`].
+    ///
+    /// Where all rows are kept, it is what the statistics would be had the task never had the class. Where they are not,
+    /// its part of what all classes share stays. Of nothing, nothing is left.
+    ///
+    /// # Errors
+    /// When there is no such class, or a [`Gram`] and no R.
+    pub fn without(mut self, place: usize, projection: Option<&Tensor>) -> candle_core::Result<Remaining> {
+        if self.classes.is_empty() {
+            return Ok(Remaining {
+                statistics: self,
+                is_exact: true,
+            });
+        }
+        if place >= self.classes.len() {
+            candle_core::bail!("no class {place} among {}", self.classes.len());
+        }
+        self.classes.remove(place);
+        let rows: Option<Vec<Tensor>> = self.classes.iter().map(|class| class.rows.clone()).collect();
+        let Some(rows) = rows else {
+            if let Some(gram) = &mut self.gram {
+                gram.forget_sums(place);
+            }
+            return Ok(Remaining {
+                is_exact: self.scatter.is_none() && self.gram.is_none(),
+                statistics: self,
+            });
+        };
+        if self.scatter.is_some() {
+            self.scatter = Some(Scatter::of(&rows)?);
+        }
+        if self.gram.is_some() {
+            let Some(projection) = projection else {
+                candle_core::bail!("sums over random features without their projection")
+            };
+            self.gram = Some(ridge::gram(&rows, projection)?);
+        }
+        Ok(Remaining {
+            statistics: self,
+            is_exact: true,
         })
     }
 
@@ -105,6 +163,15 @@ impl Statistics {
         self.classes.extend(next.classes);
         Ok(())
     }
+}
+
+/// What is left of a task's statistics without one of its classes.
+#[derive(Debug, Clone)]
+pub struct Remaining {
+    /// Of the other classes.
+    pub statistics: Statistics,
+    /// Whether they are what they would be had the task never had the class.
+    pub is_exact: bool,
 }
 
 /// What all tasks so far have in common, and the next one's part of it.
@@ -125,27 +192,6 @@ fn join<T>(
             candle_core::bail!("what classes have in common is kept of some tasks only")
         }
     }
-}
-
-#[derive(Serialize, Deserialize)]
-struct Header {
-    format: String,
-    dim: usize,
-    /// N − C of the scatter, where there is one.
-    freedom: Option<usize>,
-    /// M of the random features, where there are any.
-    #[serde(default)]
-    random_features: Option<usize>,
-    classes: Vec<ClassHeader>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ClassHeader {
-    count: usize,
-    rank: usize,
-    residual: f64,
-    #[serde(default)]
-    exemplars: usize,
 }
 
 impl ClassStatistics {
@@ -172,6 +218,7 @@ impl ClassStatistics {
             components: components.to_dtype(DType::F32)?,
             residual: spread / dim as f64 + FLOOR,
             exemplars: None,
+            rows: None,
         })
     }
 }
@@ -212,117 +259,6 @@ fn principal_directions(deviations: &Tensor, rank: usize) -> candle_core::Result
         vectors.broadcast_mul(&Tensor::from_vec(roots, (rank, 1), deviations.device())?)?
     };
     Ok((components, lambda.iter().sum()))
-}
-
-/// The statistics of a task's classes as safetensors bytes, in the given order. Components and exemplars are rounded
-/// to float16; the same statistics always give the same bytes.
-pub fn encode(statistics: &Statistics) -> Result<Vec<u8>, CodecError> {
-    let Statistics {
-        classes,
-        scatter,
-        gram,
-    } = statistics;
-    let mut tensors = BTreeMap::new();
-    let mut headers = Vec::with_capacity(classes.len());
-    for (index, class) in classes.iter().enumerate() {
-        tensors.insert(format!("{index:06}.mean"), class.mean.clone());
-        tensors.insert(
-            format!("{index:06}.components"),
-            class.components.to_dtype(DType::F16)?,
-        );
-        let rank = class.components.dim(0)?;
-        headers.push(ClassHeader {
-            count: class.count,
-            rank,
-            residual: class.residual,
-            exemplars: class.exemplars.as_ref().map_or(Ok(0), |rows| rows.dim(0))?,
-        });
-        if let Some(rows) = &class.exemplars {
-            tensors.insert(format!("{index:06}.exemplars"), rows.to_dtype(DType::F16)?);
-        }
-    }
-    let dim = classes.first().map_or(Ok(0), |class| class.mean.dims1())?;
-    if let Some(scatter) = scatter {
-        let packed = scatter.packed()?;
-        tensors.insert("scatter".to_owned(), Tensor::new(packed, &Device::Cpu)?);
-    }
-    if let Some(gram) = gram {
-        tensors.insert("gram".to_owned(), gram.packed()?);
-        tensors.insert("sums".to_owned(), gram.sums()?);
-    }
-    codec::encode(
-        &Header {
-            format: FORMAT.to_owned(),
-            dim,
-            freedom: scatter.as_ref().map(Scatter::freedom),
-            random_features: gram.as_ref().map(Gram::random_features),
-            classes: headers,
-        },
-        &tensors,
-    )
-}
-
-/// Reads what [`encode`] wrote onto `device`.
-pub fn decode(bytes: &[u8], device: &Device) -> Result<Statistics, CodecError> {
-    let (header, reader) = open(bytes, device)?;
-    read(&header, &reader, device)
-}
-
-/// [`decode`] of bytes from anybody, which must be statistics over embeddings of `dim` values, or of nothing.
-pub(super) fn decode_of(bytes: &[u8], dim: usize, device: &Device) -> Result<Statistics, CodecError> {
-    let (header, reader) = open(bytes, device)?;
-    // A width that is not known to be small must not be multiplied.
-    match (header.dim, header.classes.is_empty()) {
-        (_, true) => Ok(Statistics::default()),
-        (found, _) if found == dim => read(&header, &reader, device),
-        (found, _) => Err(CodecError::Width { found, expected: dim }),
-    }
-}
-
-fn open<'a>(bytes: &'a [u8], device: &'a Device) -> Result<(Header, Reader<'a>), CodecError> {
-    let (header, reader) = Reader::open::<Header>(bytes, device)?;
-    if header.format != FORMAT {
-        return Err(CodecError::Format {
-            found: header.format,
-            expected: FORMAT,
-        });
-    }
-    Ok((header, reader))
-}
-
-fn read(header: &Header, reader: &Reader<'_>, device: &Device) -> Result<Statistics, CodecError> {
-    let class = |(index, class): (usize, &ClassHeader)| {
-        Ok::<_, CodecError>(ClassStatistics {
-            count: class.count,
-            mean: reader.f32(&format!("{index:06}.mean"), &[header.dim])?,
-            components: reader.f16(&format!("{index:06}.components"), &[class.rank, header.dim])?,
-            residual: class.residual,
-            exemplars: match class.exemplars {
-                0 => None,
-                kept => Some(reader.f16(&format!("{index:06}.exemplars"), &[kept, header.dim])?),
-            },
-        })
-    };
-    let gram = |size: usize| {
-        let packed = reader.f64("gram", &[size * (size + 1) / 2])?;
-        let sums = reader.f64("sums", &[header.classes.len(), size])?;
-        Ok::<_, CodecError>(Gram::unpack(packed, &sums, size))
-    };
-    let scatter = |freedom| {
-        let dim = header.dim;
-        let packed = reader.f32("scatter", &[dim * (dim + 1) / 2])?.to_vec1::<f32>()?;
-        Ok::<_, CodecError>(Scatter::unpack(&packed, dim, freedom, device)?)
-    };
-    Ok(Statistics {
-        classes: header
-            .classes
-            .iter()
-            .enumerate()
-            .map(class)
-            .collect::<Result<_, _>>()?,
-        scatter: header.freedom.map(scatter).transpose()?,
-        gram: header.random_features.map(gram).transpose()?,
-    })
 }
 
 #[cfg(test)]

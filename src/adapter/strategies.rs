@@ -5,19 +5,18 @@ use std::ops::ControlFlow;
 use candle_core::Tensor;
 
 use super::fit::{FitError, FitInput, FitProgress, FitReport, Purpose, TrainingReport};
-use super::gram::Gram;
 use super::head::{Adapter, Scorer, Term};
 use super::linear::Linear;
 use super::prompt::Context;
 use super::prototypes::{self, Prototypes};
 use super::retention;
-use super::ridge::{Ridge, random_features};
+use super::ridge::{self, Ridge};
 use super::self_attention::SelfAttention;
 use super::statistics::{Kept, Statistics};
 use super::trainable::Trainable;
 use super::training::{Lesson, Part, Start, Training};
 use super::whitening::{Scatter, Whitening};
-use crate::domain::{Anchors, ModelConfig, Rehearsal, Strategy};
+use crate::domain::{Anchors, Keep, ModelConfig, Rehearsal, Strategy};
 
 /// A fit under way.
 pub(super) struct Strategies<'a, 'b> {
@@ -228,35 +227,30 @@ impl FitInput<'_> {
         projection: Option<&Tensor>,
     ) -> candle_core::Result<Statistics> {
         let ModelConfig {
-            strategy, rehearsal, ..
+            strategy,
+            rehearsal,
+            keep,
+            ..
         } = self.config;
-        let kept = match rehearsal {
-            Rehearsal::Gaussian { rank, .. } => Kept {
-                rank: *rank,
-                exemplars: None,
-            },
+        let (rank, exemplars) = match rehearsal {
+            Rehearsal::Gaussian { rank, .. } => (*rank, None),
             Rehearsal::Exemplars {
                 per_class, choice, ..
-            } => Kept {
-                rank: 0,
-                exemplars: Some((*per_class, *choice)),
-            },
-            Rehearsal::None if strategy.needs_scatter() || strategy.needs_gram() => Kept {
-                rank: 0,
-                exemplars: None,
-            },
+            } => (0, Some((*per_class, *choice))),
+            Rehearsal::None if strategy.needs_scatter() || strategy.needs_gram() => (0, None),
             Rehearsal::None => return Ok(Statistics::default()),
+        };
+        let kept = Kept {
+            rank,
+            exemplars,
+            rows: *keep == Keep::All,
         };
         let mut statistics = Statistics::estimate(classes, kept, &mut self.random(Purpose::Exemplars))?;
         if strategy.needs_scatter() {
             statistics.scatter = Some(Scatter::of(classes)?);
         }
         if let Some(projection) = projection {
-            let features: Vec<Tensor> = classes
-                .iter()
-                .map(|rows| random_features(rows, projection))
-                .collect::<candle_core::Result<_>>()?;
-            statistics.gram = Some(Gram::of(&features, projection.dim(0)?)?);
+            statistics.gram = Some(ridge::gram(classes, projection)?);
         }
         Ok(statistics)
     }

@@ -14,7 +14,7 @@ use super::head::{Adapter, Head, Scorer};
 use super::snapshot::Snapshot;
 use super::statistics::{ClassStatistics, Statistics};
 use crate::domain::{
-    Anchors, Class, EnsembleWeights, Label, ModelConfig, NameError, Prompt, Reads, Strategy,
+    Anchors, Class, EnsembleWeights, Keep, Label, ModelConfig, NameError, Prompt, Reads, Strategy,
 };
 
 /// Most of the classes' anchors that a head is tried on; every class is among the answers to each.
@@ -285,15 +285,17 @@ fn needed(found: Statistics, head: &Head, config: &ModelConfig) -> Result<Statis
             "the spread that all classes share",
         ));
     }
+    let keeps_rows = config.keep == Keep::All && classes.iter().all(|class| class.rows.is_some());
     let features = head.ridge().map(|ridge| ridge.projection.dims()[0]);
     if needs_gram && gram.as_ref().map(Gram::random_features) != features {
         return Err(VettingError::StatisticsMissing("the sums over random features"));
     }
-    Ok(Statistics {
+    let needed = Statistics {
         classes,
         scatter: scatter.filter(|_| needs_scatter),
         gram: gram.filter(|_| needs_gram),
-    })
+    };
+    Ok(if keeps_rows { needed } else { needed.without_rows() })
 }
 
 fn check_statistics(statistics: &Statistics, head: &Head) -> Result<(), VettingError> {
@@ -311,7 +313,8 @@ fn check_statistics(statistics: &Statistics, head: &Head) -> Result<(), VettingE
     let Some(scatter) = &statistics.scatter else {
         return Ok(());
     };
-    if scatter.freedom() != freedom {
+    // A class that was unlearned without its rows has left its part of the scatter.
+    if scatter.freedom() < freedom {
         return Err(VettingError::Unsound("the number of examples"));
     }
     let (rows, variance) = scatter.covariance()?;
@@ -335,6 +338,12 @@ fn check_class(class: &ClassStatistics) -> Result<(), VettingError> {
         .is_some_and(|rows| rows.dims()[0] > class.count.min(MOST_EXEMPLARS))
     {
         "a class's number of exemplars"
+    } else if class
+        .rows
+        .as_ref()
+        .is_some_and(|rows| rows.dims()[0] != class.count)
+    {
+        "a class's number of rows"
     } else if !(class.residual >= 0.0 && class.residual.is_finite()) {
         "a class's residual variance"
     } else {
@@ -347,10 +356,13 @@ fn check_class(class: &ClassStatistics) -> Result<(), VettingError> {
 fn check_unit_class(class: &ClassStatistics) -> Result<(), VettingError> {
     let dim = class.mean.elem_count();
     let exemplars = class.exemplars.as_ref().map_or(Ok(0.0), longest)?;
+    let rows = class.rows.as_ref().map_or(Ok(0.0), longest)?;
     let unsound = if longest(&class.mean.unsqueeze(0)?)? > ROUNDING {
         "a class's mean longer than 1"
     } else if exemplars > ROUNDING {
         "an exemplar longer than 1"
+    } else if rows > ROUNDING {
+        "a row longer than 1"
     } else if class.residual * dim as f64 > WIDEST {
         "a class's residual variance"
     } else if f64::from(longest(&class.components)?).powi(2) > WIDEST {

@@ -114,8 +114,12 @@ impl ModelConfig {
             hinge: None,
             random_features: 2048,
             lambda: None,
-            zero_shot_term: matches!(strategy, Strategy::Ridge | Strategy::Gda),
-            keep: Keep::Needed,
+            zero_shot_term: strategy.adds_up(),
+            keep: if strategy.adds_up() {
+                Keep::All
+            } else {
+                Keep::Needed
+            },
             learning_rate: 3e-4,
             epochs: 10,
             min_steps: 60,

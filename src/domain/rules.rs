@@ -182,6 +182,11 @@ impl ModelConfig {
             "none or gaussian: exemplars are features of single examples, which keep = none forbids",
         )?;
         rule(
+            self.keep != Keep::All || self.strategy.adds_up(),
+            "keep",
+            "none or needed: all serves to unlearn a class exactly, which only the strategies ridge and gda can",
+        )?;
+        rule(
             self.strategy != Strategy::Prompt || self.anchors == Anchors::Text,
             "anchors",
             "text: prompts are texts",
@@ -192,7 +197,7 @@ impl ModelConfig {
             "left out: it belongs to the ridge strategy",
         )?;
         rule(
-            !self.zero_shot_term || matches!(self.strategy, Strategy::Ridge | Strategy::Gda),
+            !self.zero_shot_term || self.strategy.adds_up(),
             "zero_shot_term",
             "false: it belongs to the strategies ridge and gda",
         )?;
@@ -340,6 +345,7 @@ mod tests {
             ),
             (r#"{"strategy": "prompt", "anchors": "examples"}"#, "anchors"),
             (r#"{"strategy": "linear", "lambda": 1}"#, "lambda"),
+            (r#"{"strategy": "linear", "keep": "all"}"#, "keep"),
             (
                 r#"{"strategy": "linear", "zero_shot_term": true}"#,
                 "zero_shot_term",

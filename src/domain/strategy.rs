@@ -37,6 +37,11 @@ impl Strategy {
         matches!(self, Self::Ridge)
     }
 
+    /// Whether it is made of statistics that add up, so that what was learned can be taken out again.
+    pub fn adds_up(self) -> bool {
+        matches!(self, Self::Ridge | Self::Gda)
+    }
+
     /// Whether it trains weights by gradient, which retention and rehearsal are about.
     pub fn is_trained(self) -> bool {
         match self {
@@ -195,4 +200,7 @@ pub enum Keep {
     None,
     /// The features of held-out examples, on which every later version is scored, and exemplars where they are rehearsed.
     Needed,
+    /// Besides those the features of all examples, 4 · D bytes each: a single class can then be unlearned as exactly as a
+    /// task. For the strategies in closed form, `ridge` and `gda`.
+    All,
 }

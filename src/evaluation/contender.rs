@@ -47,7 +47,7 @@ impl FromStr for Contender {
 
 /// The options, for whoever mistypes one.
 const OPTIONS: &str = "retention, ratio, bias, strength, rehearsal, rank, per_class, choice, per_example, hinge, margin, \
-                       hinge_weight, random_features, lambda, zero_shot_term, initialisation, lr, epochs, min_steps, batch, \
+                       hinge_weight, keep, random_features, lambda, zero_shot_term, initialisation, lr, epochs, min_steps, batch, \
                        seed, w_zero_shot, w_linear and w_prototypes";
 
 fn set(config: &mut ModelConfig, name: &str, value: &str) -> Result<(), String> {
@@ -81,6 +81,7 @@ fn set(config: &mut ModelConfig, name: &str, value: &str) -> Result<(), String> 
                 _ => hinge.weight = number(name, value)?,
             }
         }
+        "keep" => config.keep = named(name, value)?,
         "random_features" => config.random_features = number(name, value)?,
         "lambda" => config.lambda = Some(number(name, value)?),
         "zero_shot_term" => config.zero_shot_term = number(name, value)?,

@@ -25,6 +25,7 @@ use crate::metrics;
 
 const TEACH: &str = "/v1/models/{model}/tasks";
 const TASK: &str = "/v1/models/{model}/tasks/{task}";
+const CLASS: &str = "/v1/models/{model}/classes/{class}";
 const VERSIONS: &str = "/v1/models/{model}/versions";
 const WEIGHTS: &str = "/v1/models/{model}/versions/{number}/weights";
 const JOB: &str = "/v1/jobs/{id}";
@@ -89,7 +90,9 @@ impl Kind {
         match (request.method(), path.as_str()) {
             (&Method::POST, TEACH | VERSIONS) | (_, WEIGHTS) => Self::Upload,
             (_, JOB_EVENTS) => Self::Stream,
-            (_, JOB) | (&Method::DELETE, TASK) if prefer::wait(request.headers()).is_some() => Self::Wait,
+            (_, JOB) | (&Method::DELETE, TASK | CLASS) if prefer::wait(request.headers()).is_some() => {
+                Self::Wait
+            }
             (_, path) if path.starts_with("/v1/") => Self::Request,
             _ => Self::Open,
         }

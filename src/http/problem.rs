@@ -353,6 +353,7 @@ impl From<EnqueueError> for Problem {
         match error {
             EnqueueError::UnknownModel(_) => Self::unknown("unknown_model", detail),
             EnqueueError::UnknownTask(_) => Self::unknown("unknown_task", detail),
+            EnqueueError::UnknownClass(_) => Self::unknown("unknown_class", detail),
             EnqueueError::OnlyTask(_) => conflict("only_task"),
             EnqueueError::LabelTwice(_) => Self::invalid("duplicate_label", detail),
             EnqueueError::OtherBackbone(_) => conflict("other_backbone"),

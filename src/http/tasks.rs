@@ -129,6 +129,25 @@ async fn one(
     })
 }
 
+/// The task that brought a class which the active version knows.
+pub(super) async fn of_class(api: &Api, model: &ModelName, class: &Label) -> Result<TaskName, Problem> {
+    let tasks = match api.line(model, None).await? {
+        Some(active) => api.store.tasks(model, active).await?,
+        None => Vec::new(),
+    };
+    let brings = |task: &Task| task.classes.iter().any(|known| known.label == *class);
+    tasks
+        .into_iter()
+        .find(brings)
+        .map(|task| task.name)
+        .ok_or_else(|| {
+            Problem::unknown(
+                "unknown_class",
+                format!("the active version of model {model} knows no class {class}"),
+            )
+        })
+}
+
 async fn summaries(
     api: &Api,
     model: &ModelName,

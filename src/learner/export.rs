@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::Learner;
 use super::recall::RecallError;
 use super::submit::joined;
-use crate::adapter::{CodecError, export, statistics};
+use crate::adapter::{CodecError, Statistics, export, statistics};
 use crate::domain::{Digest, ModelName, VersionNumber};
 use crate::store::StoreError;
 
@@ -58,7 +58,11 @@ impl Learner {
         let Some((snapshot, digest)) = self.store.snapshot(model, version).await? else {
             return Ok(None);
         };
-        let remembered = self.recall(model, version, None).await?;
+        let mut remembered = Statistics::default();
+        for task in self.store.known(model, version).await? {
+            let of_task = self.recall_task(model, version, task).await?;
+            remembered.extend(of_task).map_err(RecallError::from)?;
+        }
         let written = tokio::task::spawn_blocking(move || {
             let statistics = statistics::encode(&remembered)?;
             drop(remembered);

@@ -41,7 +41,7 @@ impl Learn<'_> {
             None => None,
         };
         let remembered = match &base {
-            Some(base) => self.learner.recall(&model.name, base.number, None).await?,
+            Some(base) => self.learner.recall(&model.name, base.number).await?,
             None => Statistics::default(),
         };
         let known = base

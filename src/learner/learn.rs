@@ -205,7 +205,7 @@ impl<'a> Learn<'a> {
             statistics::encode(&fitted.statistics).map_err(|e| Stop::failed("statistics", &e))?;
         let digest = Digest::of(&bytes);
         let kept = match config.keep {
-            Keep::Needed => examples.held_out.as_slice(),
+            Keep::Needed | Keep::All => examples.held_out.as_slice(),
             // They have been scored; nothing of a single example stays.
             Keep::None => &[],
         };
@@ -257,6 +257,7 @@ impl<'a> Learn<'a> {
             Err(error @ PublishError::TaskExists(_)) => return Err(Stop::failed("task_exists", &error)),
             Err(error @ PublishError::LabelExists(_)) => return Err(Stop::failed("label_exists", &error)),
             Err(error @ PublishError::UnknownTask(_)) => return Err(Stop::failed("unknown_task", &error)),
+            Err(error @ PublishError::UnknownClass(_)) => return Err(Stop::failed("unknown_class", &error)),
             Err(error @ PublishError::OnlyTask(_)) => return Err(Stop::failed("only_task", &error)),
             Err(error @ PublishError::DigestMismatch) => return Err(Stop::failed("snapshot", &error)),
         };

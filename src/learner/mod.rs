@@ -4,7 +4,7 @@
 //! upload ─▶ submit ─▶ job in the store ─▶ worker: encode ─▶ fit ─▶ evaluate ─▶ publish (one transaction) ─▶ serve
 //! ```
 //!
-//! A job that unlearns a task has nothing to encode, and makes its head from what is remembered instead of fitting one.
+//! A job that unlearns a task or a class has nothing to encode, and makes its head from what is remembered instead of fitting one.
 //! Versions also leave as files and come in as such, without a worker: `export`, `import`.
 //!
 //! The worker's input is the store, never a message: [`Worker::tick`] claims a job under a lease and takes it as far

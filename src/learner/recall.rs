@@ -2,6 +2,7 @@
 
 use super::Learner;
 use super::stop::Stop;
+use super::submit::joined;
 use crate::adapter::{CodecError, Statistics, statistics};
 use crate::domain::{ModelName, VersionNumber};
 use crate::store::StoreError;
@@ -21,21 +22,31 @@ pub enum RecallError {
 }
 
 impl Learner {
-    /// The statistics of all classes that a version knows, in column order, less those of the task that the version
-    /// `without` brought.
+    /// What a fit looks at: the statistics of all classes that a version knows, in column order, without their rows.
     pub(super) async fn recall(
         &self,
         model: &ModelName,
         version: VersionNumber,
-        without: Option<VersionNumber>,
     ) -> Result<Statistics, RecallError> {
         let mut remembered = Statistics::default();
-        for (task, bytes) in self.store.statistics(model, version).await? {
-            if Some(task) != without {
-                remembered.extend(statistics::decode(&bytes, self.registry.device())?)?;
-            }
+        for task in self.store.known(model, version).await? {
+            let of_task = self.recall_task(model, version, task).await?;
+            remembered.extend(of_task.without_rows())?;
         }
         Ok(remembered)
+    }
+
+    /// All that a version remembers of the task that the version `task` brought.
+    pub(super) async fn recall_task(
+        &self,
+        model: &ModelName,
+        version: VersionNumber,
+        task: VersionNumber,
+    ) -> Result<Statistics, RecallError> {
+        let bytes = self.store.statistics(model, version, task).await?;
+        let device = self.registry.device().clone();
+        let decoded = tokio::task::spawn_blocking(move || statistics::decode(&bytes, &device));
+        Ok(joined(decoded).await?)
     }
 }
 

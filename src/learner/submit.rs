@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use super::Learner;
 use super::upload::{Upload, UploadError};
 use crate::clip::ImageError;
-use crate::domain::{Digest, Job, JobId, JobKind, ModelName, TaskName};
+use crate::domain::{Digest, Job, JobId, JobKind, Label, ModelName, NewClass, TaskName};
 use crate::store::{EnqueueError, NewExample, NewJob, StoreError};
 
 /// Unusable images that are named in one answer.
@@ -73,24 +73,27 @@ impl Learner {
         Ok(job)
     }
 
-    /// Puts a job into the store that unlearns a task of the active version, and wakes the worker.
+    /// Puts a job into the store that unlearns a task of the active version, or only its class with the label `class`, and
+    /// wakes the worker.
     ///
     /// # Errors
-    /// [`EnqueueError`] when there is no such model or task, or no other task beside it, or when a job of the task is open;
-    /// nothing is stored then.
+    /// [`EnqueueError`] when there is no such model, task or class, or nothing else beside it, or when a job of the task is
+    /// open; nothing is stored then.
     pub async fn unlearn(
         &self,
         model: ModelName,
         task: TaskName,
+        class: Option<Label>,
         now: Timestamp,
     ) -> Result<Job, EnqueueError> {
+        let class = class.map(|label| NewClass { label, prompt: None });
         let new = NewJob {
             id: JobId::new(),
             kind: JobKind::Unlearn,
             model,
             backbone: self.engine.info().digest,
             task,
-            classes: Vec::new(),
+            classes: class.into_iter().collect(),
             now,
         };
         let job = self.store.begin_job(new).await?.commit().await?;

@@ -26,7 +26,8 @@ pub struct NewJob {
     pub backbone: Digest,
     /// The task's name.
     pub task: TaskName,
-    /// The classes that the task brings; examples name them by position. None where it is unlearned.
+    /// The classes that the task brings; examples name them by position. To unlearn, the one class that goes, or none where
+    /// the whole task does.
     pub classes: Vec<NewClass>,
     /// When it was asked for.
     pub now: Timestamp,
@@ -61,7 +62,8 @@ impl Store {
     ///
     /// # Errors
     /// [`EnqueueError`] when there is no such model or it learns on another backbone, when its active version or another open job has the task's name
-    /// or one of the labels, or when a label occurs twice; to unlearn, when the active version does not know the task or no other one.
+    /// or one of the labels, or when a label occurs twice; to unlearn, when the active version does not know the task or
+    /// its class, or nothing else.
     pub async fn begin_job(&self, new: NewJob) -> Result<JobDraft, EnqueueError> {
         let job = Job {
             id: new.id,
@@ -266,7 +268,8 @@ impl JobDraft {
         if self.job.kind == JobKind::Unlearn {
             return match removal(&mut self.tx, &self.job, version(active)?).await? {
                 Removal::Of(_) => Ok(()),
-                Removal::Unknown => Err(EnqueueError::UnknownTask(self.job.task.clone())),
+                Removal::UnknownTask => Err(EnqueueError::UnknownTask(self.job.task.clone())),
+                Removal::UnknownClass(label) => Err(EnqueueError::UnknownClass(label)),
                 Removal::OfAll => Err(EnqueueError::OnlyTask(self.job.task.clone())),
             };
         }

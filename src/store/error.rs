@@ -99,6 +99,9 @@ pub enum EnqueueError {
     /// The active version knows no task of that name that could be unlearned.
     #[error("the model knows no task {0}")]
     UnknownTask(TaskName),
+    /// The active version knows no class of that label that could be unlearned.
+    #[error("the model knows no class {0}")]
+    UnknownClass(Label),
     /// The active version knows no other task: without it nothing would be left.
     #[error("the model knows no task but {0}")]
     OnlyTask(TaskName),
@@ -145,6 +148,9 @@ pub enum PublishError {
     /// The base knows no task of that name that could be unlearned.
     #[error("the base knows no task {0}")]
     UnknownTask(TaskName),
+    /// The base's task has no class of that label that could be unlearned.
+    #[error("the base knows no class {0}")]
+    UnknownClass(Label),
     /// The base knows no other task: without it nothing would be left.
     #[error("the base knows no task but {0}")]
     OnlyTask(TaskName),

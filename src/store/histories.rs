@@ -12,8 +12,9 @@ use crate::domain::{AccuracyMatrix, ModelName, Tally, VersionNumber};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Histories {
     parents: HashMap<VersionNumber, Option<VersionNumber>>,
-    /// By the version that does without a task: the version that brought it.
-    removals: HashMap<VersionNumber, VersionNumber>,
+    /// By the version that does without a task or one of its classes: the version that brought it, and whether all of it
+    /// goes.
+    removals: HashMap<VersionNumber, (VersionNumber, bool)>,
     /// By version and by the version that brought the task: its own right answers and the bare backbone's.
     tallies: HashMap<(VersionNumber, VersionNumber), (Tally, Tally)>,
 }
@@ -27,12 +28,13 @@ impl Store {
                 .bind(i64::from(newest.0))
                 .fetch_all(&self.reader)
                 .await?;
-        let removals: Vec<(i64, i64)> =
-            sqlx::query_as("select version, task_version from removal where model = $1 and version <= $2")
-                .bind(model.as_str())
-                .bind(i64::from(newest.0))
-                .fetch_all(&self.reader)
-                .await?;
+        let removals: Vec<(i64, i64, Option<String>)> = sqlx::query_as(
+            "select version, task_version, class from removal where model = $1 and version <= $2",
+        )
+        .bind(model.as_str())
+        .bind(i64::from(newest.0))
+        .fetch_all(&self.reader)
+        .await?;
         let tallies: Vec<(i64, i64, i64, i64, i64)> = sqlx::query_as(
             "select version, task_version, correct, zero_shot_correct, total from tally
              where model = $1 and version <= $2",
@@ -54,7 +56,8 @@ impl Store {
                 (tally(correct)?, tally(zero_shot)?),
             ))
         };
-        let removal = |(of, task)| Ok((version(of)?, version(task)?));
+        let removal =
+            |(of, task, class): (_, _, Option<_>)| Ok((version(of)?, (version(task)?, class.is_none())));
         Ok(Histories {
             removals: removals
                 .into_iter()
@@ -86,7 +89,7 @@ impl Histories {
         let removed: HashSet<VersionNumber> = line
             .iter()
             .filter_map(|version| self.removals.get(version))
-            .copied()
+            .filter_map(|(task, whole)| whole.then_some(*task))
             .collect();
         let is_known =
             |version: &&VersionNumber| !removed.contains(*version) && !self.removals.contains_key(*version);
@@ -159,7 +162,7 @@ mod tests {
                 .map(|n| (number(n), (n > 1).then(|| number(n - 1))))
                 .collect(),
             // 3 does without what 1 brought.
-            removals: [(number(3), number(1))].into(),
+            removals: [(number(3), (number(1), true))].into(),
             tallies: [
                 ((number(1), number(1)), both(9)),
                 ((number(2), number(1)), both(8)),

@@ -1,4 +1,5 @@
-//! What a version knows: its own task and those of its ancestors, root first, less what the line has unlearned.
+//! What a version knows: its own task and those of its ancestors, root first, less the tasks and classes that the line has
+//! unlearned.
 //!
 //! A version's parent has a smaller number, so the order of numbers is the order of learning.
 //!
@@ -16,7 +17,8 @@ use super::error::StoreError;
 use crate::domain::{Class, Job, Label, ModelName, Task, TaskName, VersionNumber};
 
 /// A statement about the versions from the root to `$2` of model `$1`, as the table `lineage`, and those of them that
-/// brought the tasks which `$2` knows, as the table `known`. What is unlearned is left out here and nowhere else.
+/// brought the tasks which `$2` knows, as the table `known`. The classes of these that `$2` does not know are the table
+/// `unlearned`. What goes is told here and nowhere else.
 macro_rules! along_lineage {
     ($statement:literal) => {
         concat!(
@@ -30,7 +32,10 @@ macro_rules! along_lineage {
                  where number not in (select version from removal where model = $1)
                      and number not in (
                          select task_version from removal
-                         where model = $1 and version in (select number from lineage))) ",
+                         where model = $1 and class is null and version in (select number from lineage))),
+             unlearned (class) as (
+                 select class from removal
+                 where model = $1 and class is not null and version in (select number from lineage)) ",
             $statement
         )
     };
@@ -64,7 +69,9 @@ impl Store {
         .await?;
         let classes: Vec<ClassRow> = sqlx::query_as(along_lineage!(
             "select version, id, label, prompt from class
-             where model = $1 and version in (select number from known) order by version, position"
+             where model = $1 and version in (select number from known)
+                 and id not in (select class from unlearned)
+             order by version, position"
         ))
         .bind(model.as_str())
         .bind(i64::from(number.0))
@@ -94,23 +101,27 @@ impl Store {
         Ok(tasks.into_iter().map(|(version, _)| version).collect())
     }
 
-    /// The statistics kept with each version that brought a task which `number` knows, in the order of learning.
+    /// The statistics that `number` knows of the classes which the version `task` brought: those of that version, or of the
+    /// last one on the line that did without one of them.
     pub async fn statistics(
         &self,
         model: &ModelName,
         number: VersionNumber,
-    ) -> Result<Vec<(VersionNumber, Vec<u8>)>, StoreError> {
-        let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(along_lineage!(
-            "select number, statistics from version
-             where model = $1 and number in (select number from known) order by number"
+        task: VersionNumber,
+    ) -> Result<Vec<u8>, StoreError> {
+        let (bytes,): (Vec<u8>,) = sqlx::query_as(along_lineage!(
+            "select statistics from version
+             where model = $1 and number in (
+                 select max(number) from lineage
+                 where number = $3
+                     or number in (select version from removal where model = $1 and task_version = $3))"
         ))
         .bind(model.as_str())
         .bind(i64::from(number.0))
-        .fetch_all(&self.reader)
+        .bind(i64::from(task.0))
+        .fetch_one(&self.reader)
         .await?;
-        rows.into_iter()
-            .map(|(number, bytes)| Ok((version(number)?, bytes)))
-            .collect()
+        Ok(bytes)
     }
 }
 
@@ -132,7 +143,8 @@ pub(super) async fn clash(
         return Ok(Some(Clash::Task));
     }
     let rows: Vec<(String,)> = sqlx::query_as(along_lineage!(
-        "select label from class where model = $1 and version in (select number from known)"
+        "select label from class
+         where model = $1 and version in (select number from known) and id not in (select class from unlearned)"
     ))
     .bind(job.model.as_str())
     .bind(i64::from(base.0))
@@ -145,28 +157,67 @@ pub(super) async fn clash(
         .map(|label| Clash::Label(label.clone())))
 }
 
-/// What unlearning a job's task comes to.
+/// What unlearning a job's task, or its class, comes to.
 pub(super) enum Removal {
-    /// The version that brought the task.
-    Of(VersionNumber),
+    /// These go.
+    Of(Removed),
     /// There is no such task.
-    Unknown,
+    UnknownTask,
+    /// The task has no such class.
+    UnknownClass(Label),
     /// Nothing would be left.
     OfAll,
 }
 
-/// What unlearning a job's task on top of the version `base` of its model comes to.
+/// What a version does without.
+#[derive(Debug, Clone)]
+pub(super) struct Removed {
+    /// The version that brought the task.
+    pub(super) task: VersionNumber,
+    /// The id of the class that goes; `None` where the whole task does.
+    pub(super) class: Option<String>,
+}
+
+/// What unlearning a job's task, or the class that the job names, comes to on top of the version `base` of its model.
 pub(super) async fn removal(
     connection: &mut AnyConnection,
     job: &Job,
     base: VersionNumber,
 ) -> Result<Removal, StoreError> {
     let tasks = known_tasks(connection, &job.model, base).await?;
-    let brought = tasks.iter().find(|(_, task)| task == job.task.as_str());
-    Ok(match brought {
-        None => Removal::Unknown,
-        Some(_) if tasks.len() == 1 => Removal::OfAll,
-        Some((version, _)) => Removal::Of(*version),
+    let Some((task, _)) = tasks.iter().find(|(_, task)| task == job.task.as_str()) else {
+        return Ok(Removal::UnknownTask);
+    };
+    let named: Option<(String,)> = sqlx::query_as("select label from job_class where job = $1")
+        .bind(job.id.to_string())
+        .fetch_optional(&mut *connection)
+        .await?;
+    let Some((label,)) = named else {
+        return Ok(match tasks.len() {
+            1 => Removal::OfAll,
+            _ => Removal::Of(Removed {
+                task: *task,
+                class: None,
+            }),
+        });
+    };
+    let classes: Vec<(String, String)> = sqlx::query_as(along_lineage!(
+        "select id, label from class
+         where model = $1 and version = $3 and id not in (select class from unlearned)"
+    ))
+    .bind(job.model.as_str())
+    .bind(i64::from(base.0))
+    .bind(i64::from(task.0))
+    .fetch_all(connection)
+    .await?;
+    let is_only = classes.len() == 1;
+    Ok(match classes.into_iter().find(|(_, known)| *known == label) {
+        None => Removal::UnknownClass(parse("label", &label)?),
+        Some(_) if is_only && tasks.len() == 1 => Removal::OfAll,
+        Some((id, _)) => Removal::Of(Removed {
+            task: *task,
+            class: (!is_only).then_some(id),
+        }),
     })
 }
 

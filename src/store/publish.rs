@@ -10,7 +10,7 @@ use super::codec::{micros, timestamp, to_column, to_json, version, version_or_no
 use super::error::{PublishError, StoreError};
 use super::held_out::HeldOut;
 use super::jobs::{self, JobRow};
-use super::lineage::{Clash, Removal, clash, removal};
+use super::lineage::{Clash, Removal, Removed, clash, removal};
 use super::owner::Owner;
 use crate::domain::{
     Activation, Class, Digest, Job, JobId, JobKind, ModelConfig, ModelName, Tally, Version, VersionNumber,
@@ -29,13 +29,13 @@ pub struct Publication<'a> {
     pub snapshot: &'a [u8],
     /// Of the snapshot.
     pub digest: Digest,
-    /// What rehearsal needs of the new classes later on.
+    /// What later tasks need of the new classes; where a class goes, of the other ones of its task.
     pub statistics: &'a [u8],
     /// The configuration that it was learned with.
     pub config: ModelConfig,
     /// What the job found out, for the version and as the job's last word.
     pub report: Value,
-    /// The new classes in column order. Their task is the job's, whatever they say. None where a task is unlearned.
+    /// The new classes in column order. Their task is the job's, whatever they say. None where something is unlearned.
     pub classes: Vec<Class>,
     /// The held-out examples to keep, of the new classes.
     pub held_out: Vec<HeldOut>,
@@ -68,7 +68,7 @@ impl Store {
     ///
     /// # Errors
     /// [`PublishError`] when the lease is lost, the base is no longer active or knows the task or one of the labels
-    /// (to unlearn, when it does not know the task or no other one), or the digest is not the snapshot's. Nothing is left
+    /// (to unlearn, when it does not know the task or its class, or nothing else), or the digest is not the snapshot's. Nothing is left
     /// of it then.
     pub async fn publish(&self, new: Publication<'_>) -> Result<(Version, Activation), PublishError> {
         if Digest::of(new.snapshot) != new.digest {
@@ -111,8 +111,8 @@ impl Store {
         };
         written.insert(&mut tx).await?;
         insert_classes(&mut tx, &written, &new.classes).await?;
-        if let Some(task) = removed {
-            insert_removal(&mut tx, &written, task).await?;
+        if let Some(removed) = removed {
+            insert_removal(&mut tx, &written, &removed).await?;
         }
         insert_held_out(&mut tx, &job, number, &new.held_out).await?;
         insert_tallies(&mut tx, &job, number, &new.scores).await?;
@@ -140,12 +140,12 @@ async fn owned_job(connection: &mut AnyConnection, new: &Publication<'_>) -> Res
     }
 }
 
-/// The version whose task the publication removes; `None` where it brings one that the base must not know.
+/// What the publication removes; `None` where it brings one that the base must not know.
 async fn removed(
     connection: &mut AnyConnection,
     job: &Job,
     new: &Publication<'_>,
-) -> Result<Option<VersionNumber>, PublishError> {
+) -> Result<Option<Removed>, PublishError> {
     let task = || job.task.clone();
     match (job.kind, new.base) {
         (JobKind::Learn | JobKind::Import, None) => Ok(None),
@@ -159,8 +159,9 @@ async fn removed(
         }
         (JobKind::Unlearn, None) => Err(PublishError::UnknownTask(task())),
         (JobKind::Unlearn, Some(base)) => match removal(connection, job, base).await? {
-            Removal::Of(version) => Ok(Some(version)),
-            Removal::Unknown => Err(PublishError::UnknownTask(task())),
+            Removal::Of(removed) => Ok(Some(removed)),
+            Removal::UnknownTask => Err(PublishError::UnknownTask(task())),
+            Removal::UnknownClass(label) => Err(PublishError::UnknownClass(label)),
             Removal::OfAll => Err(PublishError::OnlyTask(task())),
         },
     }
@@ -245,12 +246,13 @@ pub(super) async fn insert_classes(
 async fn insert_removal(
     connection: &mut AnyConnection,
     new: &NewVersion<'_>,
-    task: VersionNumber,
+    removed: &Removed,
 ) -> Result<(), StoreError> {
-    sqlx::query("insert into removal (model, version, task_version) values ($1, $2, $3)")
+    sqlx::query("insert into removal (model, version, task_version, class) values ($1, $2, $3, $4)")
         .bind(new.model.as_str())
         .bind(i64::from(new.version.number.0))
-        .bind(i64::from(task.0))
+        .bind(i64::from(removed.task.0))
+        .bind(removed.class.as_deref())
         .execute(connection)
         .await?;
     Ok(())

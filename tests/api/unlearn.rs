@@ -1,4 +1,4 @@
-//! `DELETE /v1/models/{model}/tasks/{task}`.
+//! `DELETE /v1/models/{model}/tasks/{task}` and `…/classes/{class}`.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -6,14 +6,24 @@ use serde_json::{Value, json};
 use crate::archive::zip;
 use crate::caller::Answer;
 use crate::database::{Database, on_both};
-use crate::pictures::{SKIES, folders, png};
+use crate::pictures::{FLORA, SKIES, folders, png};
 use crate::scene::{CLASSIFY, TASKS, with_both, with_flora};
 use crate::test_app::TestApp;
 
-on_both!(a_task_is_unlearned_as_a_job, refuses_what_cannot_be_unlearned);
+on_both!(
+    a_task_is_unlearned_as_a_job,
+    a_class_is_unlearned_as_a_job,
+    refuses_what_cannot_be_unlearned,
+    refuses_classes_that_cannot_be_unlearned,
+);
 
 async fn unlearn(app: &TestApp, task: &str) -> Answer {
     let request = app.request(Method::DELETE, &format!("{TASKS}/{task}"));
+    Answer::to(request.header("prefer", "wait=240")).await
+}
+
+async fn unlearn_class(app: &TestApp, class: &str) -> Answer {
+    let request = app.request(Method::DELETE, &format!("/v1/models/default/classes/{class}"));
     Answer::to(request.header("prefer", "wait=240")).await
 }
 
@@ -76,6 +86,58 @@ async fn a_task_is_unlearned_as_a_job(database: Database) {
     answer.problem(404, "unknown_task");
     let before = app.get(&format!("{TASKS}?version=2")).await;
     assert_eq!(before["tasks"].as_array().map(Vec::len), Some(2));
+}
+
+async fn a_class_is_unlearned_as_a_job(database: Database) {
+    let app = with_both(&database).await;
+    let answer = unlearn_class(&app, "poppy").await;
+    let accepted = answer.json(202);
+    assert_eq!(
+        (&accepted["task"], &accepted["state"]),
+        (&json!("flora"), &json!("succeeded")),
+        "waited for: {accepted}"
+    );
+    let job = app.get(answer.headers["location"].to_str().expect("text")).await;
+    assert_eq!((&job["kind"], &job["version"]), (&json!("unlearn"), &json!(3)));
+    assert_eq!(job["report"]["exact"], false, "an ensemble has trained adapters");
+    assert_eq!(job["report"]["unlearned"]["classes"], json!(["poppy"]));
+
+    let known = app.get(&format!("{TASKS}/flora")).await;
+    assert_eq!(known["classes"], json!(["meadow"]));
+    assert!(known["accuracy"]["now"]["value"].is_f64(), "{known}");
+    let before = app.get(&format!("{TASKS}?version=2")).await;
+    assert_eq!(before["tasks"][0]["classes"], json!(["poppy", "meadow"]));
+    let answer = app.classify(CLASSIFY, png("poppy", 60)).await;
+    let classes = answer["predictions"][0]["classes"].as_array().expect("classes");
+    assert_eq!(classes.len(), 3, "{answer}");
+    assert!(classes.iter().all(|class| class["label"] != "poppy"));
+    unlearn_class(&app, "poppy").await.problem(404, "unknown_class");
+
+    // The last class takes its task along, and its label is free again.
+    assert_eq!(
+        unlearn_class(&app, "meadow").await.json(202)["state"],
+        "succeeded"
+    );
+    let gone = Answer::to(app.request(Method::GET, &format!("{TASKS}/flora"))).await;
+    gone.problem(404, "unknown_task");
+    let again = app.submit("default", "flora", zip(&folders(&FLORA, 0..6)));
+    let again = Answer::to(again).await.json(202);
+    let job = app.end_of(again["job"].as_str().expect("an id")).await;
+    assert_eq!((&job["state"], &job["version"]), (&json!("succeeded"), &json!(5)));
+}
+
+async fn refuses_classes_that_cannot_be_unlearned(database: Database) {
+    let (app, _) = with_flora(&database, &[]).await;
+    unlearn_class(&app, "rainbow").await.problem(404, "unknown_class");
+    unlearn_class(&app, "%00").await.problem(400, "invalid_path");
+    let elsewhere = app.request(Method::DELETE, "/v1/models/nobody/classes/poppy");
+    Answer::to(elsewhere).await.problem(404, "unknown_model");
+    assert_eq!(unlearn_class(&app, "poppy").await.json(202)["state"], "succeeded");
+    unlearn_class(&app, "meadow").await.problem(409, "only_task");
+    assert_eq!(
+        app.get(&format!("{TASKS}/flora")).await["classes"],
+        json!(["meadow"])
+    );
 }
 
 async fn refuses_what_cannot_be_unlearned(database: Database) {

@@ -1,4 +1,4 @@
-//! A task that was unlearned is gone, everything else stays, and nothing of it is lost to a rollback.
+//! A task or class that was unlearned is gone, everything else stays, and nothing of it is lost to a rollback.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use crate::test_app::TestApp;
 on_both!(
     a_task_goes_and_can_come_back,
     closed_forms_forget_without_a_trace,
+    closed_forms_forget_a_class_without_a_trace,
     a_killed_server_unlearns_after_all,
 );
 
@@ -103,6 +104,35 @@ async fn closed_forms_forget_without_a_trace(database: Database) {
         .map(|class| &class["label"])
         .collect();
     assert_eq!(order, [FLORA, FIELDS].concat(), "in the order of learning");
+}
+
+async fn closed_forms_forget_a_class_without_a_trace(database: Database) {
+    let app = TestApp::start(&database, &[]).await;
+    let config = json!({"strategy": "ridge", "lambda": 1, "random_features": 256, "zero_shot_term": false});
+    let model = json!({"name": PUPIL, "config": config});
+    Answer::to(app.post("/v1/models").json(&model)).await.json(201);
+    three_tasks(&app).await;
+    let path = format!("/v1/models/{PUPIL}/classes/{}", SKIES[0]);
+    let accepted = Answer::to(app.request(Method::DELETE, &path)).await.json(202);
+    let job = app.end_of(accepted["job"].as_str().expect("an id")).await;
+    assert_eq!(
+        (&job["version"], &job["report"]["exact"]),
+        (&json!(4), &json!(true))
+    );
+    let without = record(&app, None).await;
+    assert!(!without.labels().contains(SKIES[0]));
+
+    roll_back(&app, 1).await;
+    taught(&app, "skies", lesson(&SKIES[1..])).await;
+    taught(&app, "fields", lesson(&FIELDS)).await;
+    let never = record(&app, None).await;
+    assert_eq!((without.version, never.version), (4, 6));
+    without.assert_near_but_for_temperature(&never);
+
+    // What is kept of the other classes is learned on top of.
+    roll_back(&app, 4).await;
+    assert_eq!(taught(&app, "again", lesson(&SKIES[..1])).await["version"], 7);
+    assert_eq!(record(&app, None).await.labels().len(), 6);
 }
 
 async fn a_killed_server_unlearns_after_all(database: Database) {

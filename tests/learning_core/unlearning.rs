@@ -1,12 +1,13 @@
-//! What unlearning promises: closed forms are what they would be had the task never been learned, trained adapters stay.
+//! What unlearning promises: closed forms are what they would be had the task or class never been learned, trained adapters
+//! stay.
 
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use clipkeep::adapter::{
-    Base, FitInput, Fitted, Head, Scorer, Statistics, Towers, Unlearned, fit, statistics, unlearn,
+    Base, FitInput, Fitted, Head, Ridge, Scorer, Statistics, Towers, Unlearned, fit, statistics, unlearn,
 };
-use clipkeep::domain::{Anchors, ModelConfig, Strategy, VersionNumber};
+use clipkeep::domain::{Anchors, Keep, ModelConfig, Strategy, VersionNumber};
 
 use crate::strategies::{closed_form, quick};
 use crate::world::{World, carry_on, values};
@@ -117,6 +118,73 @@ fn closed_forms_are_as_if_the_task_had_never_been_learned() {
         assert_eq!(unlearned.head.columns(), 9);
         assert_close(&closed_form(&unlearned.head), &closed_form(&never), 1e-6);
     }
+}
+
+/// A, B and C with the class at `place` of B taken out, and whether what is left of B's statistics is exact.
+fn without_class(config: &ModelConfig, place: usize) -> (Unlearned, bool) {
+    let all = learned(&World::new(12), &[A, B, C], config);
+    let projection = all.head.ridge().map(Ridge::projection);
+    let rest = all.statistics[1]
+        .clone()
+        .without(place, projection)
+        .expect("left");
+    let remaining = [
+        all.statistics[0].clone(),
+        stored(&rest.statistics),
+        all.statistics[2].clone(),
+    ];
+    let gone = (B.start + place) as u32;
+    let keep: Vec<u32> = (0..12).filter(|class| *class != gone).collect();
+    let unlearned = unlearn(&all.head, &merged(&remaining), &keep).expect("unlearned");
+    (unlearned, rest.is_exact)
+}
+
+#[test]
+fn closed_forms_are_as_if_the_class_had_never_been_learned() {
+    for strategy in [Strategy::Gda, Strategy::Ridge] {
+        for (place, rest) in [(0, 5..7), (2, 4..6)] {
+            let (unlearned, is_exact) = without_class(&with(strategy), place);
+            let never = learned(&World::new(12), &[A, rest, C], &with(strategy));
+            assert!(unlearned.exact && is_exact, "{strategy:?}");
+            let (found, expected) = (closed_form(&unlearned.head), closed_form(&never.head));
+            match strategy {
+                Strategy::Ridge => assert_eq!(found, expected, "sums are kept to the bit"),
+                _ => assert_close(&found, &expected, 1e-6),
+            }
+        }
+    }
+}
+
+#[test]
+fn without_its_rows_something_of_a_class_stays_and_is_owned_up_to() {
+    for strategy in [Strategy::Gda, Strategy::Ridge] {
+        let config = ModelConfig {
+            keep: Keep::Needed,
+            ..with(strategy)
+        };
+        let (unlearned, is_exact) = without_class(&config, 1);
+        assert!(!is_exact, "{strategy:?}");
+        assert_eq!(unlearned.head.columns(), 11);
+        let kept = learned(&World::new(12), &[A, B, C], &config).statistics;
+        assert!(
+            kept.iter()
+                .flat_map(|task| &task.classes)
+                .all(|class| class.rows.is_none())
+        );
+    }
+}
+
+#[test]
+fn a_class_that_is_not_there_cannot_be_taken_out() {
+    let all = learned(&World::new(12), &[A, B], &with(Strategy::Ridge));
+    let task = &all.statistics[1];
+    assert!(task.clone().without(3, None).is_err());
+    assert!(
+        task.clone().without(1, None).is_err(),
+        "its projection is missing"
+    );
+    let nothing = Statistics::default().without(0, None).expect("nothing to take");
+    assert!(nothing.is_exact && nothing.statistics.classes.is_empty());
 }
 
 #[test]

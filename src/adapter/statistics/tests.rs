@@ -1,5 +1,6 @@
 //! Statistics: what they keep, and what survives their codec.
 
+use candle_core::Device;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -71,6 +72,7 @@ fn statistics_survive_their_codec() {
     let kept = Kept {
         rank: 3,
         exemplars: Some((2, Choice::Herding)),
+        rows: true,
     };
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut statistics = Statistics::estimate(&rows, kept, &mut rng).expect("estimated");
@@ -85,6 +87,13 @@ fn statistics_survive_their_codec() {
         gram.and_then(|packed| packed.to_vec1::<f64>()).expect("values")
     };
     assert_eq!(gram(&statistics), gram(&decoded));
+    let all = |class: &ClassStatistics| {
+        let rows = class.rows.as_ref().expect("rows");
+        rows.to_vec2::<f32>().expect("values")
+    };
+    for (class, decoded) in statistics.classes.iter().zip(&decoded.classes) {
+        assert_eq!(all(class), all(decoded), "to the bit");
+    }
     let kept = |class: &ClassStatistics| {
         let rows = class.exemplars.as_ref().expect("exemplars");
         rows.dims()[0]
