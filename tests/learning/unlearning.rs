@@ -13,7 +13,8 @@ use crate::test_app::TestApp;
 
 on_both!(
     a_task_goes_and_can_come_back,
-    closed_forms_forget_without_a_trace,
+    a_discriminant_forgets_without_a_trace,
+    a_regression_forgets_without_a_trace,
     a_killed_server_unlearns_after_all,
 );
 
@@ -81,9 +82,19 @@ async fn a_task_goes_and_can_come_back(database: Database) {
     assert_eq!(record(&app, Some(4)).await, after);
 }
 
-async fn closed_forms_forget_without_a_trace(database: Database) {
+async fn a_discriminant_forgets_without_a_trace(database: Database) {
+    forgets_without_a_trace(database, json!({"strategy": "gda", "zero_shot_term": false})).await;
+}
+
+/// λ is given: else the first task's examples choose it.
+async fn a_regression_forgets_without_a_trace(database: Database) {
+    let config = json!({"strategy": "ridge", "zero_shot_term": false, "random_features": 128, "lambda": 0.1});
+    forgets_without_a_trace(database, config).await;
+}
+
+async fn forgets_without_a_trace(database: Database, config: Value) {
     let app = TestApp::start(&database, &[]).await;
-    let model = json!({"name": PUPIL, "config": {"strategy": "gda", "zero_shot_term": false}});
+    let model = json!({"name": PUPIL, "config": config});
     Answer::to(app.post("/v1/models").json(&model)).await.json(201);
     three_tasks(&app).await;
     assert_eq!(unlearned(&app, "skies").await["report"]["exact"], true);

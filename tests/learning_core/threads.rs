@@ -37,7 +37,7 @@ fn two_tasks(examples: &Examples) -> Vec<String> {
     ];
     let made = strategies.map(|strategy| {
         let config = ModelConfig {
-            epochs: 1,
+            epochs: 3,
             batch_size: 256,
             random_features: 512,
             ..quick(strategy)
