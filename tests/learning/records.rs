@@ -23,8 +23,13 @@ pub(crate) struct Record {
 
 /// Pictures that no lesson shows, of every class.
 fn unseen() -> Vec<Vec<u8>> {
-    let classes = [FLORA, SKIES, FIELDS].concat();
-    classes.iter().map(|class| png(class, 100)).collect()
+    let shown = shown();
+    shown.iter().map(|class| png(class, 100)).collect()
+}
+
+/// The classes of those pictures.
+fn shown() -> Vec<&'static str> {
+    [FLORA, SKIES, FIELDS].concat()
 }
 
 /// Records what the pupil's active version answers, or the one that `pin` names.
@@ -63,6 +68,12 @@ impl Record {
     /// The labels that the version knows.
     pub(crate) fn labels(&self) -> BTreeSet<String> {
         labels(&self.singly[0])
+    }
+
+    /// How many of the six pictures are taken for what they are.
+    pub(crate) fn hits(&self) -> usize {
+        let pairs = self.singly.iter().zip(shown());
+        pairs.filter(|(found, class)| found[0]["label"] == *class).count()
     }
 
     /// Fails unless another version gives every class of every picture the same probability, to the bit. Its task may have

@@ -107,6 +107,12 @@ fn sorted<'a>(classes: &[&'a str]) -> Vec<&'a str> {
     classes
 }
 
+/// What follows the header of a safetensors file.
+fn tensors(file: &[u8]) -> &[u8] {
+    let length = u64::from_le_bytes(file[..8].try_into().expect("eight bytes")) as usize;
+    &file[8 + length..]
+}
+
 /// What a strategy's models say of themselves.
 struct Strategy {
     name: &'static str,
@@ -141,10 +147,16 @@ async fn two_tasks<'a>(caller: &'a Caller, strategy: &Strategy) -> (Model<'a>, R
 async fn moved(home: &Model<'_>, both: &Record, strategy: &Strategy) {
     let name = format!("{}-elsewhere", strategy.name);
     let model = Model::create(home.caller, &name, &strategy.config).await;
-    model.imported("from home", home.exported(2).await).await;
+    let file = home.exported(2).await;
+    model.imported("from home", file.clone()).await;
     model.record().await.assert_same_probabilities(both);
+    assert!(
+        tensors(&model.exported(1).await) == tensors(&file),
+        "{name}: what is remembered came along"
+    );
     let third = model.taught("fields", &FIELDS).await;
     model.assert_knows(&third, &[FLORA, SKIES, FIELDS].concat()).await;
+    assert!(third.hits() >= 5, "older classes are kept: {third:?}");
     let accuracy = model.page("accuracy").await;
     assert_eq!(accuracy["tasks"], json!(["from home", "fields"]));
     assert_eq!(accuracy["n"], json!([0, 8]), "held-out pictures stayed at home");
