@@ -120,7 +120,7 @@ fn the_number_of_threads_does_not_matter() {
         return;
     }
     let alone = made_with([1, 1, 1]);
-    for threads in [[2, 1, 3], [1, 3, 2], [3, 2, 1]] {
+    for threads in [[2, 3, 3], [3, 2, 2]] {
         assert_eq!(made_with(threads), alone, "{threads:?}");
     }
 }
