@@ -26,6 +26,7 @@ mod rollback;
 mod sequence;
 mod serving;
 mod stopping;
+mod strategies;
 #[path = "../api/test_app.rs"]
 mod test_app;
 mod unlearning;

@@ -9,7 +9,7 @@ use reqwest::multipart::{Form, Part};
 use serde_json::Value;
 
 use crate::caller::{Answer, Caller};
-use crate::lessons::{CLASSIFY, FIELDS};
+use crate::lessons::{FIELDS, PUPIL};
 use crate::pictures::{FLORA, SKIES, png};
 
 /// The answers of one version to the same pictures, one at a time and in batches.
@@ -23,15 +23,24 @@ pub(crate) struct Record {
 
 /// Pictures that no lesson shows, of every class.
 fn unseen() -> Vec<Vec<u8>> {
-    let classes = [FLORA, SKIES, FIELDS].concat();
-    classes.iter().map(|class| png(class, 100)).collect()
+    let shown = shown();
+    shown.iter().map(|class| png(class, 100)).collect()
 }
 
-/// Records what the active version answers, or the one that `pin` names.
+/// The classes of those pictures.
+fn shown() -> Vec<&'static str> {
+    [FLORA, SKIES, FIELDS].concat()
+}
+
+/// Records what the pupil's active version answers, or the one that `pin` names.
 pub(crate) async fn record(caller: &Caller, pin: Option<u64>) -> Record {
-    let path = pin.map_or(CLASSIFY.to_owned(), |version| {
-        format!("{CLASSIFY}?version={version}")
-    });
+    record_of(caller, PUPIL, pin).await
+}
+
+/// The same of any model.
+pub(crate) async fn record_of(caller: &Caller, model: &str, pin: Option<u64>) -> Record {
+    let path = format!("/v1/models/{model}/classify");
+    let path = pin.map_or(path.clone(), |version| format!("{path}?version={version}"));
     let pictures = unseen();
     let mut answers = Vec::new();
     for picture in &pictures {
@@ -59,6 +68,19 @@ impl Record {
     /// The labels that the version knows.
     pub(crate) fn labels(&self) -> BTreeSet<String> {
         labels(&self.singly[0])
+    }
+
+    /// How many of the six pictures are taken for what they are.
+    pub(crate) fn hits(&self) -> usize {
+        let pairs = self.singly.iter().zip(shown());
+        pairs.filter(|(found, class)| found[0]["label"] == *class).count()
+    }
+
+    /// Fails unless another version gives every class of every picture the same probability, to the bit. Its task may have
+    /// another name.
+    pub(crate) fn assert_same_probabilities(&self, other: &Self) {
+        let all = |record: &Self| -> Vec<_> { record.singly.iter().map(probabilities).collect() };
+        assert_eq!(all(self), all(other));
     }
 
     /// Fails unless another version gives every class of every picture the same probability, to 1e-5.

@@ -13,8 +13,9 @@ use crate::test_app::TestApp;
 
 on_both!(
     a_task_goes_and_can_come_back,
-    closed_forms_forget_without_a_trace,
-    closed_forms_forget_a_class_without_a_trace,
+    a_discriminant_forgets_without_a_trace,
+    a_regression_forgets_without_a_trace,
+    a_regression_forgets_a_class_without_a_trace,
     a_killed_server_unlearns_after_all,
 );
 
@@ -82,9 +83,19 @@ async fn a_task_goes_and_can_come_back(database: Database) {
     assert_eq!(record(&app, Some(4)).await, after);
 }
 
-async fn closed_forms_forget_without_a_trace(database: Database) {
+async fn a_discriminant_forgets_without_a_trace(database: Database) {
+    forgets_without_a_trace(database, json!({"strategy": "gda", "zero_shot_term": false})).await;
+}
+
+/// λ is given: else the first task's examples choose it.
+async fn a_regression_forgets_without_a_trace(database: Database) {
+    let config = json!({"strategy": "ridge", "zero_shot_term": false, "random_features": 128, "lambda": 0.1});
+    forgets_without_a_trace(database, config).await;
+}
+
+async fn forgets_without_a_trace(database: Database, config: Value) {
     let app = TestApp::start(&database, &[]).await;
-    let model = json!({"name": PUPIL, "config": {"strategy": "gda", "zero_shot_term": false}});
+    let model = json!({"name": PUPIL, "config": config});
     Answer::to(app.post("/v1/models").json(&model)).await.json(201);
     three_tasks(&app).await;
     assert_eq!(unlearned(&app, "skies").await["report"]["exact"], true);
@@ -106,7 +117,7 @@ async fn closed_forms_forget_without_a_trace(database: Database) {
     assert_eq!(order, [FLORA, FIELDS].concat(), "in the order of learning");
 }
 
-async fn closed_forms_forget_a_class_without_a_trace(database: Database) {
+async fn a_regression_forgets_a_class_without_a_trace(database: Database) {
     let app = TestApp::start(&database, &[]).await;
     let config = json!({"strategy": "ridge", "lambda": 1, "random_features": 256, "zero_shot_term": false});
     let model = json!({"name": PUPIL, "config": config});

@@ -1,7 +1,6 @@
 //! Fits on made-up features: what they promise whatever they learn from.
 
 use std::ops::ControlFlow;
-use std::process::Command;
 
 use candle_core::Tensor;
 use clipkeep::adapter::{
@@ -72,39 +71,6 @@ fn the_same_input_gives_the_same_bytes_and_each_base_its_own() {
         digest(&world.second(&first, 1, &ModelConfig { seed: 7, ..config() }).head)
     );
     assert_eq!(before, digest(&first.head), "a base never changes");
-}
-
-/// Wide enough that the products are shared among threads.
-#[test]
-fn weights_of_a_wide_fit() {
-    let world = World::new(300);
-    let config = ModelConfig {
-        epochs: 1,
-        batch_size: 256,
-        ..config()
-    };
-    let first = world.first(200, &config);
-    println!("weights {}", digest(&world.second(&first, 1, &config).head));
-}
-
-#[test]
-fn the_number_of_threads_does_not_matter() {
-    let weights = |threads: &str| {
-        let program = std::env::current_exe().expect("this program");
-        let output = Command::new(program)
-            .args(["--exact", "fitting::weights_of_a_wide_fit", "--nocapture"])
-            .env("RAYON_NUM_THREADS", threads)
-            .output()
-            .expect("run");
-        let output = String::from_utf8(output.stdout).expect("text");
-        let line = output
-            .lines()
-            .find_map(|line| Some(line.split_once("weights sha256:")?.1.to_owned()));
-        line.unwrap_or_else(|| panic!("no weights in: {output}"))
-    };
-    let alone = weights("1");
-    assert_eq!(alone, weights("2"));
-    assert_eq!(alone, weights("3"));
 }
 
 #[test]

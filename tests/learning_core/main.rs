@@ -4,6 +4,8 @@ mod evaluating;
 mod evaluating_images;
 mod fitting;
 mod strategies;
+mod threads;
+mod towers;
 mod unlearning;
 mod vetting;
 mod world;

@@ -1,8 +1,9 @@
 //! What each strategy promises.
 
-use candle_core::Device;
-use clipkeep::adapter::{Head, Scorer, Snapshot, evaluate};
+use candle_core::{Device, Tensor};
+use clipkeep::adapter::{Fitted, Head, Scorer, Snapshot, evaluate};
 use clipkeep::domain::{Anchors, Choice, Class, ClassId, Hinge, ModelConfig, Rehearsal, Retention, Strategy};
+use uuid::Uuid;
 
 use crate::world::{World, config, values};
 
@@ -32,6 +33,30 @@ pub(crate) fn a_class(number: usize) -> Class {
         prompt: None,
         task: "a task".parse().expect("a name"),
     }
+}
+
+/// A head as a snapshot's bytes. Its classes are the same each time.
+pub(crate) fn encoded(head: &Head) -> Vec<u8> {
+    let classes = (0..head.columns()).map(|number| Class {
+        id: ClassId(Uuid::from_u128(number as u128)),
+        ..a_class(number)
+    });
+    let snapshot = Snapshot::new(classes.collect(), head.clone(), "here".to_owned());
+    snapshot.and_then(|snapshot| snapshot.encode()).expect("encoded")
+}
+
+/// A head out of its snapshot; fails unless it is as it was, bit for bit, and scores rows so.
+pub(crate) fn through_its_snapshot(head: &Head, rows: &Tensor) -> Head {
+    let bytes = encoded(head);
+    let back = Snapshot::decode(&bytes, &Device::Cpu).expect("decoded");
+    let bits = |head: &Head| {
+        let logits = values(&head.logits(rows).expect("scored"));
+        logits.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    assert_eq!(bits(back.head()), bits(head));
+    let again = back.encode().expect("encoded");
+    assert!(bytes == again, "{} and {} bytes", bytes.len(), again.len());
+    back.head().clone()
 }
 
 #[test]
@@ -72,15 +97,21 @@ fn every_strategy_learns_and_lasts_through_its_snapshot() {
             ),
         }
 
-        let classes: Vec<Class> = (0..20).map(a_class).collect();
-        let snapshot = Snapshot::new(classes, second.head.clone(), "here".to_owned()).expect("a snapshot");
-        let bytes = snapshot.encode().expect("encoded");
-        let back = Snapshot::decode(&bytes, &Device::Cpu).expect("decoded");
         let (features, _) = world.rows(0, 20);
-        let logits = |head: &Head| values(&head.logits(&features).expect("scored"));
-        let bits = |head: &Head| logits(head).into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        assert_eq!(bits(back.head()), bits(&second.head), "{strategy:?}");
-        assert_eq!(bytes, back.encode().expect("encoded"));
+        let stored = through_its_snapshot(&first.head, &features);
+        through_its_snapshot(&second.head, &features);
+        let on_stored = world.second(
+            &Fitted {
+                head: stored,
+                ..first
+            },
+            1,
+            &config,
+        );
+        assert!(
+            encoded(&on_stored.head) == encoded(&second.head),
+            "{strategy:?} goes on from it as from what it was"
+        );
     }
 }
 
