@@ -104,6 +104,7 @@ mod tests {
             classes: classes.collect::<Result<_>>()?,
             scatter: Some(Scatter::of(rows)?),
             gram: None,
+            sample: None,
         })
     }
 

@@ -1,156 +1,144 @@
 //! The strategies in closed form as terms of a head, calibrated: their scores are no log-probabilities, so they get the
 //! weight under which examples that were not learned from are predicted best.
+//!
+//! Where all rows are kept, these examples are a [`Sample`] of everything that is known, and a head is the same whatever
+//! the order in which it was learned. Where they are not, they are the newest task's.
 
-use candle_core::{DType, Tensor};
-use rand::seq::SliceRandom;
+use candle_core::{DType, Result, Tensor};
 
 use super::affine::Affine;
 use super::calibration::Scores;
-use super::fit::{FitError, Purpose};
+use super::gram::best_lambda;
 use super::head::{Adapter, Scorer, Term};
 use super::ridge::{Ridge, random_features};
+use super::sample::Sample;
 use super::statistics::Statistics;
-use super::strategies::Strategies;
 
-/// Most examples that logits are calibrated by.
-const CALIBRATION_ROWS: usize = 256;
+/// Most rows of a class that a regression is calibrated by; with the sample's classes they bound the work.
+const CALIBRATION_ROWS: usize = 2;
 
 /// What a ridge regression's scores, which are near 1 for the right class, are multiplied with where nothing says better.
 const RIDGE_TEMPERATURE: f64 = 10.0;
 
-impl Strategies<'_, '_> {
-    /// The regression of all classes, calibrated by leaving new examples out.
-    pub(super) fn ridge(&mut self) -> Result<Vec<Term>, FitError> {
-        let (Some(gram), Some(projection)) = (&self.known.gram, &self.projection) else {
-            return Err(FitError::Input(
-                "a regression needs the sums over random features",
-            ));
+/// What closed forms are made of.
+pub(super) struct ClosedForms<'a> {
+    /// What is known of all classes.
+    pub(super) known: &'a Statistics,
+    /// Some of their rows.
+    pub(super) sample: &'a Sample,
+    /// What stands for the classes beside them, (C, D).
+    pub(super) anchors: &'a Tensor,
+    /// The backbone's logit scale.
+    pub(super) scale: f64,
+    /// Whether the bare backbone stands beside the closed form.
+    pub(super) beside_backbone: bool,
+}
+
+/// A closed form, ready to score.
+pub(super) struct Made {
+    pub(super) terms: Vec<Term>,
+    /// λ, of a regression.
+    pub(super) lambda: Option<f64>,
+    /// What its scores are multiplied with.
+    pub(super) temperature: f64,
+}
+
+impl ClosedForms<'_> {
+    /// The regression of all classes on the random features of `projection`, calibrated by leaving examples out. λ is
+    /// chosen by the sample where it is not given.
+    ///
+    /// # Errors
+    /// When the sums over random features are missing.
+    pub(super) fn regression(&self, projection: &Tensor, lambda: Option<f64>) -> Result<Made> {
+        let Some(gram) = &self.known.gram else {
+            candle_core::bail!("a regression needs the sums over random features")
         };
-        let sample = self.sample(self.input.labels.len())?;
-        let of = |rows: &[u32]| random_features(&self.embeddings(rows)?, projection);
-        let base = self.input.base.and_then(|base| base.head.ridge());
-        let lambda = match (base, self.input.config.lambda) {
-            (Some(base), _) => base.lambda,
-            (None, Some(lambda)) => lambda,
-            (None, None) => Ridge::lambda(&of(&sample)?, &self.labels(&sample))?,
+        let lambda = match (lambda, self.sample.first(|count| count)?) {
+            (Some(lambda), _) => lambda,
+            (None, Some((rows, columns))) => best_lambda(&random_features(&rows, projection)?, &columns)?,
+            (None, None) => gram.mean_square(self.known.classes.iter().map(|class| class.count).sum()),
         };
         let (ridge, solution) = Ridge::of(gram, projection.clone(), lambda)?;
-
-        // An example says nothing about its class when there is no other.
-        let several = self.several()?;
-        let mut chosen: Vec<u32> = sample;
-        chosen.retain(|row| several[*row as usize]);
-        chosen.truncate(CALIBRATION_ROWS);
-        let scores = match chosen.as_slice() {
-            [] => Vec::new(),
-            chosen => solution.left_out(&of(chosen)?, &self.labels(chosen))?,
+        let left_out = match self.sample.first(|count| count.min(CALIBRATION_ROWS))? {
+            None => None,
+            Some((rows, columns)) => {
+                let scores = solution.left_out(&random_features(&rows, projection)?, &columns)?;
+                Some((scores, rows, columns))
+            }
         };
-        self.report.lambda = Some(lambda);
-        self.calibrated(Scorer::Ridge(ridge), scores, (&chosen, RIDGE_TEMPERATURE))
+        let made = self.calibrated(Scorer::Ridge(ridge), left_out, RIDGE_TEMPERATURE)?;
+        Ok(Made {
+            lambda: Some(lambda),
+            ..made
+        })
     }
 
-    /// The discriminant of all classes, calibrated by new examples that another one did not see.
-    pub(super) fn discriminant(&mut self) -> Result<Vec<Term>, FitError> {
-        let affine = Affine::discriminant(&self.known)?;
-        let several = self.several()?;
-        let mut unseen: Vec<Vec<u32>> = self.input.by_class()?;
-        let mut rng = self.input.random(Purpose::Calibration);
-        let mut seen = Vec::new();
-        for rows in &mut unseen {
-            rows.shuffle(&mut rng);
-            let share = if rows.iter().all(|row| several[*row as usize]) {
-                rows.len().div_ceil(4)
-            } else {
-                0
-            };
-            seen.push(self.embeddings(&rows.split_off(share))?);
-        }
-        let mut unseen: Vec<u32> = unseen.concat();
-        unseen.shuffle(&mut rng);
-        unseen.truncate(CALIBRATION_ROWS);
-        let mut before = self
-            .input
-            .base
-            .map_or_else(Statistics::default, |base| base.statistics.clone());
-        before.extend(self.input.statistics(&seen, None)?)?;
-        let scores = match unseen.as_slice() {
-            [] => Vec::new(),
-            unseen => doubles(&Affine::discriminant(&before)?.logits(&self.embeddings(unseen)?)?)?,
+    /// The discriminant of all classes, calibrated by examples that another one did not see.
+    ///
+    /// # Errors
+    /// When the spread within classes is missing.
+    pub(super) fn discriminant(&self) -> Result<Made> {
+        let held_back = |count: usize| count.div_ceil(4);
+        let unseen = match self.sample.first(held_back)? {
+            None => None,
+            Some((rows, columns)) => {
+                let seen = self.known.without_examples(self.sample.each(held_back)?)?;
+                let scores = doubles(&Affine::discriminant(&seen)?.logits(&rows)?)?;
+                Some((scores, rows, columns))
+            }
         };
-        self.calibrated(Scorer::Affine(affine), scores, (&unseen, 1.0))
+        self.calibrated(Scorer::Affine(Affine::discriminant(self.known)?), unseen, 1.0)
     }
 
-    /// A closed form as terms: beside the bare backbone where the configuration says so, each with the weight under which
-    /// the examples `chosen` are predicted best. `scores` (n, C) is what a closed form says of them that did not see them.
-    /// Without examples the closed form has the weight `otherwise`.
+    /// A closed form as terms: beside the bare backbone where that is wished, each with the weight under which some
+    /// examples are predicted best: the closed form's scores of them (n, C) that have not seen them, their rows (n, D) and
+    /// their columns. Without examples the closed form has the weight `otherwise`.
     fn calibrated(
-        &mut self,
+        &self,
         scorer: Scorer,
-        scores: Vec<f64>,
-        (chosen, otherwise): (&[u32], f64),
-    ) -> Result<Vec<Term>, FitError> {
-        let beside_backbone = self.input.config.beside_backbone();
-        let mut terms = vec![scores];
-        if beside_backbone && !chosen.is_empty() {
-            let cosines = self.embeddings(chosen)?.matmul(&self.input.anchors.t()?)?;
-            terms.push(doubles(&(cosines * self.input.scale)?)?);
-        }
-        let scores = Scores {
-            terms,
-            columns: &self.labels(chosen),
-            width: self.input.anchors.dim(0)?,
+        examples: Option<(Vec<f64>, Tensor, Vec<u32>)>,
+        otherwise: f64,
+    ) -> Result<Made> {
+        let found = match examples {
+            None => None,
+            Some((scores, rows, columns)) => {
+                let mut terms = vec![scores];
+                if self.beside_backbone {
+                    let cosines = rows.matmul(&self.anchors.t()?)?;
+                    terms.push(doubles(&(cosines * self.scale)?)?);
+                }
+                let scores = Scores {
+                    terms,
+                    columns: &columns,
+                    width: self.anchors.dim(0)?,
+                };
+                scores.weights()
+            }
         };
-        let found = scores.weights();
         let weight = |place: usize, otherwise: f64| {
-            found
-                .as_ref()
-                .and_then(|weights| weights.get(place).copied())
-                .unwrap_or(otherwise)
+            let found = found.as_ref().and_then(|weights| weights.get(place).copied());
+            found.unwrap_or(otherwise)
         };
         let temperature = weight(0, otherwise);
-        self.report.temperature = Some(temperature);
         let mut terms = vec![Term {
             weight: temperature,
             scorer,
         }];
-        if beside_backbone {
+        if self.beside_backbone {
             terms.push(Term {
                 weight: weight(1, 1.0),
                 scorer: Scorer::Anchors(Adapter::Identity),
             });
         }
-        Ok(terms)
-    }
-
-    /// At most `count` of the new examples, in an order that nobody chose.
-    fn sample(&self, count: usize) -> candle_core::Result<Vec<u32>> {
-        let mut rows: Vec<u32> = (0..self.rows.dim(0)? as u32).collect();
-        rows.shuffle(&mut self.input.random(Purpose::Calibration));
-        rows.truncate(count);
-        Ok(rows)
-    }
-
-    /// Whether there is more than one example of each example's class.
-    fn several(&self) -> candle_core::Result<Vec<bool>> {
-        let mut several = vec![false; self.input.labels.len()];
-        for rows in self.input.by_class()?.iter().filter(|rows| rows.len() > 1) {
-            for row in rows {
-                several[*row as usize] = true;
-            }
-        }
-        Ok(several)
-    }
-
-    fn embeddings(&self, rows: &[u32]) -> candle_core::Result<Tensor> {
-        self.rows.index_select(&Tensor::new(rows, self.rows.device())?, 0)
-    }
-
-    fn labels(&self, rows: &[u32]) -> Vec<u32> {
-        rows.iter().map(|row| self.input.labels[*row as usize]).collect()
+        Ok(Made {
+            terms,
+            lambda: None,
+            temperature,
+        })
     }
 }
 
 /// All values row by row.
-fn doubles(rows: &Tensor) -> candle_core::Result<Vec<f64>> {
+fn doubles(rows: &Tensor) -> Result<Vec<f64>> {
     rows.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
 }

@@ -208,7 +208,6 @@ impl<'a> FitInput<'a> {
             // A start has no base.
             Purpose::Start(number) => u64::MAX - number as u64,
             Purpose::Exemplars => 1 << 48 | base,
-            Purpose::Calibration => 2 << 48 | base,
         });
         rng
     }
@@ -232,6 +231,4 @@ pub(super) enum Purpose {
     Start(usize),
     /// Which examples are kept.
     Exemplars,
-    /// Which examples logits are calibrated by.
-    Calibration,
 }

@@ -7,6 +7,8 @@
 //! Both are additive: that of several tasks is the sum of theirs, in any order, and a task that is left out has never been
 //! there. Of G the lower triangle is kept.
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Device, Result, Tensor};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::solvers::Llt;
@@ -102,6 +104,12 @@ impl Gram {
         Ok(())
     }
 
+    /// The mean square of a feature over `examples` examples.
+    pub(super) fn mean_square(&self, examples: usize) -> f64 {
+        let diagonal = (0..self.size).map(|row| self.packed[row * (row + 3) / 2]);
+        diagonal.sum::<f64>() / (examples * self.size).max(1) as f64
+    }
+
     /// Without the sums of the class at `place`. What its examples added to G stays.
     pub(super) fn forget_sums(&mut self, place: usize) {
         let from = place * self.size;
@@ -193,14 +201,23 @@ pub(super) fn best_lambda(features: &Tensor, columns: &[u32]) -> Result<f64> {
     let eigen = kernel
         .self_adjoint_eigen(Side::Lower)
         .map_err(|error| candle_core::Error::msg(format!("eigenvectors of examples: {error:?}")))?;
-    let first = columns.iter().copied().min().unwrap_or(0);
-    let classes = columns.iter().copied().max().unwrap_or(0) - first + 1;
-    let mut sizes = vec![0_usize; classes as usize];
-    for column in columns {
-        sizes[(column - first) as usize] += 1;
-    }
-    let onehot = Mat::from_fn(count, classes as usize, |row, class| {
-        f64::from(u8::from((columns[row] - first) as usize == class))
+    // Classes in order of appearance: most columns have no example among these.
+    let mut places: HashMap<u32, usize> = HashMap::new();
+    let mut sizes = Vec::new();
+    let class_of: Vec<usize> = columns
+        .iter()
+        .map(|column| {
+            let place = *places.entry(*column).or_insert_with(|| {
+                sizes.push(0_usize);
+                sizes.len() - 1
+            });
+            sizes[place] += 1;
+            place
+        })
+        .collect();
+    let classes = sizes.len();
+    let onehot = Mat::from_fn(count, classes, |row, class| {
+        f64::from(u8::from(class_of[row] == class))
     });
     let turned = eigen.U().transpose() * &onehot;
     let mut best = (f64::INFINITY, unit);
@@ -210,15 +227,15 @@ pub(super) fn best_lambda(features: &Tensor, columns: &[u32]) -> Result<f64> {
             let value = eigen.S()[i].max(0.0);
             value / (value + lambda)
         };
-        let shrunk = Mat::from_fn(count, classes as usize, |i, class| share(i) * turned[(i, class)]);
+        let shrunk = Mat::from_fn(count, classes, |i, class| share(i) * turned[(i, class)]);
         let predicted = eigen.U() * &shrunk;
         let mut error = 0.0;
-        for (row, column) in columns.iter().enumerate() {
-            if sizes[(column - first) as usize] < 2 {
+        for (row, class) in class_of.iter().enumerate() {
+            if sizes[*class] < 2 {
                 continue;
             }
             let leverage: f64 = (0..count).map(|i| eigen.U()[(row, i)].powi(2) * share(i)).sum();
-            let residuals = (0..classes as usize).map(|class| onehot[(row, class)] - predicted[(row, class)]);
+            let residuals = (0..classes).map(|class| onehot[(row, class)] - predicted[(row, class)]);
             let squares: f64 = residuals.map(|residual| residual * residual).sum();
             error += squares / (1.0 - leverage).max(f64::EPSILON).powi(2);
         }

@@ -5,16 +5,14 @@
 //! ```
 //!
 //! W is that of learning all tasks at once, whatever their order. R is drawn for a model's first task and kept with its
-//! versions. λ is chosen by the first task's examples where the configuration does not give it, then fixed.
+//! versions. Where the configuration does not give λ, it is chosen anew for every version by a sample of all examples if
+//! these are kept, and otherwise once, by the first task's.
 
 use candle_core::{DType, Device, Result, Tensor};
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use super::gram::{Gram, Solution, best_lambda};
-
-/// Examples that λ is chosen by.
-const LAMBDA_ROWS: usize = 1024;
+use super::gram::{Gram, Solution};
 
 /// The regression of all classes.
 #[derive(Debug, Clone)]
@@ -34,12 +32,6 @@ impl Ridge {
         Tensor::from_vec(values, (size, dim), device)
     }
 
-    /// λ by the examples of a first task: φ (n, M) and their columns, in an order that nobody chose.
-    pub(super) fn lambda(features: &Tensor, columns: &[u32]) -> Result<f64> {
-        let count = columns.len().min(LAMBDA_ROWS);
-        best_lambda(&features.narrow(0, 0, count)?, &columns[..count])
-    }
-
     /// The regression of what `gram` knows, and its solution.
     pub(super) fn of(gram: &Gram, projection: Tensor, lambda: f64) -> Result<(Self, Solution)> {
         let solution = gram.solve(lambda)?;
@@ -50,6 +42,11 @@ impl Ridge {
             lambda,
         };
         Ok((ridge, solution))
+    }
+
+    /// λ.
+    pub fn lambda(&self) -> f64 {
+        self.lambda
     }
 
     /// R, (M, D).
@@ -99,6 +96,7 @@ mod tests {
 
     use super::*;
     use crate::adapter::embedding::normalise;
+    use crate::adapter::gram::best_lambda;
     use crate::adapter::rehearsal::tests::features;
 
     const SIZE: usize = 40;
@@ -194,7 +192,7 @@ mod tests {
         let apart = noise.broadcast_add(&Tensor::from_vec(sides, (60, 1), &Device::Cpu)?)?;
         let chosen = |rows: &Tensor| {
             let features = random_features(&normalise(rows)?, &projection())?;
-            Ridge::lambda(&features, &columns)
+            best_lambda(&features, &columns)
         };
         let (clear, blurred) = (chosen(&apart)?, chosen(&noise)?);
         assert!(clear < blurred, "{clear} and {blurred}");

@@ -25,6 +25,7 @@ use rand::Rng;
 use super::exemplars;
 use super::gram::Gram;
 use super::ridge;
+use super::sample::Sample;
 use super::whitening::Scatter;
 use crate::domain::Choice;
 
@@ -75,6 +76,8 @@ pub struct Statistics {
     pub scatter: Option<Scatter>,
     /// What ridge regression needs of all of them, where it is kept.
     pub gram: Option<Gram>,
+    /// Some of their rows, where all are kept of every class.
+    pub sample: Option<Sample>,
 }
 
 impl Statistics {
@@ -92,13 +95,24 @@ impl Statistics {
             class.rows = kept.rows.then(|| rows.clone());
             classes.push(class);
         }
-        Ok(Self {
+        Self {
             classes,
             ..Self::default()
-        })
+        }
+        .sampled()
     }
 
-    /// Without the rows of classes, which only unlearning looks at.
+    /// With the sample of the rows that are kept.
+    pub(super) fn sampled(mut self) -> candle_core::Result<Self> {
+        let rows: Option<Vec<&Tensor>> = self.classes.iter().map(|class| class.rows.as_ref()).collect();
+        self.sample = match rows.as_deref() {
+            None | Some([]) => None,
+            Some(rows) => Some(Sample::of(rows.iter().copied(), 0)?),
+        };
+        Ok(self)
+    }
+
+    /// Without the rows of classes, which only unlearning looks at. The sample of them stays.
     #[must_use]
     pub fn without_rows(mut self) -> Self {
         for class in &mut self.classes {
@@ -145,9 +159,43 @@ impl Statistics {
             self.gram = Some(ridge::gram(&rows, projection)?);
         }
         Ok(Remaining {
-            statistics: self,
+            statistics: self.sampled()?,
             is_exact: true,
         })
+    }
+
+    /// Without some examples of some classes, each given by its column and the rows (n, D) in f64: their means and what they
+    /// share, exactly; their principal directions stay.
+    ///
+    /// ```text
+    /// μ' = (n μ − Σ x) / (n − k),   S' = S − Σ (x − μ)(x − μ)ᵀ − (n − k) (μ' − μ)(μ' − μ)ᵀ
+    /// ```
+    ///
+    /// # Errors
+    /// When a class would have no example left.
+    pub(super) fn without_examples(&self, examples: Vec<(usize, Tensor)>) -> candle_core::Result<Self> {
+        let mut left = Self {
+            classes: self.classes.clone(),
+            scatter: self.scatter.clone(),
+            ..Self::default()
+        };
+        for (column, rows) in examples {
+            let class = &mut left.classes[column];
+            let gone = rows.dim(0)?;
+            if gone >= class.count {
+                candle_core::bail!("a class without examples");
+            }
+            let stay = class.count - gone;
+            let mean = class.mean.to_dtype(DType::F64)?.unsqueeze(0)?;
+            let deviations = rows.broadcast_sub(&mean)?;
+            let shift = (deviations.sum_keepdim(0)? / -(stay as f64))?;
+            class.mean = (mean + &shift)?.squeeze(0)?.to_dtype(DType::F32)?;
+            class.count = stay;
+            if let Some(scatter) = &mut left.scatter {
+                scatter.take_out(&deviations, &(shift * (stay as f64).sqrt())?)?;
+            }
+        }
+        Ok(left)
     }
 
     /// Adds those of the next task.
@@ -159,6 +207,13 @@ impl Statistics {
             let is_first = self.classes.is_empty();
             join(&mut self.scatter, next.scatter, is_first, Scatter::merge)?;
             join(&mut self.gram, next.gram, is_first, Gram::merge)?;
+            self.sample = match (self.sample.take(), next.sample) {
+                (Some(mut sample), Some(next)) => {
+                    sample.merge(next, self.classes.len());
+                    Some(sample)
+                }
+                (_, next) => next.filter(|_| is_first),
+            };
         }
         self.classes.extend(next.classes);
         Ok(())

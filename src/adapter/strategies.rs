@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use candle_core::Tensor;
 
+use super::closed_forms::ClosedForms;
 use super::fit::{FitError, FitInput, FitProgress, FitReport, Purpose, TrainingReport};
 use super::head::{Adapter, Scorer, Term};
 use super::linear::Linear;
@@ -11,6 +12,7 @@ use super::prompt::Context;
 use super::prototypes::{self, Prototypes};
 use super::retention;
 use super::ridge::{self, Ridge};
+use super::sample::Sample;
 use super::self_attention::SelfAttention;
 use super::statistics::{Kept, Statistics};
 use super::trainable::Trainable;
@@ -20,17 +22,19 @@ use crate::domain::{Anchors, Keep, ModelConfig, Rehearsal, Strategy};
 
 /// A fit under way.
 pub(super) struct Strategies<'a, 'b> {
-    pub(super) input: &'a FitInput<'a>,
+    input: &'a FitInput<'a>,
     /// The new examples: unit embeddings (n, D), or tokens (n, t · w).
-    pub(super) rows: &'a Tensor,
+    rows: &'a Tensor,
     /// R, where the strategy regresses on random features.
-    pub(super) projection: Option<Tensor>,
+    projection: Option<Tensor>,
+    /// Rows that a closed form chooses by: of all classes where they are kept, otherwise of the new ones.
+    sample: Sample,
     /// What is remembered of the new classes.
     new: Statistics,
     /// The same of all classes.
-    pub(super) known: Statistics,
+    known: Statistics,
     observe: &'b mut dyn FnMut(FitProgress) -> ControlFlow<()>,
-    pub(super) report: FitReport,
+    report: FitReport,
 }
 
 impl<'a, 'b> Strategies<'a, 'b> {
@@ -50,10 +54,16 @@ impl<'a, 'b> Strategies<'a, 'b> {
             .base
             .map_or_else(Statistics::default, |base| base.statistics.clone());
         known.extend(new.clone())?;
+        let sample = match &known.sample {
+            Some(sample) => sample.clone(),
+            None if input.config.strategy.adds_up() => Sample::of(&classes, input.known())?,
+            None => Sample::default(),
+        };
         Ok(Self {
             input,
             rows,
             projection,
+            sample,
             new,
             known,
             observe,
@@ -88,8 +98,7 @@ impl<'a, 'b> Strategies<'a, 'b> {
             (Strategy::Linear, _) => vec![term(1.0, self.linear(ONE)?)],
             (Strategy::SelfAttention, _) => vec![term(1.0, self.self_attention()?)],
             (Strategy::Prompt, _) => vec![term(1.0, self.prompts()?)],
-            (Strategy::Ridge, _) => self.ridge()?,
-            (Strategy::Gda, _) => self.discriminant()?,
+            (Strategy::Ridge | Strategy::Gda, _) => self.closed_form()?,
             (Strategy::Ensemble, Anchors::Examples) => vec![term(1.0, self.prototypes(ONE)?)],
             (Strategy::Ensemble, Anchors::Text | Anchors::Blend) => vec![
                 term(weights.zero_shot, Scorer::Anchors(Adapter::Identity)),
@@ -143,6 +152,29 @@ impl<'a, 'b> Strategies<'a, 'b> {
         let (context, report) = train(self.input, &lesson, (base, initial), PART, self.observe)?;
         self.report.adapter = Some(report);
         Ok(Scorer::Prompts(context.prompted()?))
+    }
+
+    /// The regression or discriminant of all classes.
+    fn closed_form(&mut self) -> Result<Vec<Term>, FitError> {
+        let config = self.input.config;
+        let forms = ClosedForms {
+            known: &self.known,
+            sample: &self.sample,
+            anchors: self.input.anchors,
+            scale: self.input.scale,
+            beside_backbone: config.beside_backbone(),
+        };
+        let made = match &self.projection {
+            None => forms.discriminant()?,
+            Some(projection) => {
+                let base = self.input.base.and_then(|base| base.head.ridge());
+                let fixed = base.filter(|_| self.known.sample.is_none());
+                forms.regression(projection, config.lambda.or(fixed.map(|base| base.lambda)))?
+            }
+        };
+        self.report.lambda = made.lambda;
+        self.report.temperature = Some(made.temperature);
+        Ok(made.terms)
     }
 
     /// The prototypes of all classes, and the adapter before them.

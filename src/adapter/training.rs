@@ -108,7 +108,11 @@ impl<'a, A: Trainable> Training<'a, A> {
         let examples = self.lesson.labels.len();
         let config = self.lesson.config;
         let per_epoch = examples.div_ceil(config.batch_size);
-        let epochs = config.epochs.max(config.min_steps.div_ceil(per_epoch));
+        let affordable = (config.max_steps / per_epoch).max(1);
+        let epochs = config
+            .epochs
+            .min(affordable)
+            .max(config.min_steps.div_ceil(per_epoch));
         let steps = epochs * per_epoch;
         let peak = peak_rate(config.learning_rate, self.lesson.scale);
         let mut order: Vec<u32> = (0..examples as u32).collect();

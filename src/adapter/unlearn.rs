@@ -10,19 +10,21 @@
 //! | a linear or self-attention adapter before the anchors | the adapter as it was trained | no |
 //! | prompts | the context as it was trained, the rows of what it makes of the classes | no |
 //! | prototypes | whitening and rows from statistics, the adapter between as it was trained | no |
-//! | affine, ridge | weights from statistics | yes |
+//! | affine, ridge | everything from statistics | where all rows are kept |
 //!
-//! Of closed forms, what was chosen by examples stays: λ, and the weights by which their scores became logits.
+//! Where rows are not kept, what was chosen by examples stays: λ, and the weights by which scores became logits.
 
 use candle_core::{Result, Tensor};
 
 use super::affine::Affine;
+use super::closed_forms::ClosedForms;
 use super::head::{Adapter, Head, Scorer, Term};
 use super::prompt::Prompted;
 use super::prototypes::Prototypes;
 use super::ridge::Ridge;
 use super::statistics::Statistics;
 use super::whitening::Whitening;
+use crate::domain::ModelConfig;
 
 /// What is left of a head.
 #[derive(Debug, Clone)]
@@ -33,14 +35,39 @@ pub struct Unlearned {
     pub exact: bool,
 }
 
-/// `head` with the columns `keep` alone, in that order, which must be the order of the classes in `remaining`. Terms in
-/// closed form need `remaining`; others do not look at it.
+/// `head`, which a model with this configuration has learned, with the columns `keep` alone, in that order, which must be the
+/// order of the classes in `remaining`. Terms in closed form need `remaining`; others do not look at it.
 ///
 /// # Errors
-/// When a column is not the head's, or statistics that are needed are missing or of another number of classes.
-pub fn unlearn(head: &Head, remaining: &Statistics, keep: &[u32]) -> Result<Unlearned> {
+/// When a column is not the head's, or statistics that the configuration learns with are missing or of another number of
+/// classes.
+pub fn unlearn(head: &Head, remaining: &Statistics, keep: &[u32], config: &ModelConfig) -> Result<Unlearned> {
     let index = Tensor::new(keep, head.device())?;
     let anchors = head.anchors().index_select(&index, 0)?;
+    if config.remembers() && remaining.classes.len() != keep.len() {
+        candle_core::bail!(
+            "statistics of {} classes for {}",
+            remaining.classes.len(),
+            keep.len()
+        );
+    }
+    if let (Some(sample), true) = (&remaining.sample, config.strategy.adds_up()) {
+        let forms = ClosedForms {
+            known: remaining,
+            sample,
+            anchors: &anchors,
+            scale: head.scale(),
+            beside_backbone: config.beside_backbone(),
+        };
+        let made = match head.ridge() {
+            Some(ridge) => forms.regression(&ridge.projection, config.lambda)?,
+            None => forms.discriminant()?,
+        };
+        return Ok(Unlearned {
+            head: Head::of_terms(made.terms, anchors, head.scale())?,
+            exact: true,
+        });
+    }
     let mut exact = true;
     let mut terms = Vec::with_capacity(head.terms().len());
     for Term { weight, scorer } in head.terms() {
@@ -52,7 +79,6 @@ pub fn unlearn(head: &Head, remaining: &Statistics, keep: &[u32]) -> Result<Unle
         });
     }
     Ok(Unlearned {
-        // Where statistics are of other classes, the numbers of columns do not fit together here.
         head: Head::of_terms(terms, anchors, head.scale())?,
         exact,
     })
@@ -78,7 +104,7 @@ fn without_the_others(scorer: &Scorer, remaining: &Statistics, keep: &Tensor) ->
                 candle_core::bail!("a regression needs the sums over random features")
             };
             let (ridge, _) = Ridge::of(gram, ridge.projection.clone(), ridge.lambda)?;
-            (Scorer::Ridge(ridge), true)
+            (Scorer::Ridge(ridge), false)
         }
         Scorer::Prototypes(Prototypes { adapter, .. }) => {
             let whitening = Whitening::of(remaining)?;
@@ -90,6 +116,6 @@ fn without_the_others(scorer: &Scorer, remaining: &Statistics, keep: &Tensor) ->
             };
             (Scorer::Prototypes(prototypes), false)
         }
-        Scorer::Affine(_) => (Scorer::Affine(Affine::discriminant(remaining)?), true),
+        Scorer::Affine(_) => (Scorer::Affine(Affine::discriminant(remaining)?), false),
     })
 }

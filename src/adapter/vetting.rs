@@ -276,6 +276,7 @@ fn needed(found: Statistics, head: &Head, config: &ModelConfig) -> Result<Statis
         classes,
         scatter,
         gram,
+        sample: _,
     } = found;
     if classes.len() != head.columns() {
         return Err(VettingError::StatisticsMissing("statistics of every class"));
@@ -294,8 +295,13 @@ fn needed(found: Statistics, head: &Head, config: &ModelConfig) -> Result<Statis
         classes,
         scatter: scatter.filter(|_| needs_scatter),
         gram: gram.filter(|_| needs_gram),
+        sample: None,
     };
-    Ok(if keeps_rows { needed } else { needed.without_rows() })
+    Ok(if keeps_rows {
+        needed.sampled()?
+    } else {
+        needed.without_rows()
+    })
 }
 
 fn check_statistics(statistics: &Statistics, head: &Head) -> Result<(), VettingError> {
@@ -343,7 +349,7 @@ fn check_class(class: &ClassStatistics) -> Result<(), VettingError> {
         .as_ref()
         .is_some_and(|rows| rows.dims()[0] != class.count)
     {
-        "a class's number of rows"
+        "rows of a class that are not as many as its examples"
     } else if !(class.residual >= 0.0 && class.residual.is_finite()) {
         "a class's residual variance"
     } else {

@@ -85,6 +85,15 @@ impl Scatter {
         Ok(())
     }
 
+    /// Takes examples of one class out: their deviations (n, D) from its mean, and the way (1, D) by which the mean moves, times
+    /// the root of the number of examples that stay. All in f64.
+    pub(super) fn take_out(&mut self, deviations: &Tensor, shift: &Tensor) -> Result<()> {
+        let gone = Tensor::cat(&[deviations, shift], 0)?;
+        self.sum = (&self.sum - gone.t()?.contiguous()?.matmul(&gone)?)?;
+        self.freedom -= deviations.dim(0)?;
+        Ok(())
+    }
+
     /// Adds another one.
     pub(super) fn merge(&mut self, other: &Self) -> Result<()> {
         self.sum = (&self.sum + &other.sum)?;
@@ -208,6 +217,7 @@ mod tests {
             classes: vec![statistics],
             scatter: Some(scatter),
             gram: None,
+            sample: None,
         };
         let whitening = Whitening::of(&statistics).expect("a whitening");
         let (_, before) = moments(&unit);
@@ -231,6 +241,7 @@ mod tests {
             classes: vec![one.clone(), one],
             scatter: Some(scatter),
             gram: None,
+            sample: None,
         };
         let whitening = Whitening::of(&statistics).expect("a whitening");
         let transform = whitening.transform.to_vec2::<f32>().expect("rows");

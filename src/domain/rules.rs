@@ -60,6 +60,11 @@ impl ModelConfig {
         rule((1..=1000).contains(&self.epochs), "epochs", "between 1 and 1000")?;
         rule(self.min_steps <= 10_000, "min_steps", "at most 10000")?;
         rule(
+            self.max_steps >= self.min_steps.max(1) && self.max_steps <= 1_000_000,
+            "max_steps",
+            "at least 1, no less than min_steps, and at most 1000000",
+        )?;
+        rule(
             (1..=4096).contains(&self.batch_size),
             "batch_size",
             "between 1 and 4096",

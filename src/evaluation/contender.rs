@@ -47,7 +47,7 @@ impl FromStr for Contender {
 
 /// The options, for whoever mistypes one.
 const OPTIONS: &str = "retention, ratio, bias, strength, rehearsal, rank, per_class, choice, per_example, hinge, margin, \
-                       hinge_weight, keep, random_features, lambda, zero_shot_term, initialisation, lr, epochs, min_steps, batch, \
+                       hinge_weight, keep, random_features, lambda, zero_shot_term, initialisation, lr, epochs, min_steps, max_steps, batch, \
                        seed, w_zero_shot, w_linear and w_prototypes";
 
 fn set(config: &mut ModelConfig, name: &str, value: &str) -> Result<(), String> {
@@ -89,6 +89,7 @@ fn set(config: &mut ModelConfig, name: &str, value: &str) -> Result<(), String> 
         "lr" => config.learning_rate = number(name, value)?,
         "epochs" => config.epochs = number(name, value)?,
         "min_steps" => config.min_steps = number(name, value)?,
+        "max_steps" => config.max_steps = number(name, value)?,
         "batch" => config.batch_size = number(name, value)?,
         "seed" => config.seed = number(name, value)?,
         "w_zero_shot" => config.weights.zero_shot = number(name, value)?,

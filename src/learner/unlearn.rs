@@ -142,7 +142,9 @@ impl Learn<'_> {
             .unzip();
         let pool = Arc::clone(&self.learner.fit_pool);
         let head = Arc::clone(&base.head);
-        let made = tokio::task::spawn_blocking(move || pool.install(|| unlearn(&head, &remembered, &keep)));
+        let config = start.config.clone();
+        let made =
+            tokio::task::spawn_blocking(move || pool.install(|| unlearn(&head, &remembered, &keep, &config)));
         let mut unlearned = joined(made).await.map_err(|e| Stop::failed("unlearn", &e))?;
         unlearned.exact &= is_exact;
         Ok(Without {

@@ -94,31 +94,6 @@ impl Record {
         }
     }
 
-    /// Fails unless the logits of another version, as far as probabilities tell them, are one multiple of these.
-    pub(crate) fn assert_near_but_for_temperature(&self, other: &Self) {
-        assert_eq!(self.singly.len(), other.singly.len());
-        let spreads = self.singly.iter().zip(&other.singly).flat_map(|(one, other)| {
-            let (one, other) = (probabilities(one), probabilities(other));
-            assert!(one.keys().eq(other.keys()), "{one:?} and {other:?}");
-            let odds = |all: &BTreeMap<String, f64>| {
-                let logs: Vec<f64> = all.values().map(|p| p.ln()).collect();
-                logs.iter().map(|log| log - logs[0]).collect::<Vec<f64>>()
-            };
-            odds(&one).into_iter().zip(odds(&other)).collect::<Vec<_>>()
-        });
-        // What is nearly impossible has few digits.
-        let spreads: Vec<(f64, f64)> = spreads.filter(|(a, b)| a.abs().max(b.abs()) < 20.0).collect();
-        let size = |of: fn(&(f64, f64)) -> f64| spreads.iter().map(of).map(f64::abs).sum::<f64>();
-        let multiple = size(|pair| pair.1) / size(|pair| pair.0);
-        assert!(spreads.len() > 20 && multiple.is_finite(), "{spreads:?}");
-        for (a, b) in &spreads {
-            assert!(
-                (a * multiple - b).abs() < 1e-2 * (1.0 + b.abs()),
-                "{a} · {multiple} and {b}"
-            );
-        }
-    }
-
     /// Fails unless a picture's neighbours in a batch leave its probabilities as they are.
     pub(crate) fn assert_neighbours_do_not_matter(&self) {
         for batch in &self.in_batches {

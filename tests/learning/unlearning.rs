@@ -84,13 +84,11 @@ async fn a_task_goes_and_can_come_back(database: Database) {
 }
 
 async fn a_discriminant_forgets_without_a_trace(database: Database) {
-    forgets_without_a_trace(database, json!({"strategy": "gda", "zero_shot_term": false})).await;
+    forgets_without_a_trace(database, json!({"strategy": "gda"})).await;
 }
 
-/// λ is given: else the first task's examples choose it.
 async fn a_regression_forgets_without_a_trace(database: Database) {
-    let config = json!({"strategy": "ridge", "zero_shot_term": false, "random_features": 128, "lambda": 0.1});
-    forgets_without_a_trace(database, config).await;
+    forgets_without_a_trace(database, json!({"strategy": "ridge", "random_features": 128})).await;
 }
 
 async fn forgets_without_a_trace(database: Database, config: Value) {
@@ -105,8 +103,7 @@ async fn forgets_without_a_trace(database: Database, config: Value) {
     taught(&app, "fields", lesson(&FIELDS)).await;
     let never = record(&app, None).await;
     assert_eq!((without.version, never.version), (4, 5));
-    // How sure it is was measured on the last task's examples, among other classes.
-    without.assert_near_but_for_temperature(&never);
+    without.assert_near(&never);
     let known = of_pupil(&app, "versions/4").await;
     let order: Vec<&Value> = known["classes"]
         .as_array()
@@ -119,7 +116,7 @@ async fn forgets_without_a_trace(database: Database, config: Value) {
 
 async fn a_regression_forgets_a_class_without_a_trace(database: Database) {
     let app = TestApp::start(&database, &[]).await;
-    let config = json!({"strategy": "ridge", "lambda": 1, "random_features": 256, "zero_shot_term": false});
+    let config = json!({"strategy": "ridge", "random_features": 256});
     let model = json!({"name": PUPIL, "config": config});
     Answer::to(app.post("/v1/models").json(&model)).await.json(201);
     three_tasks(&app).await;
@@ -138,7 +135,7 @@ async fn a_regression_forgets_a_class_without_a_trace(database: Database) {
     taught(&app, "fields", lesson(&FIELDS)).await;
     let never = record(&app, None).await;
     assert_eq!((without.version, never.version), (4, 6));
-    without.assert_near_but_for_temperature(&never);
+    without.assert_same_probabilities(&never);
 
     // What is kept of the other classes is learned on top of.
     roll_back(&app, 4).await;

@@ -1,5 +1,6 @@
 //! Learning by itself, without a server: fits on made-up features, and `clipkeep evaluate` on features and images.
 
+mod closed_forms;
 mod evaluating;
 mod evaluating_images;
 mod fitting;

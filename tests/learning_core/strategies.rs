@@ -1,7 +1,7 @@
 //! What each strategy promises.
 
 use candle_core::{Device, Tensor};
-use clipkeep::adapter::{Fitted, Head, Scorer, Snapshot, evaluate};
+use clipkeep::adapter::{Fitted, Head, Snapshot, evaluate};
 use clipkeep::domain::{Anchors, Choice, Class, ClassId, Hinge, ModelConfig, Rehearsal, Retention, Strategy};
 use uuid::Uuid;
 
@@ -113,52 +113,6 @@ fn every_strategy_learns_and_lasts_through_its_snapshot() {
             "{strategy:?} goes on from it as from what it was"
         );
     }
-}
-
-/// A head's weights of classes in closed form, row by row.
-pub(crate) fn closed_form(head: &Head) -> Vec<f32> {
-    let weights = head.terms().iter().find_map(|term| match &term.scorer {
-        Scorer::Affine(affine) => Some(values(&affine.weight)),
-        Scorer::Ridge(ridge) => Some(values(ridge.weight())),
-        _ => None,
-    });
-    weights.expect("a closed form")
-}
-
-#[test]
-fn closed_forms_do_not_depend_on_the_order_of_tasks() {
-    let world = World::new(12);
-    for strategy in [Strategy::Gda, Strategy::Ridge] {
-        let config = ModelConfig {
-            lambda: (strategy == Strategy::Ridge).then_some(1.0),
-            ..quick(strategy)
-        };
-        let joint = closed_form(&world.first(12, &config).head);
-        let apart = closed_form(&world.second(&world.first(5, &config), 1, &config).head);
-        let size = joint.iter().fold(0.0_f32, |size, value| size.max(value.abs()));
-        for (one, other) in joint.iter().zip(&apart) {
-            assert!(
-                (one - other).abs() <= 1e-6 * size,
-                "{strategy:?}: {one} and {other}"
-            );
-        }
-    }
-}
-
-#[test]
-fn lambda_is_chosen_once() {
-    let world = World::new(12);
-    let config = quick(Strategy::Ridge);
-    let first = world.first(5, &config);
-    let second = world.second(&first, 1, &config);
-    assert!(first.report.lambda.is_some_and(|lambda| lambda > 0.0));
-    assert_eq!(first.report.lambda, second.report.lambda);
-    assert!(
-        second
-            .report
-            .temperature
-            .is_some_and(|temperature| temperature > 0.0)
-    );
 }
 
 /// How sure a head is of what it says, and how often it is right: the same if it is calibrated.

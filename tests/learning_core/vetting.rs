@@ -214,7 +214,17 @@ fn numbers_must_be_of_a_size_that_embeddings_have() {
     };
     let far = |values: usize| Tensor::full(1e30_f32, values, &Device::Cpu).expect("a tensor");
     assert!(unsound(&|s| s.classes[1].count = 0).contains("examples"));
-    assert!(unsound(&|s| s.classes[1].count += 1).contains("examples"));
+    assert!(unsound(&|s| s.classes[1].count += 1).contains("rows of a class"));
+    let without_rows = |s: &mut Statistics| {
+        *s = s.clone().without_rows();
+        s.classes[1].count += 1;
+    };
+    assert!(unsound(&without_rows).contains("number of examples"));
+    let long = |s: &mut Statistics| {
+        let rows = s.classes[1].rows.as_ref().and_then(|rows| (rows * 2.0).ok());
+        s.classes[1].rows = Some(rows.expect("rows"));
+    };
+    assert!(unsound(&long).contains("row longer than 1"));
     assert!(unsound(&|s| s.classes[1].count = usize::MAX).contains("examples"));
     assert!(unsound(&|s| s.classes[1].residual = -1.0).contains("residual"));
     assert!(unsound(&|s| s.classes[1].residual = f64::NAN).contains("residual"));

@@ -38,10 +38,12 @@ struct ClassHeader {
 /// The statistics of a task's classes as safetensors bytes, in the given order. Components and exemplars are rounded
 /// to float16, all else stays as it is; the same statistics always give the same bytes.
 pub fn encode(statistics: &Statistics) -> Result<Vec<u8>, CodecError> {
+    // The sample is one of the rows.
     let Statistics {
         classes,
         scatter,
         gram,
+        sample: _,
     } = statistics;
     let mut tensors = BTreeMap::new();
     let mut headers = Vec::with_capacity(classes.len());
@@ -146,7 +148,7 @@ fn read(header: &Header, reader: &Reader<'_>, device: &Device) -> Result<Statist
         let packed = reader.f32("scatter", &[dim * (dim + 1) / 2])?.to_vec1::<f32>()?;
         Ok::<_, CodecError>(Scatter::unpack(&packed, dim, freedom, device)?)
     };
-    Ok(Statistics {
+    let statistics = Statistics {
         classes: header
             .classes
             .iter()
@@ -155,5 +157,7 @@ fn read(header: &Header, reader: &Reader<'_>, device: &Device) -> Result<Statist
             .collect::<Result<_, _>>()?,
         scatter: header.freedom.map(scatter).transpose()?,
         gram: header.random_features.map(gram).transpose()?,
-    })
+        sample: None,
+    };
+    Ok(statistics.sampled()?)
 }
