@@ -1,5 +1,6 @@
 //! The epochs of a fit: batches of new examples, each joined by rehearsed rows of old classes.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use candle_core::Tensor;
@@ -15,6 +16,9 @@ use super::statistics::ClassStatistics;
 use super::trainable::{Trainable, total};
 use super::whitening::Whitening;
 use crate::domain::{self, ModelConfig, Retention};
+
+/// How often a class's examples are gone over, all together, before passes are saved.
+const VIEWS: usize = 100;
 
 /// What one adapter is trained on.
 pub(super) struct Lesson<'a> {
@@ -108,11 +112,7 @@ impl<'a, A: Trainable> Training<'a, A> {
         let examples = self.lesson.labels.len();
         let config = self.lesson.config;
         let per_epoch = examples.div_ceil(config.batch_size);
-        let affordable = (config.max_steps / per_epoch).max(1);
-        let epochs = config
-            .epochs
-            .min(affordable)
-            .max(config.min_steps.div_ceil(per_epoch));
+        let epochs = epochs(config, self.lesson.labels);
         let steps = epochs * per_epoch;
         let peak = peak_rate(config.learning_rate, self.lesson.scale);
         let mut order: Vec<u32> = (0..examples as u32).collect();
@@ -209,6 +209,15 @@ impl<'a, A: Trainable> Training<'a, A> {
     }
 }
 
+/// Passes over a task with these labels.
+fn epochs(config: &ModelConfig, labels: &[u32]) -> usize {
+    let per_epoch = labels.len().div_ceil(config.batch_size);
+    let classes = labels.iter().collect::<HashSet<_>>().len();
+    let often_enough = (VIEWS * classes).div_ceil(labels.len());
+    let most = often_enough.max(config.max_steps / per_epoch);
+    config.epochs.min(most).max(config.min_steps.div_ceil(per_epoch))
+}
+
 impl Lesson<'_> {
     /// Rows as the adapter is given them.
     fn seen(&self, rows: &Tensor) -> candle_core::Result<Tensor> {
@@ -216,5 +225,37 @@ impl Lesson<'_> {
             Some(whitening) => whitening.view(rows),
             None => Ok(rows.clone()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Strategy;
+
+    #[test]
+    fn passes_suit_the_number_of_examples() {
+        let config = ModelConfig::of(Strategy::Linear);
+        assert_eq!(
+            (
+                config.epochs,
+                config.min_steps,
+                config.max_steps,
+                config.batch_size
+            ),
+            (10, 60, 160, 64)
+        );
+        let passes = |classes: u32, each: usize| {
+            let labels: Vec<u32> = (0..classes)
+                .flat_map(|class| std::iter::repeat_n(class, each))
+                .collect();
+            epochs(&config, &labels)
+        };
+        assert_eq!(passes(3, 10), 60, "few examples take a step a pass");
+        assert_eq!(passes(100, 4), 10);
+        assert_eq!(passes(5, 160), 10);
+        assert_eq!(passes(10, 1000), 1, "many take as few as there can be");
+        assert_eq!(passes(1000, 4), 10, "but not where classes have few each");
+        assert_eq!(passes(1000, 50), 2);
     }
 }

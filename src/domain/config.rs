@@ -68,7 +68,8 @@ configuration! {
     epochs: usize,
     /// Fewest optimiser updates of a fit: a task of few examples is passed over as often as that takes.
     min_steps: usize,
-    /// Most optimiser updates of a fit, in whole passes and at least one: many examples need fewer passes.
+    /// Most optimiser updates of a fit, in whole passes: many examples need fewer. Not where classes would be seen less than
+    /// a hundred times each.
     max_steps: usize,
     /// New examples in a batch.
     batch_size: usize,

@@ -126,3 +126,45 @@ fn statistics_survive_their_codec() {
             .is_empty()
     );
 }
+
+#[test]
+fn taking_examples_out_is_never_having_had_them() {
+    let rows = [features(9, 6), (features(5, 6) * 2.0).expect("wider")];
+    let of = |rows: &[Tensor]| {
+        let classes = rows.iter().map(|rows| ClassStatistics::estimate(rows, 0));
+        Statistics {
+            classes: classes.collect::<Result<_, _>>().expect("estimated"),
+            scatter: Some(Scatter::of(rows).expect("a scatter")),
+            ..Statistics::default()
+        }
+    };
+    let out = |column: usize, count: usize| {
+        let rows = rows[column].narrow(0, 0, count).expect("rows");
+        (column, rows.to_dtype(DType::F64).expect("f64"))
+    };
+    let left = of(&rows)
+        .without_examples(vec![out(1, 2), out(0, 3)])
+        .expect("left");
+    let rest = [rows[0].narrow(0, 3, 6), rows[1].narrow(0, 2, 3)].map(|rows| rows.expect("rows"));
+    let expected = of(&rest);
+    for (found, expected) in left.classes.iter().zip(&expected.classes) {
+        assert_eq!(found.count, expected.count);
+        let apart =
+            (&found.mean - &expected.mean).and_then(|apart| apart.abs()?.max_all()?.to_scalar::<f32>());
+        assert!(apart.expect("a number") < 1e-5);
+    }
+    let scatter = |statistics: &Statistics| statistics.scatter.as_ref().expect("a scatter").covariance();
+    let ((found, _), (wanted, _)) = (
+        scatter(&left).expect("found"),
+        scatter(&expected).expect("expected"),
+    );
+    assert!(furthest(&found, &wanted) < 1e-4);
+    assert_eq!(
+        left.scatter.map(|s| s.freedom()),
+        expected.scatter.map(|s| s.freedom())
+    );
+    assert!(
+        of(&rows).without_examples(vec![out(1, 5)]).is_err(),
+        "none would be left"
+    );
+}
