@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match clipkeep::cli::run().await {
+fn main() -> ExitCode {
+    match clipkeep::cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("clipkeep: {error:#}");

@@ -4,6 +4,7 @@ mod demo;
 mod evaluate;
 mod openapi;
 mod serve;
+mod threads;
 
 use std::ffi::OsString;
 
@@ -40,13 +41,19 @@ enum Command {
 ///
 /// # Errors
 /// Whatever went wrong, in words for a person.
-pub async fn run() -> anyhow::Result<()> {
+pub fn run() -> anyhow::Result<()> {
     let cli = Cli::parse_from(with_subcommand(std::env::args_os().collect()));
+    match &cli.command {
+        Command::Serve(serve) => threads::settle(serve.threads()),
+        Command::Evaluate(evaluate) => threads::settle(evaluate.threads()),
+        Command::Demo(_) | Command::Openapi => {}
+    }
     crate::telemetry::install(cli.log_format).map_err(|error| anyhow::anyhow!(error))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match cli.command {
-        Command::Serve(serve) => serve.run().await,
-        Command::Demo(demo) => demo.run().await,
-        Command::Evaluate(evaluate) => evaluate.run().await,
+        Command::Serve(serve) => runtime.block_on(serve.run()),
+        Command::Demo(demo) => runtime.block_on(demo.run()),
+        Command::Evaluate(evaluate) => runtime.block_on(evaluate.run()),
         Command::Openapi => openapi::run(),
     }
 }

@@ -17,6 +17,10 @@ pub(super) struct Serve {
 }
 
 impl Serve {
+    pub(super) fn threads(&self) -> usize {
+        self.config.engine.backbone.threads()
+    }
+
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let app = App::build(&self.config, metrics::install()?).await?;
         let addr = app.addr();

@@ -6,10 +6,33 @@ use serde_json::json;
 use crate::caller::Answer;
 use crate::database::{Database, on_both};
 use crate::pictures::png;
+use crate::process::Process;
 use crate::scene::{CLASSIFY, with_flora};
 use crate::test_app::TestApp;
 
 on_both!(tells_how_it_is);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
+async fn tensors_have_the_threads_that_were_asked_for() {
+    let database = Database::sqlite();
+    for (flags, expected) in [
+        (&["--threads", "3"][..], "3".to_owned()),
+        (
+            &[],
+            std::thread::available_parallelism().expect("cores").to_string(),
+        ),
+    ] {
+        let server = Process::start(&database, flags);
+        assert_eq!(server.get("/healthz").await, json!({"status": "ok"}));
+        let environment = format!("/proc/{}/environ", server.child.id());
+        let environment = std::fs::read(environment).expect("the server runs");
+        let found = environment
+            .split(|byte| *byte == 0)
+            .find_map(|variable| variable.strip_prefix(b"RAYON_NUM_THREADS="));
+        assert_eq!(found, Some(expected.as_bytes()));
+    }
+}
 
 async fn tells_how_it_is(database: Database) {
     let kind = if database.url().starts_with("sqlite") {

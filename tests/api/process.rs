@@ -25,6 +25,7 @@ impl Process {
             .arg(&data_dir)
             .args(["--database-url", database.url()])
             .args(flags)
+            .env_remove("RAYON_NUM_THREADS")
             .stdout(Stdio::piped())
             .stderr(File::create(&log).expect("a log file"))
             .spawn()

@@ -101,6 +101,10 @@ struct Prepared {
 }
 
 impl Evaluate {
+    pub(super) fn threads(&self) -> usize {
+        self.backbone.threads()
+    }
+
     pub(super) async fn run(self) -> anyhow::Result<()> {
         anyhow::ensure!(
             self.seeds == 1 || self.order != ClassOrder::Given,
