@@ -100,8 +100,11 @@ impl ModelConfig {
     /// best stand here, and all are within two points. `min_steps` is what a task of 400 examples takes, less a little:
     /// with ten photographs a class, ten passes alone are too few steps to learn anything. `max_steps` keeps a task of 10,000
     /// examples to one pass: on features of CIFAR-100, ten classes of 450 pictures a task, the linear adapter ends 0.3 and
-    /// the ensemble 0.6 points lower after one pass than after ten, and nine times earlier. What self-attention and prompts
-    /// have of their own was chosen by no comparison.
+    /// the ensemble 0.6 points lower after one pass than after ten, and nine times earlier. Self-attention and
+    /// prompts were compared on training pictures of CIFAR-100 with the embedded backbone, four tasks of five classes: with
+    /// a ratio of 0.2 self-attention ends seven points higher than with 0.4 and forgets a third as much, and more or better
+    /// rehearsal gains no more than a point over that; prompts end four points higher at 5e-3 than at 1e-3, and two higher
+    /// with no retention than with 0.7 of the context kept.
     pub fn of(strategy: Strategy) -> Self {
         let trained = Self {
             strategy,
@@ -138,6 +141,7 @@ impl ModelConfig {
         match strategy {
             Strategy::Linear | Strategy::Ensemble => trained,
             Strategy::SelfAttention => Self {
+                retention: Retention::Importance { ratio: 0.2 },
                 rehearsal: Rehearsal::Gaussian {
                     rank: 8,
                     per_example: 2.0,
@@ -146,7 +150,8 @@ impl ModelConfig {
                 ..trained
             },
             Strategy::Prompt => Self {
-                learning_rate: 1e-3,
+                retention: Retention::None,
+                learning_rate: 5e-3,
                 ..trained
             },
             Strategy::ZeroShot | Strategy::Ridge | Strategy::Gda => Self {
