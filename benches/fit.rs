@@ -1,7 +1,7 @@
 //! How long learning takes on top of 900 classes: a task of 100 classes with four examples each, and one of 10 classes with
 //! a thousand.
 //!
-//! `cargo bench --bench fit`. Made-up features of CLIP ViT-B/32's shape: the time does not depend on the values. What a
+//! `just bench --bench fit`. Made-up features of CLIP ViT-B/32's shape: the time does not depend on the values. What a
 //! version takes in the store is printed beside each.
 
 use std::hint::black_box;

@@ -14,8 +14,11 @@ use super::ridge::{Ridge, random_features};
 use super::sample::Sample;
 use super::statistics::Statistics;
 
-/// Most rows of a class that a regression is calibrated by; with the sample's classes they bound the work.
-const CALIBRATION_ROWS: usize = 2;
+/// Rows that λ is chosen by, unless there are more classes.
+const LAMBDA_ROWS: usize = 512;
+
+/// Rows that scores are calibrated by, unless there are more classes.
+const CALIBRATION_ROWS: usize = 256;
 
 /// What a ridge regression's scores, which are near 1 for the right class, are multiplied with where nothing says better.
 const RIDGE_TEMPERATURE: f64 = 10.0;
@@ -53,13 +56,13 @@ impl ClosedForms<'_> {
         let Some(gram) = &self.known.gram else {
             candle_core::bail!("a regression needs the sums over random features")
         };
-        let lambda = match (lambda, self.sample.first(|count| count)?) {
+        let lambda = match (lambda, self.sample.some(LAMBDA_ROWS, |count| count)?) {
             (Some(lambda), _) => lambda,
             (None, Some((rows, columns))) => best_lambda(&random_features(&rows, projection)?, &columns)?,
             (None, None) => gram.mean_square(self.known.classes.iter().map(|class| class.count).sum()),
         };
         let (ridge, solution) = Ridge::of(gram, projection.clone(), lambda)?;
-        let left_out = match self.sample.first(|count| count.min(CALIBRATION_ROWS))? {
+        let left_out = match self.sample.some(CALIBRATION_ROWS, |count| count)? {
             None => None,
             Some((rows, columns)) => {
                 let scores = solution.left_out(&random_features(&rows, projection)?, &columns)?;
@@ -79,10 +82,12 @@ impl ClosedForms<'_> {
     /// When the spread within classes is missing.
     pub(super) fn discriminant(&self) -> Result<Made> {
         let held_back = |count: usize| count.div_ceil(4);
-        let unseen = match self.sample.first(held_back)? {
+        let unseen = match self.sample.some(CALIBRATION_ROWS, held_back)? {
             None => None,
             Some((rows, columns)) => {
-                let seen = self.known.without_examples(self.sample.each(held_back)?)?;
+                let seen = self
+                    .known
+                    .without_examples(self.sample.by_class(CALIBRATION_ROWS, held_back)?)?;
                 let scores = doubles(&Affine::discriminant(&seen)?.logits(&rows)?)?;
                 Some((scores, rows, columns))
             }

@@ -5,19 +5,20 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::domain::Digest;
 
 /// Most classes: those whose rows have the smallest digests.
 const CLASSES: usize = 128;
-/// Most rows of a class, evenly spaced among its own.
-const ROWS: usize = 8;
+/// Most rows of a class, evenly spaced among its own. With 512 values a row, a sample is 32 MiB at most.
+const ROWS: usize = 128;
 
 /// Rows of some classes, of each at least two: a single one says nothing about its class when it is left out.
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
-    classes: BTreeMap<Digest, SampledClass>,
+    /// By the digest of the rows. Classes that were taught with the same ones stand together.
+    classes: BTreeMap<Digest, Vec<SampledClass>>,
 }
 
 #[derive(Debug, Clone)]
@@ -36,13 +37,11 @@ impl Sample {
             if count < 2 {
                 continue;
             }
-            let few = count.min(ROWS);
-            let places: Vec<u32> = (0..few).map(|place| (place * count / few) as u32).collect();
-            let rows = rows.index_select(&Tensor::new(places, rows.device())?, 0)?;
+            let rows = spread(rows, count.min(ROWS))?;
             let values = rows.flatten_all()?.to_vec1::<f32>()?;
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             let class = SampledClass { column, rows };
-            sample.classes.insert(Digest::of(&bytes), class);
+            sample.classes.entry(Digest::of(&bytes)).or_default().push(class);
             sample.trim();
         }
         Ok(sample)
@@ -50,9 +49,14 @@ impl Sample {
 
     /// Adds that of classes behind the first `known` ones.
     pub(super) fn merge(&mut self, next: Self, known: usize) {
-        for (digest, SampledClass { column, rows }) in next.classes {
-            let column = column + known;
-            self.classes.insert(digest, SampledClass { column, rows });
+        for (digest, classes) in next.classes {
+            let moved = classes
+                .into_iter()
+                .map(|SampledClass { column, rows }| SampledClass {
+                    column: column + known,
+                    rows,
+                });
+            self.classes.entry(digest).or_default().extend(moved);
         }
         self.trim();
     }
@@ -63,13 +67,17 @@ impl Sample {
         }
     }
 
-    /// The first rows (n, D) of each class, as many of its k as `of` says, and their columns. `None` where there are none.
-    pub(super) fn first(&self, of: impl Fn(usize) -> usize) -> Result<Option<(Tensor, Vec<u32>)>> {
+    /// Some rows (n, D) and their columns: of each class's k rows as many as `of` says, but no more than its share of `most`.
+    /// `None` where there are none.
+    pub(super) fn some(
+        &self,
+        most: usize,
+        of: impl Fn(usize) -> usize,
+    ) -> Result<Option<(Tensor, Vec<u32>)>> {
         let (mut rows, mut columns) = (Vec::new(), Vec::new());
-        for class in self.classes.values() {
-            let count = of(class.rows.dim(0)?);
-            rows.push(class.rows.narrow(0, 0, count)?);
-            columns.extend(std::iter::repeat_n(class.column as u32, count));
+        for (column, of_class) in self.by_class(most, of)? {
+            columns.extend(std::iter::repeat_n(column as u32, of_class.dim(0)?));
+            rows.push(of_class);
         }
         Ok(match rows.as_slice() {
             [] => None,
@@ -77,16 +85,22 @@ impl Sample {
         })
     }
 
-    /// Of each class its column and its first rows (n, D) in f64, as many of its k as `of` says.
-    pub(super) fn each(&self, of: impl Fn(usize) -> usize) -> Result<Vec<(usize, Tensor)>> {
-        let classes = self.classes.values();
+    /// The same rows class by class, each with its column.
+    pub(super) fn by_class(&self, most: usize, of: impl Fn(usize) -> usize) -> Result<Vec<(usize, Tensor)>> {
+        let classes: Vec<&SampledClass> = self.classes.values().flatten().collect();
+        let share = (most / classes.len().max(1)).max(1);
         classes
-            .map(|class| {
-                let rows = class.rows.narrow(0, 0, of(class.rows.dim(0)?))?;
-                Ok((class.column, rows.to_dtype(DType::F64)?))
-            })
+            .into_iter()
+            .map(|SampledClass { column, rows }| Ok((*column, spread(rows, of(rows.dim(0)?).min(share))?)))
             .collect()
     }
+}
+
+/// So many of some rows, evenly spaced.
+fn spread(rows: &Tensor, few: usize) -> Result<Tensor> {
+    let count = rows.dim(0)?;
+    let places: Vec<u32> = (0..few).map(|place| (place * count / few) as u32).collect();
+    rows.index_select(&Tensor::new(places, rows.device())?, 0)
 }
 
 #[cfg(test)]
@@ -104,7 +118,10 @@ mod tests {
     }
 
     fn rows(sample: &Sample) -> Vec<Vec<f32>> {
-        let (rows, _) = sample.first(|count| count).expect("rows").expect("some");
+        let (rows, _) = sample
+            .some(usize::MAX, |count| count)
+            .expect("rows")
+            .expect("some");
         rows.to_vec2().expect("values")
     }
 
@@ -119,8 +136,8 @@ mod tests {
             apart.merge(Sample::of(classes, 0).expect("a sample"), task * 70);
         }
         assert_eq!(rows(&apart), rows(&joint));
-        let (_, columns) = joint.first(|_| 1).expect("rows").expect("some");
-        let (_, others) = apart.first(|_| 1).expect("rows").expect("some");
+        let (_, columns) = joint.some(usize::MAX, |_| 1).expect("rows").expect("some");
+        let (_, others) = apart.some(usize::MAX, |_| 1).expect("rows").expect("some");
         for (one, other) in columns.iter().zip(others) {
             assert_eq!(*one, 299 - other, "the column that its class has there");
             assert!(one % 9 > 0, "a class of one row is not in it");
@@ -128,19 +145,53 @@ mod tests {
     }
 
     #[test]
+    fn classes_of_the_same_rows_stand_together() {
+        let (one, other) = (features(4, 4), (features(4, 4) + 1.0).expect("moved"));
+        let joint = Sample::of([&one, &other, &one], 0).expect("a sample");
+        let mut apart = Sample::of([&one], 0).expect("a sample");
+        apart.merge(Sample::of([&one, &other], 0).expect("a sample"), 1);
+        assert_eq!(rows(&apart), rows(&joint));
+        let columns = |sample: &Sample| {
+            let mut columns: Vec<usize> = sample
+                .by_class(usize::MAX, |_| 1)
+                .expect("rows")
+                .iter()
+                .map(|c| c.0)
+                .collect();
+            columns.sort_unstable();
+            columns
+        };
+        assert_eq!((columns(&joint), columns(&apart)), (vec![0, 1, 2], vec![0, 1, 2]));
+    }
+
+    #[test]
     fn rows_are_spread_over_their_class() {
-        let class = features(80, 4);
+        let class = features(400, 4);
         let sample = Sample::of([&class], 5).expect("a sample");
-        let expected = class
-            .index_select(&Tensor::new(&[0_u32, 10, 20], class.device()).expect("places"), 0)
-            .and_then(|rows| rows.to_vec2::<f32>())
-            .expect("rows");
-        assert_eq!(rows(&sample)[..3], expected);
-        let (few, columns) = sample
-            .first(|count| count.div_ceil(4))
-            .expect("rows")
-            .expect("some");
-        assert_eq!((few.dims(), columns), (&[2, 4][..], vec![5, 5]));
-        assert!(Sample::default().first(|count| count).expect("no rows").is_none());
+        let at = |places: [u32; 3]| {
+            let places = Tensor::new(&places, class.device()).expect("places");
+            class
+                .index_select(&places, 0)
+                .and_then(|rows| rows.to_vec2::<f32>())
+                .expect("rows")
+        };
+        assert_eq!(
+            (rows(&sample).len(), &rows(&sample)[..3]),
+            (ROWS, &at([0, 3, 6])[..])
+        );
+        let some = |most, of: fn(usize) -> usize| {
+            let (rows, columns) = sample.some(most, of).expect("rows").expect("some");
+            assert!(columns.iter().all(|column| *column == 5));
+            rows.to_vec2::<f32>().expect("values")
+        };
+        assert_eq!(some(3, |count| count), at([0, 131, 265]));
+        assert_eq!(some(1000, |count| count.div_ceil(4)).len(), ROWS / 4);
+        assert_eq!(some(0, |count| count).len(), 1, "every class has a say");
+        assert!(
+            Sample::default()
+                .some(9, |count| count)
+                .expect("no rows")
+                .is_none()
+        );
     }
 }

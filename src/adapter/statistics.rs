@@ -164,7 +164,7 @@ impl Statistics {
         })
     }
 
-    /// Without some examples of some classes, each given by its column and the rows (n, D) in f64: their means and what they
+    /// Without some examples of some classes, each given by its column and the rows (n, D): their means and what they
     /// share, exactly; their principal directions stay.
     ///
     /// ```text
@@ -187,7 +187,7 @@ impl Statistics {
             }
             let stay = class.count - gone;
             let mean = class.mean.to_dtype(DType::F64)?.unsqueeze(0)?;
-            let deviations = rows.broadcast_sub(&mean)?;
+            let deviations = rows.to_dtype(DType::F64)?.broadcast_sub(&mean)?;
             let shift = (deviations.sum_keepdim(0)? / -(stay as f64))?;
             class.mean = (mean + &shift)?.squeeze(0)?.to_dtype(DType::F32)?;
             class.count = stay;

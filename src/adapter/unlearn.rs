@@ -12,7 +12,7 @@
 //! | prototypes | whitening and rows from statistics, the adapter between as it was trained | no |
 //! | affine, ridge | everything from statistics | where all rows are kept |
 //!
-//! Where rows are not kept, what was chosen by examples stays: λ, and the weights by which scores became logits.
+//! The random features of a regression stay: no example had a part in them. Where rows are not kept, what was chosen by examples stays: λ, and the weights by which scores became logits.
 
 use candle_core::{Result, Tensor};
 

@@ -320,7 +320,12 @@ fn check_statistics(statistics: &Statistics, head: &Head) -> Result<(), VettingE
         return Ok(());
     };
     // A class that was unlearned without its rows has left its part of the scatter.
-    if scatter.freedom() < freedom {
+    let most = if statistics.sample.is_some() {
+        freedom
+    } else {
+        u32::MAX as usize
+    };
+    if !(freedom..=most).contains(&scatter.freedom()) {
         return Err(VettingError::Unsound("the number of examples"));
     }
     let (rows, variance) = scatter.covariance()?;

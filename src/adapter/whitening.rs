@@ -96,8 +96,11 @@ impl Scatter {
 
     /// Adds another one.
     pub(super) fn merge(&mut self, other: &Self) -> Result<()> {
+        let Some(freedom) = self.freedom.checked_add(other.freedom) else {
+            candle_core::bail!("more examples than can be counted")
+        };
         self.sum = (&self.sum + &other.sum)?;
-        self.freedom += other.freedom;
+        self.freedom = freedom;
         Ok(())
     }
 

@@ -44,8 +44,8 @@ enum Command {
 pub fn run() -> anyhow::Result<()> {
     let cli = Cli::parse_from(with_subcommand(std::env::args_os().collect()));
     match &cli.command {
-        Command::Serve(serve) => threads::settle(serve.threads()),
-        Command::Evaluate(evaluate) => threads::settle(evaluate.threads()),
+        Command::Serve(serve) => threads::settle(serve.backbone()),
+        Command::Evaluate(evaluate) => threads::settle(evaluate.backbone()),
         Command::Demo(_) | Command::Openapi => {}
     }
     crate::telemetry::install(cli.log_format).map_err(|error| anyhow::anyhow!(error))?;

@@ -4,7 +4,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
-use crate::config::ServeConfig;
+use crate::config::{BackboneArgs, ServeConfig};
 use crate::metrics;
 
 /// Run the server.
@@ -17,8 +17,8 @@ pub(super) struct Serve {
 }
 
 impl Serve {
-    pub(super) fn threads(&self) -> usize {
-        self.config.engine.backbone.threads()
+    pub(super) fn backbone(&self) -> &BackboneArgs {
+        &self.config.engine.backbone
     }
 
     pub(super) async fn run(self) -> anyhow::Result<()> {

@@ -4,16 +4,22 @@
 //! topology, file by file, which takes longer than many a product. The environment of a running process is not safe to
 //! change, so the program starts itself over with the variable set, once, before anything else has begun.
 
+use std::num::NonZeroUsize;
+
+use crate::config::BackboneArgs;
+
 /// Where candle and rayon look.
 const VARIABLE: &str = "RAYON_NUM_THREADS";
 
-/// Goes on in a program whose environment holds the number of threads. Returns where it does so already, or cannot be made
-/// to: then all works as well, only slower.
+/// Goes on in a program whose environment holds the number of threads: that of the command line, or else what the
+/// environment holds already, or else one for each core. Returns where it does so already, or cannot be made to: then all
+/// works as well, only slower.
 #[cfg(unix)]
-pub(super) fn settle(threads: usize) {
+pub(super) fn settle(backbone: &BackboneArgs) {
     use std::os::unix::process::CommandExt as _;
 
-    if std::env::var_os(VARIABLE).is_some() {
+    let held = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
+    if held.is_some_and(|held: NonZeroUsize| backbone.threads.is_none_or(|wanted| wanted == held)) {
         return;
     }
     let Ok(program) = std::env::current_exe() else {
@@ -26,11 +32,11 @@ pub(super) fn settle(threads: usize) {
     let error = std::process::Command::new(program)
         .arg0(name)
         .args(arguments)
-        .env(VARIABLE, threads.to_string())
+        .env(VARIABLE, backbone.threads().to_string())
         .exec();
-    eprintln!("clipkeep: {VARIABLE} is not set, and the program cannot start over with it: {error}");
+    eprintln!("clipkeep: {VARIABLE} cannot be set by starting the program over: {error}");
 }
 
 /// There is no way to go on as another program in the same process.
 #[cfg(not(unix))]
-pub(super) fn settle(_threads: usize) {}
+pub(super) fn settle(_backbone: &BackboneArgs) {}

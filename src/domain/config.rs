@@ -66,10 +66,10 @@ configuration! {
     learning_rate: f64,
     /// Passes over a task's examples.
     epochs: usize,
-    /// Fewest optimiser updates of a fit: a task of few examples is passed over as often as that takes.
+    /// Fewest optimiser updates of a training: a task of few examples is passed over as often as that takes.
     min_steps: usize,
-    /// Most optimiser updates of a fit, in whole passes: many examples need fewer. Not where classes would be seen less than
-    /// a hundred times each.
+    /// Most optimiser updates of a training, in whole passes and at least one: many examples need fewer. Not where a class's
+    /// examples would be seen less than a hundred times, all together, and never less than `min_steps`.
     max_steps: usize,
     /// New examples in a batch.
     batch_size: usize,

@@ -22,7 +22,7 @@ use super::ids::{JobId, ModelName, TaskName, VersionNumber};
 pub enum JobKind {
     /// Learn a task.
     Learn,
-    /// Make a version that does without a task.
+    /// Make a version that does without a task, or without one of its classes.
     Unlearn,
     /// Take in a version that was learned elsewhere. Never queued: it has succeeded when it is written.
     Import,

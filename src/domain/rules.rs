@@ -60,9 +60,9 @@ impl ModelConfig {
         rule((1..=1000).contains(&self.epochs), "epochs", "between 1 and 1000")?;
         rule(self.min_steps <= 10_000, "min_steps", "at most 10000")?;
         rule(
-            self.max_steps >= self.min_steps.max(1) && self.max_steps <= 1_000_000,
+            (1..=1_000_000).contains(&self.max_steps),
             "max_steps",
-            "at least 1, no less than min_steps, and at most 1000000",
+            "between 1 and 1000000",
         )?;
         rule(
             (1..=4096).contains(&self.batch_size),
@@ -241,6 +241,14 @@ mod tests {
                 ..ModelConfig::default()
             }
         );
+    }
+
+    #[test]
+    fn fewest_steps_may_be_more_than_most() {
+        let config: ModelConfig = serde_json::from_str(r#"{"min_steps": 500}"#).expect("valid");
+        assert_eq!(config.validate(), Ok(()));
+        let config: ModelConfig = serde_json::from_str(r#"{"max_steps": 0}"#).expect("readable");
+        assert_eq!(config.validate().map_err(|error| error.field), Err("max_steps"));
     }
 
     #[test]

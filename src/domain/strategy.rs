@@ -200,7 +200,7 @@ pub enum Keep {
     None,
     /// The features of held-out examples, on which every later version is scored, and exemplars where they are rehearsed.
     Needed,
-    /// Besides those the features of all examples, 4 · D bytes each: a single class can then be unlearned as exactly as a
-    /// task. For the strategies in closed form, `ridge` and `gda`.
+    /// Besides those the features of all examples, 4 · D bytes each, which every job reads: tasks and single classes can then
+    /// be unlearned exactly, and the order of learning leaves no trace. For the strategies in closed form, `ridge` and `gda`.
     All,
 }

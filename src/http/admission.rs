@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn the_routes_that_are_told_apart_exist() {
         let description = crate::http::resources(0).into_openapi();
-        for path in [TEACH, TASK, VERSIONS, WEIGHTS, JOB, JOB_EVENTS] {
+        for path in [TEACH, TASK, CLASS, VERSIONS, WEIGHTS, JOB, JOB_EVENTS] {
             assert!(description.paths.paths.contains_key(path), "{path}");
         }
     }

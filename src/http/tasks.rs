@@ -56,11 +56,12 @@ struct TaskSummary {
     #[schema(value_type = String, format = DateTime)]
     learned_at: Timestamp,
     accuracy: TaskAccuracy,
-    /// The best accuracy it ever had less the one now; null where nothing was held out, 0 for the newest task.
+    /// The best accuracy it ever had, or had since a class of it was unlearned, less the one now; null where nothing was held
+    /// out, 0 for the newest task.
     forgetting: Option<f64>,
 }
 
-/// How many examples a task has.
+/// How many examples a task was taught with, of classes that were unlearned since, too.
 #[derive(Debug, Serialize, ToSchema)]
 struct ExampleCount {
     /// Fitted on.
@@ -72,7 +73,7 @@ struct ExampleCount {
 /// A task's accuracy among all classes, then and now; null where nothing was held out.
 #[derive(Debug, Serialize, ToSchema)]
 struct TaskAccuracy {
-    /// By the version that learned it.
+    /// By the version that learned it; null where a class of it was unlearned since.
     at_learning: Option<Accuracy>,
     /// By the active version, or the one asked for.
     now: Option<Accuracy>,

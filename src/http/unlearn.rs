@@ -24,9 +24,9 @@ pub(super) fn router() -> OpenApiRouter<Api> {
 /// Unlearn a task
 ///
 /// A job makes a version that does without the task's classes, on top of the active one. Older versions know the task as
-/// ever and can be served again; its name and labels are free to be taught. What is in closed form is then what it would
-/// be had the task never been taught; a trained adapter keeps its weights, and `exact` in the job's report says whether
-/// there is one. The only task of a model cannot be unlearned. With `Prefer: wait=N` the answer waits up to N
+/// ever and can be served again; its name and labels are free to be taught. Strategies in closed form whose configuration
+/// keeps `all` are then what they would be had the task never been taught; a trained adapter keeps its weights, and `exact`
+/// in the job's report says whether anything of the task stays. The only task of a model cannot be unlearned. With `Prefer: wait=N` the answer waits up to N
 /// seconds for the job to end.
 #[utoipa::path(
     delete, path = "/v1/models/{model}/tasks/{task}", tag = "learn", operation_id = "unlearn",

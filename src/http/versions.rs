@@ -54,7 +54,7 @@ struct VersionSummary {
     parent: Option<VersionNumber>,
     /// How it came about.
     kind: JobKind,
-    /// The task it learned or unlearned, or that holds the classes it was imported with.
+    /// The task it learned, unlearned or unlearned a class of, or that holds the classes it was imported with.
     task: TaskName,
     /// The job that made it.
     job: JobId,

@@ -45,8 +45,9 @@ struct ImportQuery {
 
 /// Export a version
 ///
-/// One safetensors file with the snapshot's tensors, the statistics that later tasks are learned with
-/// (`statistics/…`) and the headers of both as metadata. The same version always gives the same file; the `ETag` is
+/// One safetensors file with the snapshot's tensors, the statistics that later tasks are learned and unlearned with
+/// (`statistics/…`; where the configuration keeps `all`, the features of all examples among them) and the headers of both
+/// as metadata. The same version always gives the same file; the `ETag` is
 /// its snapshot's digest.
 #[utoipa::path(
     get, path = "/v1/models/{model}/versions/{number}/weights", tag = "history", operation_id = "export_version",

@@ -13,6 +13,9 @@ pub enum RecallError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The version knows nothing that this one brought.
+    #[error("there is nothing to remember of the task of version {0}")]
+    UnknownTask(VersionNumber),
     /// What is stored does not read.
     #[error("a version's statistics do not read")]
     Codec(#[from] CodecError),
@@ -44,6 +47,7 @@ impl Learner {
         task: VersionNumber,
     ) -> Result<Statistics, RecallError> {
         let bytes = self.store.statistics(model, version, task).await?;
+        let bytes = bytes.ok_or(RecallError::UnknownTask(task))?;
         let device = self.registry.device().clone();
         let decoded = tokio::task::spawn_blocking(move || statistics::decode(&bytes, &device));
         Ok(joined(decoded).await?)

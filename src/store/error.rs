@@ -108,8 +108,8 @@ pub enum EnqueueError {
     /// Another job of the model that is queued or running learns or unlearns a task of that name.
     #[error("the task {0} is being learned or unlearned")]
     TaskInFlight(TaskName),
-    /// Another job of the model that is queued or running brings the label.
-    #[error("the label {0} is being learned")]
+    /// Another job of the model that is queued or running brings the label, or does without it.
+    #[error("the label {0} is being learned or unlearned")]
     LabelInFlight(Label),
     /// The store failed.
     #[error(transparent)]

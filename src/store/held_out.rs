@@ -95,7 +95,8 @@ impl Store {
     }
 
     /// How each version from the root to `number` did on those of its tasks that `number` still knows. A task without
-    /// tally counts 0 of 0.
+    /// tally counts 0 of 0, and so does one of which a class was unlearned later: what versions did among other classes does
+    /// not compare.
     pub async fn tallies(
         &self,
         model: &ModelName,
@@ -111,6 +112,20 @@ impl Store {
         .bind(i64::from(number.0))
         .fetch_all(&self.reader)
         .await?;
+        let changes: Vec<(i64, i64)> = sqlx::query_as(along_lineage!(
+            "select task_version, max(version) from removal
+             where model = $1 and class is not null and version in (select number from lineage)
+             group by task_version"
+        ))
+        .bind(model.as_str())
+        .bind(i64::from(number.0))
+        .fetch_all(&self.reader)
+        .await?;
+        let changed: HashMap<VersionNumber, VersionNumber> = changes
+            .into_iter()
+            .map(|(task, at)| Ok((version(task)?, version(at)?)))
+            .collect::<Result<_, StoreError>>()?;
+        let compares = |version: VersionNumber, task| changed.get(&task).is_none_or(|at| version >= *at);
         let mut found = HashMap::with_capacity(rows.len());
         for row in rows {
             let tally = row.tally()?;
@@ -127,7 +142,8 @@ impl Store {
                         tally: Tally::default(),
                         zero_shot: Tally::default(),
                     };
-                    found.get(&(version, task)).copied().unwrap_or(none)
+                    let found = found.get(&(version, task)).filter(|_| compares(version, task));
+                    found.copied().unwrap_or(none)
                 })
                 .collect(),
         };

@@ -91,11 +91,23 @@ impl Histories {
             .filter_map(|version| self.removals.get(version))
             .filter_map(|(task, whole)| whole.then_some(*task))
             .collect();
+        let changed: HashMap<VersionNumber, VersionNumber> = line
+            .iter()
+            .filter_map(|version| Some((version, self.removals.get(version)?)))
+            .filter_map(|(version, (task, whole))| (!whole).then_some((*task, *version)))
+            .collect();
+        let compares = |version, task: VersionNumber| changed.get(&task).is_none_or(|at| version >= *at);
         let is_known =
             |version: &&VersionNumber| !removed.contains(*version) && !self.removals.contains_key(*version);
         let known: Vec<VersionNumber> = line.iter().filter(is_known).copied().collect();
         let matrix = |pick: fn(&(Tally, Tally)) -> Tally| {
-            let tally = |version, task| self.tallies.get(&(version, task)).map(pick).unwrap_or_default();
+            let tally = |version, task| {
+                let found = self.tallies.get(&(version, task));
+                found
+                    .filter(|_| compares(version, task))
+                    .map(pick)
+                    .unwrap_or_default()
+            };
             let row = |&version: &VersionNumber| {
                 let tasks = known.iter().filter(|&&task| task <= version);
                 tasks.map(|&task| tally(version, task)).collect()

@@ -102,16 +102,16 @@ impl Store {
     }
 
     /// The statistics that `number` knows of the classes which the version `task` brought: those of that version, or of the
-    /// last one on the line that did without one of them.
+    /// last one on the line that did without one of them. `None` where there is no such task.
     pub async fn statistics(
         &self,
         model: &ModelName,
         number: VersionNumber,
         task: VersionNumber,
-    ) -> Result<Vec<u8>, StoreError> {
-        let (bytes,): (Vec<u8>,) = sqlx::query_as(along_lineage!(
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let row: Option<(Vec<u8>,)> = sqlx::query_as(along_lineage!(
             "select statistics from version
-             where model = $1 and number in (
+             where model = $1 and $3 in (select number from known) and number in (
                  select max(number) from lineage
                  where number = $3
                      or number in (select version from removal where model = $1 and task_version = $3))"
@@ -119,9 +119,9 @@ impl Store {
         .bind(model.as_str())
         .bind(i64::from(number.0))
         .bind(i64::from(task.0))
-        .fetch_one(&self.reader)
+        .fetch_optional(&self.reader)
         .await?;
-        Ok(bytes)
+        Ok(row.map(|(bytes,)| bytes))
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) async fn with_both(database: &Database) -> TestApp {
 /// Teaches a task that is learned for longer than any of these tests takes, and gives its job's path. The server must
 /// be a process, which need not wait for it in the end.
 pub(crate) async fn endless_job(app: &Process) -> String {
-    let config = json!({"epochs": 1000, "batch_size": 1});
+    let config = json!({"epochs": 1000, "max_steps": 1_000_000, "batch_size": 1});
     let model = app
         .post("/v1/models")
         .json(&json!({"name": "slow", "config": config}));

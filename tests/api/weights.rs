@@ -267,6 +267,14 @@ async fn files_that_are_no_versions() {
         ),
         ("no examples", scene.first_statistics("count", json!(0))),
         (
+            "examples beyond all",
+            scene.statistics(|h| h["freedom"] = json!(u64::MAX)),
+        ),
+        (
+            "rows that are not there",
+            scene.first_statistics("rows", json!(u64::MAX)),
+        ),
+        (
             "a negative variance",
             scene.first_statistics("residual", json!(-1)),
         ),

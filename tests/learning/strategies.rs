@@ -62,11 +62,9 @@ impl<'a> Model<'a> {
             .json(200);
     }
 
-    /// Unlearns a task; gives the job's report.
-    async fn unlearned(&self, task: &str) -> Value {
-        let request = self
-            .caller
-            .request(Method::DELETE, &self.path(&format!("tasks/{task}")));
+    /// Unlearns a task or class, by its path; gives the job's report.
+    async fn unlearned(&self, what: &str) -> Value {
+        let request = self.caller.request(Method::DELETE, &self.path(what));
         let accepted = Answer::to(request).await.json(202);
         let job = self.caller.end_of(accepted["job"].as_str().expect("an id")).await;
         assert_eq!(job["state"], "succeeded", "{job}");
@@ -161,7 +159,7 @@ async fn moved(home: &Model<'_>, both: &Record, strategy: &Strategy) {
     assert_eq!(accuracy["tasks"], json!(["from home", "fields"]));
     assert_eq!(accuracy["n"], json!([0, 8]), "held-out pictures stayed at home");
 
-    let report = model.unlearned("from home").await;
+    let report = model.unlearned("tasks/from home").await;
     assert_eq!(report["exact"], strategy.is_exact, "{name}: {report}");
     let after = model.record().await;
     assert_eq!(after.version, 3);
@@ -170,14 +168,33 @@ async fn moved(home: &Model<'_>, both: &Record, strategy: &Strategy) {
     assert_eq!(model.record().await, third);
 }
 
+/// One class fewer, and what is left goes on in a model of its own.
+async fn without_a_class(home: &Model<'_>, strategy: &Strategy) {
+    let report = home.unlearned(&format!("classes/{}", SKIES[0])).await;
+    assert_eq!(report["exact"], strategy.is_exact, "{report}");
+    let rest = home.record().await;
+    home.assert_knows(&rest, &SKIES[1..]).await;
+    let name = format!("{}-without", strategy.name);
+    let model = Model::create(home.caller, &name, &strategy.config).await;
+    let file = home.exported(rest.version).await;
+    model.imported("the rest", file.clone()).await;
+    model.record().await.assert_same_probabilities(&rest);
+    assert!(tensors(&model.exported(1).await) == tensors(&file), "{name}");
+    let more = model.taught("flora", &FLORA).await;
+    model
+        .assert_knows(&more, &[&FLORA[..], &SKIES[1..]].concat())
+        .await;
+}
+
 async fn live(database: Database, strategy: Strategy) {
     let app = TestApp::start(&database, &[]).await;
     let (home, second) = two_tasks(&app, &strategy).await;
     moved(&home, &second, &strategy).await;
-    let report = home.unlearned("flora").await;
+    let report = home.unlearned("tasks/flora").await;
     assert_eq!(report["exact"], strategy.is_exact, "{report}");
     let third = home.record().await;
     home.assert_knows(&third, &SKIES).await;
+    without_a_class(&home, &strategy).await;
 
     // What is read back from the database answers as what was learned.
     let app = app.restart().await;
@@ -218,9 +235,13 @@ async fn ridge_learns_moves_and_forgets(database: Database) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn self_attention_learns_moves_and_forgets() {
     let rehearsal = json!({"kind": "gaussian", "rank": 4, "per_example": 1.0});
+    // So few steps move little; most of it may stay.
+    let retention = json!({"kind": "importance", "ratio": 0.4});
     let strategy = Strategy {
         name: "self_attention",
-        config: json!({"strategy": "self_attention", "rehearsal": rehearsal, "epochs": 8, "min_steps": 0}),
+        config: json!({
+            "strategy": "self_attention", "retention": retention, "rehearsal": rehearsal, "epochs": 8, "min_steps": 0
+        }),
         is_exact: false,
     };
     live(Database::sqlite(), strategy).await;

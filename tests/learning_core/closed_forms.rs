@@ -22,7 +22,7 @@ pub(crate) fn assert_close(one: &[f32], other: &[f32], tolerance: f32) {
     assert_eq!(one.len(), other.len());
     let largest = one
         .iter()
-        .fold(1.0_f32, |largest, value| largest.max(value.abs()));
+        .fold(0.0_f32, |largest, value| largest.max(value.abs()));
     for (one, other) in one.iter().zip(other) {
         assert!((one - other).abs() <= tolerance * largest, "{one} and {other}");
     }

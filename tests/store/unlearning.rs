@@ -14,6 +14,7 @@ on_both!(
     what_was_unlearned_can_be_learned_again,
     a_line_knows_a_class_no_more,
     the_last_class_takes_its_task_along,
+    a_task_goes_after_its_class,
     refuses_what_cannot_be_unlearned,
     refuses_classes_that_cannot_be_unlearned,
     looks_again_when_it_publishes,
@@ -161,7 +162,11 @@ async fn unlearn_class(
     let publication = Publication {
         classes: Vec::new(),
         held_out: Vec::new(),
-        scores: Vec::new(),
+        scores: vec![TaskScore {
+            task: Some(VersionNumber(1)),
+            tally: tally(6),
+            zero_shot: tally(2),
+        }],
         statistics: rest,
         ..a_publication(&job, &owner, model.expect("a model").active, b"less")
     };
@@ -233,12 +238,24 @@ async fn a_line_knows_a_class_no_more(database: Database) {
     assert_eq!(store.known(&model, four).await.expect("answers"), [one, two]);
     for (at, kept) in [(two, "a b c"), (three, "a c"), (four, "c")] {
         let statistics = store.statistics(&model, at, one).await.expect("answers");
-        assert_eq!(String::from_utf8(statistics).expect("text"), kept, "{at}");
-        assert_eq!(store.statistics(&model, at, two).await.expect("answers"), b"d");
+        assert_eq!(statistics.as_deref(), Some(kept.as_bytes()), "{at}");
+        let others = store.statistics(&model, at, two).await.expect("answers");
+        assert_eq!(others.as_deref(), Some(&b"d"[..]));
     }
     let history = store.accuracy(&model, four).await.expect("answers");
     assert_eq!(history.versions, [one, two, three, four]);
+    let of_one: Vec<Tally> = history.matrix.rows().iter().map(|row| row[0]).collect();
+    let nothing = Tally::default();
+    assert_eq!(
+        of_one,
+        [nothing, nothing, nothing, tally(6)],
+        "what versions did among other classes does not compare"
+    );
     assert_eq!(history.matrix.rows()[3].len(), 2, "both tasks are known");
+    assert_ne!(
+        store.accuracy(&model, two).await.expect("answers").matrix.rows()[0][0],
+        nothing
+    );
     let histories = store.histories(&model, four).await.expect("answers");
     assert_eq!(histories.of(four), history);
 
@@ -264,6 +281,27 @@ async fn the_last_class_takes_its_task_along(database: Database) {
     assert_eq!(classes(&store, 5).await, ["b"]);
     let refused = store.begin_job(unlearning_class("one", "b")).await;
     assert!(matches!(refused, Err(EnqueueError::OnlyTask(_))));
+}
+
+async fn a_task_goes_after_its_class(database: Database) {
+    let store = database.open().await;
+    with_three_classes(&store).await;
+    unlearn_class(&store, "one", "b", b"a c")
+        .await
+        .expect("published");
+    unlearn(&store, "one", &[]).await.expect("published");
+    assert_eq!(classes(&store, 4).await, ["d"]);
+    let (model, [one, four]) = (model_name(), [1, 4].map(VersionNumber));
+    assert_eq!(
+        store.statistics(&model, four, one).await.expect("answers"),
+        None,
+        "it is unknown"
+    );
+    learn_classes(&store, "one", &["a", "b", "c"], b"again").await;
+    assert_eq!(classes(&store, 5).await, ["d", "a", "b", "c"]);
+    activate(&store, 3).await;
+    unlearn_class(&store, "one", "c", b"a").await.expect("published");
+    assert_eq!(classes(&store, 6).await, ["a", "d"], "on the branch before");
 }
 
 async fn refuses_classes_that_cannot_be_unlearned(database: Database) {

@@ -101,8 +101,8 @@ struct Prepared {
 }
 
 impl Evaluate {
-    pub(super) fn threads(&self) -> usize {
-        self.backbone.threads()
+    pub(super) fn backbone(&self) -> &BackboneArgs {
+        &self.backbone
     }
 
     pub(super) async fn run(self) -> anyhow::Result<()> {
