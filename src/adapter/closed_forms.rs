@@ -18,7 +18,7 @@ use super::statistics::Statistics;
 const LAMBDA_ROWS: usize = 512;
 
 /// Rows that scores are calibrated by, unless there are more classes.
-const CALIBRATION_ROWS: usize = 256;
+const CALIBRATION_ROWS: usize = 512;
 
 /// What a ridge regression's scores, which are near 1 for the right class, are multiplied with where nothing says better.
 const RIDGE_TEMPERATURE: f64 = 10.0;

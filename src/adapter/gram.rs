@@ -10,9 +10,14 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor};
+use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::solvers::Llt;
-use faer::{Accum, Mat, MatRef, Par, Side};
+use faer::reborrow::ReborrowMut as _;
+use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+
+/// The largest triangle that is not cut into two and a square.
+const BLOCK: usize = 256;
 
 /// Examples whose φ is held in f64 at a time.
 const CHUNK: usize = 256;
@@ -41,17 +46,7 @@ impl Gram {
                 for (column, sum) in sum.iter_mut().enumerate() {
                     *sum += chunk.col(column).iter().sum::<f64>();
                 }
-                triangular::matmul(
-                    square.as_mut(),
-                    BlockStructure::TriangularLower,
-                    Accum::Add,
-                    chunk.transpose(),
-                    BlockStructure::Rectangular,
-                    chunk.as_ref(),
-                    BlockStructure::Rectangular,
-                    1.0,
-                    Par::Seq,
-                );
+                add_products(square.as_mut(), chunk.as_ref());
             }
             sums.extend(sum);
         }
@@ -137,6 +132,33 @@ impl Gram {
         let weights = faer::linalg::solvers::Solve::solve(&factor, sums);
         Ok(Solution { factor, weights })
     }
+}
+
+/// Adds Φᵀ Φ of rows Φ (n, M) to the lower triangle of `square`, on the threads of the pool that it is called in. Cut the same
+/// way whatever their number, so that it does not matter.
+fn add_products(mut square: MatMut<'_, f64>, rows: MatRef<'_, f64>) {
+    let size = square.nrows();
+    if size <= BLOCK {
+        triangular::matmul(
+            square,
+            BlockStructure::TriangularLower,
+            Accum::Add,
+            rows.transpose(),
+            BlockStructure::Rectangular,
+            rows,
+            BlockStructure::Rectangular,
+            1.0,
+            Par::Seq,
+        );
+        return;
+    }
+    let half = size / 2;
+    let (left, right) = rows.split_at_col(half);
+    let (upper, _, lower, corner) = square.rb_mut().split_at_mut(half, half);
+    rayon::join(
+        || rayon::join(|| add_products(upper, left), || add_products(corner, right)),
+        || matmul(lower, Accum::Add, right.transpose(), left, 1.0, Par::Seq),
+    );
 }
 
 /// The regression of all classes.
@@ -244,4 +266,36 @@ pub(super) fn best_lambda(features: &Tensor, columns: &[u32]) -> Result<f64> {
         }
     }
     Ok(best.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::rehearsal::tests::features;
+
+    #[test]
+    fn products_are_the_same_on_any_number_of_threads() {
+        const SIZE: usize = 2 * BLOCK + 37;
+        let classes = [features(7, SIZE), features(300, SIZE)];
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let gram = pool.expect("threads").install(|| Gram::of(&classes, SIZE));
+            gram.expect("sums").packed
+        };
+        let found = on(1);
+        assert!(found == on(3));
+        let all: Vec<Vec<f64>> = classes
+            .iter()
+            .flat_map(|rows| rows.to_dtype(DType::F64).and_then(|rows| rows.to_vec2()))
+            .flatten()
+            .collect();
+        let places = (0..SIZE).flat_map(|row| (0..=row).map(move |column| (row, column)));
+        for ((row, column), found) in places.zip(&found) {
+            let expected: f64 = all.iter().map(|values| values[row] * values[column]).sum();
+            assert!(
+                (found - expected).abs() < 1e-9,
+                "{row}, {column}: {found} and {expected}"
+            );
+        }
+    }
 }
