@@ -52,7 +52,7 @@ const OPTIONS: &str = "retention, ratio, bias, strength, rehearsal, rank, per_cl
 
 fn set(config: &mut ModelConfig, name: &str, value: &str) -> Result<(), String> {
     match name {
-        "retention" => config.retention = retention(value)?,
+        "retention" => config.retention = retention(value, config.retention)?,
         "rehearsal" => config.rehearsal = rehearsal(value, config.rehearsal)?,
         "ratio" | "bias" | "strength" => {
             let field = match (name, &mut config.retention) {
@@ -107,14 +107,19 @@ const HINGE: Hinge = Hinge {
     weight: 1.0,
 };
 
-fn retention(value: &str) -> Result<Retention, String> {
+/// A retention by its name; a mask has the share of the one before.
+fn retention(value: &str, before: Retention) -> Result<Retention, String> {
     const RATIO: f64 = 0.4;
     const BIAS: f64 = 0.5;
     const STRENGTH: f64 = 100.0;
+    let ratio = match before {
+        Retention::Importance { ratio } | Retention::Random { ratio } => ratio,
+        Retention::None | Retention::Svd { .. } | Retention::Penalty { .. } => RATIO,
+    };
     match value {
         "none" => Ok(Retention::None),
-        "importance" => Ok(Retention::Importance { ratio: RATIO }),
-        "random" => Ok(Retention::Random { ratio: RATIO }),
+        "importance" => Ok(Retention::Importance { ratio }),
+        "random" => Ok(Retention::Random { ratio }),
         "svd" => Ok(Retention::Svd { bias: BIAS }),
         "penalty" => Ok(Retention::Penalty { strength: STRENGTH }),
         _ => Err(format!(

@@ -204,11 +204,18 @@ async fn live(database: Database, strategy: Strategy) {
     }
 }
 
+/// What so few steps move may stay.
+fn most_may_move() -> Value {
+    json!({"kind": "importance", "ratio": 0.4})
+}
+
 async fn linear_with_exemplars_learns_moves_and_forgets(database: Database) {
     let exemplars = json!({"kind": "exemplars", "per_class": 4, "choice": "herding", "per_example": 2.0});
     let strategy = Strategy {
         name: "linear",
-        config: json!({"strategy": "linear", "rehearsal": exemplars, "epochs": 30, "min_steps": 0}),
+        config: json!({
+            "strategy": "linear", "retention": most_may_move(), "rehearsal": exemplars, "epochs": 30, "min_steps": 0
+        }),
         is_exact: false,
     };
     live(database, strategy).await;
@@ -235,8 +242,7 @@ async fn ridge_learns_moves_and_forgets(database: Database) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn self_attention_learns_moves_and_forgets() {
     let rehearsal = json!({"kind": "gaussian", "rank": 4, "per_example": 1.0});
-    // So few steps move little; most of it may stay.
-    let retention = json!({"kind": "importance", "ratio": 0.4});
+    let retention = most_may_move();
     let strategy = Strategy {
         name: "self_attention",
         config: json!({
