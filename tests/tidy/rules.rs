@@ -86,6 +86,7 @@ pub(crate) const TEXT: &[&str] = &[
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "Cargo.toml",
+    "MEASUREMENTS.md",
     "README.md",
     "deny.toml",
     "justfile",
