@@ -14,11 +14,8 @@ use super::ridge::{Ridge, random_features};
 use super::sample::Sample;
 use super::statistics::Statistics;
 
-/// Rows that λ is chosen by, unless there are more classes.
-const LAMBDA_ROWS: usize = 512;
-
-/// Rows that scores are calibrated by, unless there are more classes.
-const CALIBRATION_ROWS: usize = 512;
+/// Rows that λ is chosen and scores are calibrated by, unless there are more classes.
+const ROWS: usize = 512;
 
 /// What a ridge regression's scores, which are near 1 for the right class, are multiplied with where nothing says better.
 const RIDGE_TEMPERATURE: f64 = 10.0;
@@ -56,17 +53,22 @@ impl ClosedForms<'_> {
         let Some(gram) = &self.known.gram else {
             candle_core::bail!("a regression needs the sums over random features")
         };
-        let lambda = match (lambda, self.sample.some(LAMBDA_ROWS, |count| count)?) {
+        let chosen_by = stacked(self.sample.by_class(ROWS, |count| count)?)?;
+        let features = match &chosen_by {
+            None => None,
+            Some((rows, _)) => Some(random_features(rows, projection)?),
+        };
+        let sampled = features.as_ref().zip(chosen_by.as_ref());
+        let lambda = match (lambda, sampled) {
             (Some(lambda), _) => lambda,
-            (None, Some((rows, columns))) => best_lambda(&random_features(&rows, projection)?, &columns)?,
+            (None, Some((features, (_, columns)))) => best_lambda(features, columns)?,
             (None, None) => gram.mean_square(self.known.classes.iter().map(|class| class.count).sum()),
         };
         let (ridge, solution) = Ridge::of(gram, projection.clone(), lambda)?;
-        let left_out = match self.sample.some(CALIBRATION_ROWS, |count| count)? {
+        let left_out = match sampled {
             None => None,
-            Some((rows, columns)) => {
-                let scores = solution.left_out(&random_features(&rows, projection)?, &columns)?;
-                Some((scores, rows, columns))
+            Some((features, (rows, columns))) => {
+                Some((solution.left_out(features, columns)?, rows, columns.as_slice()))
             }
         };
         let made = self.calibrated(Scorer::Ridge(ridge), left_out, RIDGE_TEMPERATURE)?;
@@ -81,15 +83,14 @@ impl ClosedForms<'_> {
     /// # Errors
     /// When the spread within classes is missing.
     pub(super) fn discriminant(&self) -> Result<Made> {
-        let held_back = |count: usize| count.div_ceil(4);
-        let unseen = match self.sample.some(CALIBRATION_ROWS, held_back)? {
+        let held_back = self.sample.by_class(ROWS, |count| count.div_ceil(4))?;
+        let seen = self.known.without_examples(&held_back)?;
+        let held_back = stacked(held_back)?;
+        let unseen = match &held_back {
             None => None,
             Some((rows, columns)) => {
-                let seen = self
-                    .known
-                    .without_examples(self.sample.by_class(CALIBRATION_ROWS, held_back)?)?;
-                let scores = doubles(&Affine::discriminant(&seen)?.logits(&rows)?)?;
-                Some((scores, rows, columns))
+                let scores = doubles(&Affine::discriminant(&seen)?.logits(rows)?)?;
+                Some((scores, rows, columns.as_slice()))
             }
         };
         self.calibrated(Scorer::Affine(Affine::discriminant(self.known)?), unseen, 1.0)
@@ -101,7 +102,7 @@ impl ClosedForms<'_> {
     fn calibrated(
         &self,
         scorer: Scorer,
-        examples: Option<(Vec<f64>, Tensor, Vec<u32>)>,
+        examples: Option<(Vec<f64>, &Tensor, &[u32])>,
         otherwise: f64,
     ) -> Result<Made> {
         let found = match examples {
@@ -114,7 +115,7 @@ impl ClosedForms<'_> {
                 }
                 let scores = Scores {
                     terms,
-                    columns: &columns,
+                    columns,
                     width: self.anchors.dim(0)?,
                 };
                 scores.weights()
@@ -141,6 +142,20 @@ impl ClosedForms<'_> {
             temperature,
         })
     }
+}
+
+/// The rows (n, D) of all classes and their columns; `None` where there are none.
+fn stacked(classes: Vec<(usize, Tensor)>) -> Result<Option<(Tensor, Vec<u32>)>> {
+    let mut columns = Vec::new();
+    let mut rows = Vec::with_capacity(classes.len());
+    for (column, of_class) in classes {
+        columns.extend(std::iter::repeat_n(column as u32, of_class.dim(0)?));
+        rows.push(of_class);
+    }
+    Ok(match rows.as_slice() {
+        [] => None,
+        rows => Some((Tensor::cat(rows, 0)?, columns)),
+    })
 }
 
 /// All values row by row.

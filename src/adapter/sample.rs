@@ -67,25 +67,8 @@ impl Sample {
         }
     }
 
-    /// Some rows (n, D) and their columns: of each class's k rows as many as `of` says, but no more than its share of `most`.
-    /// `None` where there are none.
-    pub(super) fn some(
-        &self,
-        most: usize,
-        of: impl Fn(usize) -> usize,
-    ) -> Result<Option<(Tensor, Vec<u32>)>> {
-        let (mut rows, mut columns) = (Vec::new(), Vec::new());
-        for (column, of_class) in self.by_class(most, of)? {
-            columns.extend(std::iter::repeat_n(column as u32, of_class.dim(0)?));
-            rows.push(of_class);
-        }
-        Ok(match rows.as_slice() {
-            [] => None,
-            rows => Some((Tensor::cat(rows, 0)?, columns)),
-        })
-    }
-
-    /// The same rows class by class, each with its column.
+    /// Rows class by class, each with its column: of a class's k rows as many as `of` says, but no more than its share of
+    /// `most`.
     pub(super) fn by_class(&self, most: usize, of: impl Fn(usize) -> usize) -> Result<Vec<(usize, Tensor)>> {
         let classes: Vec<&SampledClass> = self.classes.values().flatten().collect();
         let share = (most / classes.len().max(1)).max(1);
@@ -117,12 +100,20 @@ mod tests {
         (0..300).map(class).collect()
     }
 
+    fn by_class(sample: &Sample, of: fn(usize) -> usize) -> Vec<(usize, Tensor)> {
+        sample.by_class(usize::MAX, of).expect("rows")
+    }
+
+    fn columns(sample: &Sample) -> Vec<usize> {
+        let classes = by_class(sample, |_| 1);
+        classes.into_iter().map(|(column, _)| column).collect()
+    }
+
     fn rows(sample: &Sample) -> Vec<Vec<f32>> {
-        let (rows, _) = sample
-            .some(usize::MAX, |count| count)
-            .expect("rows")
-            .expect("some");
-        rows.to_vec2().expect("values")
+        let classes = by_class(sample, |count| count).into_iter();
+        classes
+            .flat_map(|(_, rows)| rows.to_vec2::<f32>().expect("values"))
+            .collect()
     }
 
     #[test]
@@ -136,10 +127,8 @@ mod tests {
             apart.merge(Sample::of(classes, 0).expect("a sample"), task * 70);
         }
         assert_eq!(rows(&apart), rows(&joint));
-        let (_, columns) = joint.some(usize::MAX, |_| 1).expect("rows").expect("some");
-        let (_, others) = apart.some(usize::MAX, |_| 1).expect("rows").expect("some");
-        for (one, other) in columns.iter().zip(others) {
-            assert_eq!(*one, 299 - other, "the column that its class has there");
+        for (one, other) in columns(&joint).into_iter().zip(columns(&apart)) {
+            assert_eq!(one, 299 - other, "the column that its class has there");
             assert!(one % 9 > 0, "a class of one row is not in it");
         }
     }
@@ -151,17 +140,12 @@ mod tests {
         let mut apart = Sample::of([&one], 0).expect("a sample");
         apart.merge(Sample::of([&one, &other], 0).expect("a sample"), 1);
         assert_eq!(rows(&apart), rows(&joint));
-        let columns = |sample: &Sample| {
-            let mut columns: Vec<usize> = sample
-                .by_class(usize::MAX, |_| 1)
-                .expect("rows")
-                .iter()
-                .map(|c| c.0)
-                .collect();
+        let sorted = |sample: &Sample| {
+            let mut columns = columns(sample);
             columns.sort_unstable();
             columns
         };
-        assert_eq!((columns(&joint), columns(&apart)), (vec![0, 1, 2], vec![0, 1, 2]));
+        assert_eq!((sorted(&joint), sorted(&apart)), (vec![0, 1, 2], vec![0, 1, 2]));
     }
 
     #[test]
@@ -180,18 +164,15 @@ mod tests {
             (ROWS, &at([0, 3, 6])[..])
         );
         let some = |most, of: fn(usize) -> usize| {
-            let (rows, columns) = sample.some(most, of).expect("rows").expect("some");
-            assert!(columns.iter().all(|column| *column == 5));
+            let classes = sample.by_class(most, of).expect("rows");
+            let [(5, rows)] = classes.as_slice() else {
+                panic!("{classes:?}")
+            };
             rows.to_vec2::<f32>().expect("values")
         };
         assert_eq!(some(3, |count| count), at([0, 131, 265]));
         assert_eq!(some(1000, |count| count.div_ceil(4)).len(), ROWS / 4);
         assert_eq!(some(0, |count| count).len(), 1, "every class has a say");
-        assert!(
-            Sample::default()
-                .some(9, |count| count)
-                .expect("no rows")
-                .is_none()
-        );
+        assert!(by_class(&Sample::default(), |count| count).is_empty());
     }
 }

@@ -173,14 +173,16 @@ impl Statistics {
     ///
     /// # Errors
     /// When a class would have no example left.
-    pub(super) fn without_examples(&self, examples: Vec<(usize, Tensor)>) -> candle_core::Result<Self> {
+    pub(super) fn without_examples(&self, examples: &[(usize, Tensor)]) -> candle_core::Result<Self> {
         let mut left = Self {
             classes: self.classes.clone(),
             scatter: self.scatter.clone(),
             ..Self::default()
         };
+        // As the scatter's formula subtracts them.
+        let (mut out, mut taken) = (Vec::new(), 0);
         for (column, rows) in examples {
-            let class = &mut left.classes[column];
+            let class = &mut left.classes[*column];
             let gone = rows.dim(0)?;
             if gone >= class.count {
                 candle_core::bail!("a class without examples");
@@ -191,9 +193,11 @@ impl Statistics {
             let shift = (deviations.sum_keepdim(0)? / -(stay as f64))?;
             class.mean = (mean + &shift)?.squeeze(0)?.to_dtype(DType::F32)?;
             class.count = stay;
-            if let Some(scatter) = &mut left.scatter {
-                scatter.take_out(&deviations, &(shift * (stay as f64).sqrt())?)?;
-            }
+            taken += gone;
+            out.extend([deviations, (shift * (stay as f64).sqrt())?]);
+        }
+        if let (Some(scatter), [_, ..]) = (&mut left.scatter, out.as_slice()) {
+            scatter.take_out(&Tensor::cat(&out, 0)?, taken)?;
         }
         Ok(left)
     }

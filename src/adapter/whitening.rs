@@ -85,12 +85,11 @@ impl Scatter {
         Ok(())
     }
 
-    /// Takes examples of one class out: their deviations (n, D) from its mean, and the way (1, D) by which the mean moves, times
-    /// the root of the number of examples that stay. All in f64.
-    pub(super) fn take_out(&mut self, deviations: &Tensor, shift: &Tensor) -> Result<()> {
-        let gone = Tensor::cat(&[deviations, shift], 0)?;
-        self.sum = (&self.sum - gone.t()?.contiguous()?.matmul(&gone)?)?;
-        self.freedom -= deviations.dim(0)?;
+    /// Takes `examples` out: less the products of these rows (n, D), f64, with themselves. What rows they are,
+    /// [`Statistics::without_examples`] says.
+    pub(super) fn take_out(&mut self, rows: &Tensor, examples: usize) -> Result<()> {
+        self.sum = (&self.sum - rows.t()?.contiguous()?.matmul(rows)?)?;
+        self.freedom -= examples;
         Ok(())
     }
 

@@ -95,16 +95,16 @@ impl ModelConfig {
     /// features of ImageNet, ten tasks of 100 classes and five of 50: fitted on three examples a class, compared on a
     /// fourth. More pseudo-features forget less and cost more; smaller batches learn as much from fewer of them. So were
     /// the ratios: 0.2 ends a point and a half higher than 0.4 with the linear adapter alone, and 0.4 a little higher than 0.3
-    /// with the ensemble. With the embedded backbone, whose adapters have further to go, 0.4 would suit both: on training
-    /// pictures of CIFAR-100 the linear adapter alone ends four points higher with it. The weights of the ensemble were compared on
+    /// with the ensemble. With the embedded backbone, whose adapters have further to go, 0.4 would suit the linear
+    /// adapter alone: on training pictures of CIFAR-100 it ends four points higher with it. The weights of the ensemble were compared on
     /// ten tasks of ImageNet, zero-shot at 0.3 and 0.5 and prototypes from 0.2 to 0.8 beside the linear adapter at 0.7; the
     /// best stand here, and all are within two points. `min_steps` is what a task of 400 examples takes, less a little:
     /// with ten photographs a class, ten passes alone are too few steps to learn anything. `max_steps` keeps a task of 10,000
     /// examples to one pass: on features of CIFAR-100, ten classes of 450 pictures a task, the linear adapter ends 0.3 and
-    /// the ensemble 0.6 points lower after one pass than after ten, and nine times earlier. Self-attention and
+    /// the ensemble 0.6 points lower after one pass than after ten, and eight times earlier. Self-attention and
     /// prompts were compared on training pictures of CIFAR-100 with the embedded backbone, four tasks of five classes: with
     /// a ratio of 0.2 self-attention ends seven points higher than with 0.4 and forgets a third as much, and more or better
-    /// rehearsal gains no more than a point over that; prompts end four points higher at 5e-3 than at 1e-3, and two higher
+    /// rehearsal gains little more than a point over that; prompts end four points higher at 5e-3 than at 1e-3, and two higher
     /// with no retention than with 0.7 of the context kept.
     pub fn of(strategy: Strategy) -> Self {
         let trained = Self {

@@ -313,15 +313,7 @@ mod tests {
 
     #[test]
     fn every_strategys_default_is_valid_and_survives_json() {
-        for strategy in [
-            Strategy::ZeroShot,
-            Strategy::Linear,
-            Strategy::SelfAttention,
-            Strategy::Prompt,
-            Strategy::Ridge,
-            Strategy::Gda,
-            Strategy::Ensemble,
-        ] {
+        for strategy in Strategy::ALL {
             let config = ModelConfig::of(strategy);
             assert_eq!(config.validate(), Ok(()), "{strategy:?}");
             let text = serde_json::to_string(&config).expect("JSON");

@@ -27,6 +27,17 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// Every one.
+    pub const ALL: [Self; 7] = [
+        Self::ZeroShot,
+        Self::Linear,
+        Self::SelfAttention,
+        Self::Prompt,
+        Self::Ridge,
+        Self::Gda,
+        Self::Ensemble,
+    ];
+
     /// Whether it looks at the spread that all classes share.
     pub fn needs_scatter(self) -> bool {
         matches!(self, Self::Gda | Self::Ensemble)

@@ -46,7 +46,7 @@ pub(crate) fn encoded(head: &Head) -> Vec<u8> {
 }
 
 /// A head out of its snapshot; fails unless it is as it was, bit for bit, and scores rows so.
-pub(crate) fn through_its_snapshot(head: &Head, rows: &Tensor) -> Head {
+fn through_its_snapshot(head: &Head, rows: &Tensor) -> Head {
     let bytes = encoded(head);
     let back = Snapshot::decode(&bytes, &Device::Cpu).expect("decoded");
     let bits = |head: &Head| {
@@ -57,6 +57,17 @@ pub(crate) fn through_its_snapshot(head: &Head, rows: &Tensor) -> Head {
     let again = back.encode().expect("encoded");
     assert!(bytes == again, "{} and {} bytes", bytes.len(), again.len());
     back.head().clone()
+}
+
+/// Fails unless a version that was read back is what it was, and `next` learns the same on top of it.
+pub(crate) fn lasts_through_its_snapshot(first: Fitted, rows: &Tensor, next: impl Fn(&Fitted) -> Fitted) {
+    let second = next(&first).head;
+    let stored = Fitted {
+        head: through_its_snapshot(&first.head, rows),
+        ..first
+    };
+    through_its_snapshot(&second, rows);
+    assert!(encoded(&next(&stored).head) == encoded(&second));
 }
 
 #[test]
@@ -98,20 +109,7 @@ fn every_strategy_learns_and_lasts_through_its_snapshot() {
         }
 
         let (features, _) = world.rows(0, 20);
-        let stored = through_its_snapshot(&first.head, &features);
-        through_its_snapshot(&second.head, &features);
-        let on_stored = world.second(
-            &Fitted {
-                head: stored,
-                ..first
-            },
-            1,
-            &config,
-        );
-        assert!(
-            encoded(&on_stored.head) == encoded(&second.head),
-            "{strategy:?} goes on from it as from what it was"
-        );
+        lasts_through_its_snapshot(first, &features, |first| world.second(first, 1, &config));
     }
 }
 

@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::strategies::{encoded, quick, through_its_snapshot};
+use crate::strategies::{lasts_through_its_snapshot, quick};
 use crate::world::{PER_CLASS, carry_on};
 
 /// Classes of the first task, and of both. More than the text tower is given at a time.
@@ -142,19 +142,8 @@ fn what_is_trained_at_the_towers_lasts_through_its_snapshot() {
             ..quick(strategy)
         };
         let first = towers.first(&config);
-        let second = towers.second(&first, &config);
-        let stored = through_its_snapshot(&first.head, towers.rows(strategy));
-        through_its_snapshot(&second.head, towers.rows(strategy));
-        let on_stored = towers.second(
-            &Fitted {
-                head: stored,
-                ..first
-            },
-            &config,
-        );
-        assert!(
-            encoded(&on_stored.head) == encoded(&second.head),
-            "{strategy:?} goes on from it as from what it was"
-        );
+        lasts_through_its_snapshot(first, towers.rows(strategy), |first| {
+            towers.second(first, &config)
+        });
     }
 }

@@ -16,4 +16,5 @@ mod reading;
 mod scene;
 mod setup;
 mod unlearning;
+mod unlearning_classes;
 mod working;

@@ -142,9 +142,7 @@ fn taking_examples_out_is_never_having_had_them() {
         let rows = rows[column].narrow(0, 0, count).expect("rows");
         (column, rows.to_dtype(DType::F64).expect("f64"))
     };
-    let left = of(&rows)
-        .without_examples(vec![out(1, 2), out(0, 3)])
-        .expect("left");
+    let left = of(&rows).without_examples(&[out(1, 2), out(0, 3)]).expect("left");
     let rest = [rows[0].narrow(0, 3, 6), rows[1].narrow(0, 2, 3)].map(|rows| rows.expect("rows"));
     let expected = of(&rest);
     for (found, expected) in left.classes.iter().zip(&expected.classes) {
@@ -164,7 +162,7 @@ fn taking_examples_out_is_never_having_had_them() {
         expected.scatter.map(|s| s.freedom())
     );
     assert!(
-        of(&rows).without_examples(vec![out(1, 5)]).is_err(),
+        of(&rows).without_examples(&[out(1, 5)]).is_err(),
         "none would be left"
     );
 }
