@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use clipkeep_vision::{Instructions, Tower};
 use rayon::prelude::*;
 
 use super::config::ClipConfig;
@@ -33,11 +34,20 @@ pub struct Backbone {
     digest: Digest,
     config: ClipConfig,
     logit_scale: f32,
-    vision: VisionTower,
+    vision: ImageTower,
+    readout: ImageReadout,
     text: Arc<TextTower>,
     tokenizer: ClipTokenizer,
     image_processor: Arc<ImageProcessor>,
     device: Device,
+}
+
+/// Who computes the image tower.
+enum ImageTower {
+    /// Packed weights, on the processor.
+    Cpu(Box<Tower>),
+    /// Tensors, on a GPU, and on the processor where the tower's shape does not suit the other.
+    Tensors(VisionTower),
 }
 
 /// What the image tower makes of n images of t tokens.
@@ -51,24 +61,25 @@ pub struct ImageStates {
 impl Backbone {
     /// Loads a backbone that computes in f32 on `device`. Weights are converted from whatever the file holds.
     pub async fn load(source: &BackboneSource, device: &Device) -> Result<Self, BackboneError> {
-        let directory = match source {
-            BackboneSource::Embedded => None,
-            BackboneSource::Directory(directory) => Some(directory.clone()),
+        let name = name(source);
+        let source = match source {
             BackboneSource::Hub(id) => {
                 let fetched = hub::fetch(id).await;
-                Some(fetched.map_err(|source| BackboneError::Hub {
+                BackboneSource::Directory(fetched.map_err(|source| BackboneError::Hub {
                     id: id.clone(),
                     source,
                 })?)
             }
+            here => here.clone(),
         };
-        let name = name(source);
         let device = device.clone();
         // Reading, hashing and converting take seconds for a large model.
         let build = move || {
-            let files = directory
-                .as_deref()
-                .map_or_else(|| Ok(BackboneFiles::embedded()), BackboneFiles::read)?;
+            let files = match source {
+                BackboneSource::Random(shape) => BackboneFiles::random(shape),
+                BackboneSource::Directory(directory) => BackboneFiles::read(&directory)?,
+                BackboneSource::Embedded | BackboneSource::Hub(_) => BackboneFiles::embedded(),
+            };
             Self::build(name, &files, device)
         };
         tokio::task::spawn_blocking(build)
@@ -90,7 +101,17 @@ impl Backbone {
             })
             .collect();
         let mut weights = Weights::open(&shards, &device)?;
-        let vision = VisionTower::load(&mut weights, &config)?;
+        let readout = ImageReadout::load(&mut weights, &config)?;
+        let shape = config.vision_shape();
+        let instructions = Instructions::for_shape(&shape).into_iter().next();
+        let vision = match instructions.filter(|_| device.is_cpu()) {
+            Some(instructions) => {
+                ImageTower::Cpu(Box::new(Tower::load(shape, instructions, &mut |key, shape| {
+                    weights.values(key, shape)
+                })?))
+            }
+            None => ImageTower::Tensors(VisionTower::load(&mut weights, &config)?),
+        };
         let text = TextTower::load(&mut weights, &config)?;
         let exponent = weights.scalar("logit_scale")?;
         let logit_scale = exponent.exp();
@@ -104,6 +125,7 @@ impl Backbone {
             config,
             logit_scale,
             vision,
+            readout,
             text: Arc::new(text),
             tokenizer,
             image_processor: Arc::new(image_processor),
@@ -159,32 +181,66 @@ impl Backbone {
 
     /// Features of images, not normalised: `(n, 3, image_size, image_size)` f32 pixels to `(n, dim)` f32.
     pub fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, EncodeError> {
-        let (n, pixels) = self.checked(pixels)?;
-        let features = self.encode(n, |rows| {
-            let states = self.vision.states(&pixels.narrow(0, rows.start, rows.len())?)?;
-            self.vision.features(&states)
-        })?;
-        self.stacked(&features, self.dim())
+        self.check(pixels)?;
+        match &self.vision {
+            ImageTower::Cpu(tower) => {
+                let features = tower.forward(&values(pixels)?, None);
+                Ok(Tensor::from_vec(
+                    features,
+                    (pixels.dim(0)?, self.dim()),
+                    &self.device,
+                )?)
+            }
+            ImageTower::Tensors(tower) => {
+                let pixels = pixels.to_device(&self.device)?;
+                let features = self.encode(pixels.dim(0)?, |rows| {
+                    tower.features(&tower.states(&pixels.narrow(0, rows.start, rows.len())?)?)
+                })?;
+                self.stacked(&features, self.dim())
+            }
+        }
     }
 
-    /// What [`Self::encode_images`] gives, bit for bit, and what the image tower made it of, in one pass.
+    /// What [`Self::encode_images`] gives, bit for bit, and what the image tower made of it, in one pass.
     pub fn encode_images_and_tokens(&self, pixels: &Tensor) -> Result<ImageStates, EncodeError> {
-        let (n, pixels) = self.checked(pixels)?;
-        let parts = self.encode(n, |rows| {
-            let states = self.vision.states(&pixels.narrow(0, rows.start, rows.len())?)?;
-            Ok((self.vision.features(&states)?, states.flatten_from(1)?))
-        })?;
-        let (features, tokens): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-        let vision = &self.config.vision;
-        Ok(ImageStates {
-            features: self.stacked(&features, self.dim())?,
-            tokens: self.stacked(&tokens, vision.tokens() * vision.encoder.width)?,
-        })
+        self.check(pixels)?;
+        let width = self.readout.tokens * self.config.vision.encoder.width;
+        match &self.vision {
+            ImageTower::Cpu(tower) => {
+                let n = pixels.dim(0)?;
+                let mut tokens = Vec::with_capacity(n * width);
+                let features = tower.forward(&values(pixels)?, Some(&mut tokens));
+                Ok(ImageStates {
+                    features: Tensor::from_vec(features, (n, self.dim()), &self.device)?,
+                    tokens: Tensor::from_vec(tokens, (n, width), &self.device)?,
+                })
+            }
+            ImageTower::Tensors(tower) => {
+                let pixels = pixels.to_device(&self.device)?;
+                let parts = self.encode(pixels.dim(0)?, |rows| {
+                    let states = tower.states(&pixels.narrow(0, rows.start, rows.len())?)?;
+                    Ok((tower.features(&states)?, states.flatten_from(1)?))
+                })?;
+                let (features, tokens): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+                Ok(ImageStates {
+                    features: self.stacked(&features, self.dim())?,
+                    tokens: self.stacked(&tokens, width)?,
+                })
+            }
+        }
     }
 
     /// The end of the image tower, for whoever trains behind its last layer.
     pub fn image_readout(&self) -> ImageReadout {
-        self.vision.readout()
+        self.readout.clone()
+    }
+
+    /// What the image tower computes with: instructions of the processor, or tensors.
+    pub fn instructions(&self) -> String {
+        match &self.vision {
+            ImageTower::Cpu(tower) => tower.instructions().to_string(),
+            ImageTower::Tensors(_) => "tensors".to_owned(),
+        }
     }
 
     /// The text tower, for whoever trains what stands before class names.
@@ -192,19 +248,16 @@ impl Backbone {
         PromptTower::new(Arc::clone(&self.text), self.tokenizer.clone())
     }
 
-    /// How many images `pixels` holds, and they on the device.
-    fn checked(&self, pixels: &Tensor) -> Result<(usize, Tensor), EncodeError> {
+    /// Checks that `pixels` are images of the tower's size.
+    fn check(&self, pixels: &Tensor) -> Result<(), EncodeError> {
         let size = self.image_size();
-        let n = match pixels.dims() {
-            &[n, 3, height, width] if height == size && width == size => n,
-            found => {
-                return Err(EncodeError::PixelShape {
-                    found: found.to_vec(),
-                    size,
-                });
-            }
-        };
-        Ok((n, pixels.to_device(&self.device)?))
+        match pixels.dims() {
+            &[_, 3, height, width] if height == size && width == size => Ok(()),
+            found => Err(EncodeError::PixelShape {
+                found: found.to_vec(),
+                size,
+            }),
+        }
     }
 
     /// Features of texts, not normalised: `n` lists of token ids to `(n, dim)` f32. Each list ends with the end token
@@ -254,10 +307,16 @@ impl Backbone {
     }
 }
 
+/// All values of a tensor on the processor, in order.
+fn values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
+}
+
 fn name(source: &BackboneSource) -> String {
     match source {
         BackboneSource::Embedded => EMBEDDED_NAME.to_owned(),
         BackboneSource::Hub(id) => id.clone(),
+        BackboneSource::Random(_) => source.to_string(),
         BackboneSource::Directory(directory) => {
             let resolved = directory.canonicalize();
             let directory: &Path = resolved.as_deref().unwrap_or(directory);

@@ -88,6 +88,25 @@ pub(super) enum Activation {
 }
 
 impl ClipConfig {
+    /// The image tower's dimensions, as [`clipkeep_vision`] wants them.
+    pub(super) fn vision_shape(&self) -> clipkeep_vision::Shape {
+        let encoder = &self.vision.encoder;
+        clipkeep_vision::Shape {
+            image_size: self.vision.image_size,
+            patch_size: self.vision.patch_size,
+            width: encoder.width,
+            mlp_width: encoder.mlp_width,
+            layers: encoder.layers,
+            heads: encoder.heads,
+            activation: match encoder.activation {
+                Activation::QuickGelu => clipkeep_vision::Activation::QuickGelu,
+                Activation::Gelu => clipkeep_vision::Activation::Gelu,
+            },
+            layer_norm_epsilon: encoder.layer_norm_eps,
+            dim: self.projection_dim,
+        }
+    }
+
     /// Parses and checks `config.json`.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, BackboneError> {
         let file: ConfigFile =

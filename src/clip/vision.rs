@@ -29,12 +29,27 @@ pub struct ImageReadout {
     pub projection: Tensor,
 }
 
+impl ImageReadout {
+    /// Takes `vision_model.post_layernorm` and `visual_projection`.
+    pub(super) fn load(weights: &mut Weights, clip: &ClipConfig) -> std::result::Result<Self, BackboneError> {
+        let encoder = &clip.vision.encoder;
+        let norm = LayerNorm::load(weights, "vision_model.post_layernorm", encoder)?;
+        let projection = weights.take("visual_projection.weight", &[clip.projection_dim, encoder.width])?;
+        Ok(Self {
+            tokens: clip.vision.tokens(),
+            heads: encoder.heads,
+            norm_weight: norm.weight,
+            norm_bias: norm.bias,
+            norm_epsilon: norm.eps,
+            projection: projection.t()?.contiguous()?,
+        })
+    }
+}
+
 /// The image tower's weights.
 pub(super) struct VisionTower {
     patch_size: usize,
     grid: usize,
-    tokens: usize,
-    heads: usize,
     /// `(3 · patch², width)`: the patch convolution as a matrix.
     patch_weight: Tensor,
     /// `(1, 1, width)`: the class token with its position added.
@@ -67,8 +82,6 @@ impl VisionTower {
         Ok(Self {
             patch_size: patch,
             grid,
-            tokens: config.tokens(),
-            heads: config.encoder.heads,
             patch_weight: patch_weight.reshape((width, ()))?.t()?.contiguous()?,
             class_token: (class + positions.get(0)?)?.reshape((1, 1, width))?,
             positions: positions.narrow(0, 1, patches)?.contiguous()?,
@@ -96,18 +109,6 @@ impl VisionTower {
         self.post_norm.forward(&pooled)?.matmul(&self.projection)
     }
 
-    /// What [`Self::features`] does, for whoever trains in its place.
-    pub(super) fn readout(&self) -> ImageReadout {
-        ImageReadout {
-            tokens: self.tokens,
-            heads: self.heads,
-            norm_weight: self.post_norm.weight.clone(),
-            norm_bias: self.post_norm.bias.clone(),
-            norm_epsilon: self.post_norm.eps,
-            projection: self.projection.clone(),
-        }
-    }
-
     /// Patches as rows, `(n, grid², 3 · patch²)`, each in the order of the convolution's weights. A product with
     /// these is the convolution, and much faster on the CPU.
     fn unfold(&self, pixels: &Tensor) -> Result<Tensor> {
@@ -117,5 +118,58 @@ impl VisionTower {
             .reshape((n, 3, grid, patch, grid, patch))?
             .permute((0, 2, 4, 1, 3, 5))?;
         blocks.reshape((n, grid * grid, 3 * patch * patch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use clipkeep_vision::{Instructions, Tower};
+
+    use super::*;
+    use crate::clip::source::BackboneFiles;
+    use crate::clip::weights::WeightsFile;
+
+    #[test]
+    fn packed_towers_give_what_tensors_give() -> Result<()> {
+        let files = BackboneFiles::embedded();
+        let config = ClipConfig::parse(&files.config).expect("a configuration");
+        let shards: Vec<_> = files
+            .weights
+            .iter()
+            .map(|(name, bytes)| WeightsFile {
+                name: name.clone(),
+                bytes,
+            })
+            .collect();
+        let mut weights = Weights::open(&shards, &Device::Cpu).expect("weights");
+        let reference = VisionTower::load(&mut weights, &config).expect("a tower");
+        let (count, size) = (5, config.vision.image_size);
+        let pixels: Vec<f32> = (0..count * 3 * size * size)
+            .map(|i| (i as f32 * 12.9898).sin())
+            .collect();
+        let wanted_states = reference.states(&Tensor::from_slice(
+            &pixels,
+            (count, 3, size, size),
+            &Device::Cpu,
+        )?)?;
+        let wanted: Vec<f32> = reference.features(&wanted_states)?.flatten_all()?.to_vec1()?;
+        let wanted_states: Vec<f32> = wanted_states.flatten_all()?.to_vec1()?;
+        let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let shape = config.vision_shape();
+        for instructions in Instructions::for_shape(&shape) {
+            let name = instructions.to_string();
+            let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
+            let tower = Tower::load(shape, instructions, &mut take).expect("a tower");
+            let mut states = Vec::new();
+            let features = tower.forward(&pixels, Some(&mut states));
+            assert_eq!(
+                (features.len(), states.len()),
+                (wanted.len(), wanted_states.len())
+            );
+            assert!(apart(&features, &wanted) < 2e-5, "{name}");
+            assert!(apart(&states, &wanted_states) < 1e-4, "{name}");
+        }
+        Ok(())
     }
 }

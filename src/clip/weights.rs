@@ -87,7 +87,8 @@ impl<'a> Weights<'a> {
         Ok(())
     }
 
-    fn values(&mut self, key: &str, shape: &[usize]) -> Result<Vec<f32>, BackboneError> {
+    /// The values of the tensor `key` with exactly `shape`, in order.
+    pub(super) fn values(&mut self, key: &str, shape: &[usize]) -> Result<Vec<f32>, BackboneError> {
         let stored = self
             .tensors
             .get(key)

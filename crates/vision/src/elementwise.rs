@@ -1,0 +1,214 @@
+//! The steps of a layer between its products, over vectors of any width.
+//!
+//! Owner: the kernels. Sources: layer norm, softmax and the two activations as `transformers`' CLIP has them.
+
+#![expect(
+    clippy::inline_always,
+    reason = "a step is compiled for the instructions of whoever calls it, which it has to be part of"
+)]
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+
+use crate::Activation;
+
+/// `(x − mean) / √(variance + ε) · weight + bias` of rows of a block, into the same rows of another.
+pub(crate) struct LayerNorm<'a> {
+    /// Panels of `stride` rows.
+    pub(crate) input: &'a [f32],
+    /// As `input`.
+    pub(crate) output: &'a mut [f32],
+    /// Rows of a panel.
+    pub(crate) stride: usize,
+    /// The rows to normalise.
+    pub(crate) rows: Range<usize>,
+    /// γ, one value a column.
+    pub(crate) weight: &'a [f32],
+    /// β.
+    pub(crate) bias: &'a [f32],
+    /// ε.
+    pub(crate) epsilon: f32,
+}
+
+/// A step on panels of `W` columns.
+pub(crate) struct InPanels<T, const W: usize>(pub(crate) T);
+
+impl<const W: usize> WithSimd for InPanels<LayerNorm<'_>, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let LayerNorm {
+            input,
+            output,
+            stride,
+            rows,
+            weight,
+            bias,
+            epsilon,
+        } = self.0;
+        let input = input.as_chunks::<W>().0;
+        let output = output.as_chunks_mut::<W>().0;
+        let (weight, bias) = (weight.as_chunks::<W>().0, bias.as_chunks::<W>().0);
+        let width = (weight.len() * W) as f32;
+        for row in rows {
+            // Two passes: the variance in one pass loses digits where the mean is far from zero, and CLIP's residual
+            // stream has channels of that kind.
+            let mut sum = simd.splat_f32s(0.0);
+            for piece in input.iter().skip(row).step_by(stride) {
+                for x in S::as_simd_f32s(piece).0 {
+                    sum = simd.add_f32s(sum, *x);
+                }
+            }
+            let mean = simd.splat_f32s(simd.reduce_sum_f32s(sum) / width);
+            let mut squares = simd.splat_f32s(0.0);
+            for piece in input.iter().skip(row).step_by(stride) {
+                for x in S::as_simd_f32s(piece).0 {
+                    let apart = simd.sub_f32s(*x, mean);
+                    squares = simd.mul_add_e_f32s(apart, apart, squares);
+                }
+            }
+            let variance = simd.reduce_sum_f32s(squares) / width;
+            let scale = simd.splat_f32s((variance + epsilon).sqrt().recip());
+            let pieces = input.iter().skip(row).step_by(stride);
+            let outputs = output.iter_mut().skip(row).step_by(stride);
+            for (((piece, out), weight), bias) in pieces.zip(outputs).zip(weight).zip(bias) {
+                let (x, out) = (S::as_simd_f32s(piece).0, S::as_mut_simd_f32s(out).0);
+                let (weight, bias) = (S::as_simd_f32s(weight).0, S::as_simd_f32s(bias).0);
+                for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+                    let normal = simd.mul_f32s(simd.sub_f32s(*x, mean), scale);
+                    *out = simd.mul_add_e_f32s(normal, *weight, *bias);
+                }
+            }
+        }
+    }
+}
+
+/// The softmax of rows of a block over all its panels, in place.
+pub(crate) struct Softmax<'a> {
+    /// Panels of `stride` rows.
+    pub(crate) block: &'a mut [f32],
+    /// Rows of a panel.
+    pub(crate) stride: usize,
+    /// The rows.
+    pub(crate) rows: Range<usize>,
+}
+
+impl<const W: usize> WithSimd for InPanels<Softmax<'_>, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Softmax { block, stride, rows } = self.0;
+        let block = block.as_chunks_mut::<W>().0;
+        for row in rows {
+            let mut most = simd.splat_f32s(f32::NEG_INFINITY);
+            for piece in block.iter().skip(row).step_by(stride) {
+                for x in S::as_simd_f32s(piece).0 {
+                    most = simd.max_f32s(most, *x);
+                }
+            }
+            let most = simd.splat_f32s(simd.reduce_max_f32s(most));
+            let mut sum = simd.splat_f32s(0.0);
+            for piece in block.iter_mut().skip(row).step_by(stride) {
+                for x in S::as_mut_simd_f32s(piece).0 {
+                    *x = exp(simd, simd.sub_f32s(*x, most));
+                    sum = simd.add_f32s(sum, *x);
+                }
+            }
+            let share = simd.splat_f32s(simd.reduce_sum_f32s(sum).recip());
+            for piece in block.iter_mut().skip(row).step_by(stride) {
+                for x in S::as_mut_simd_f32s(piece).0 {
+                    *x = simd.mul_f32s(*x, share);
+                }
+            }
+        }
+    }
+}
+
+/// An activation of every value, in place. There must be a whole number of vectors.
+pub(crate) struct Activate<'a> {
+    pub(crate) values: &'a mut [f32],
+    pub(crate) activation: Activation,
+}
+
+impl WithSimd for Activate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (values, rest) = S::as_mut_simd_f32s(self.values);
+        debug_assert!(rest.is_empty(), "panels are whole vectors");
+        match self.activation {
+            Activation::QuickGelu => values.iter_mut().for_each(|x| *x = quick_gelu(simd, *x)),
+            Activation::Gelu => values.iter_mut().for_each(|x| *x = gelu(simd, *x)),
+        }
+    }
+}
+
+/// `x · sigmoid(1.702 x)` (<https://github.com/hendrycks/GELUs>).
+#[inline(always)]
+fn quick_gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let e = exp(simd, simd.mul_f32s(x, simd.splat_f32s(-1.702)));
+    simd.div_f32s(x, simd.add_f32s(e, simd.splat_f32s(1.0)))
+}
+
+/// `x · Φ(x)`, with the error function by Abramowitz and Stegun's formula 7.1.26, which is off by at most 1.5e-7.
+#[inline(always)]
+fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    const P: f32 = 0.327_591_1;
+    const TERMS: [f32; 5] = [1.061_405_4, -1.453_152_1, 1.421_413_8, -0.284_496_72, 0.254_829_6];
+    let one = simd.splat_f32s(1.0);
+    let z = simd.mul_f32s(simd.abs_f32s(x), simd.splat_f32s(std::f32::consts::FRAC_1_SQRT_2));
+    let t = simd.div_f32s(one, simd.mul_add_e_f32s(z, simd.splat_f32s(P), one));
+    let mut series = simd.splat_f32s(0.0);
+    for term in TERMS {
+        series = simd.mul_add_e_f32s(series, t, simd.splat_f32s(term));
+    }
+    let e = exp(simd, simd.neg_f32s(simd.mul_f32s(z, z)));
+    // x Φ(x) = (x + |x| erf(|x| / √2)) / 2
+    let erf = simd.sub_f32s(one, simd.mul_f32s(simd.mul_f32s(series, t), e));
+    let sum = simd.mul_add_e_f32s(simd.abs_f32s(x), erf, x);
+    simd.mul_f32s(sum, simd.splat_f32s(0.5))
+}
+
+/// e^x, to a few units in the last place; below -87 what it is there, and above 88.
+#[inline(always)]
+fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    /// 1.5 · 2²³: what is added to it is rounded to a whole number, which stands in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two parts, of which the first has few enough bits that its product with such a number is exact.
+    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    /// 1/k!, from the seventh power down: within ±ln 2 / 2 the rest of the series is below 1e-8.
+    const TERMS: [f32; 8] = [
+        1.0 / 5040.0,
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ];
+    // By comparisons, which leave what is no number as it is: it must reach whoever looks for it in the result.
+    let [least, most] = [-87.0, 88.0].map(|bound| simd.splat_f32s(bound));
+    let x = simd.select_f32s(simd.less_than_f32s(x, least), least, x);
+    let x = simd.select_f32s(simd.less_than_f32s(most, x), most, x);
+    let shifted = simd.mul_add_e_f32s(
+        x,
+        simd.splat_f32s(std::f32::consts::LOG2_E),
+        simd.splat_f32s(ROUND),
+    );
+    let n = simd.sub_f32s(shifted, simd.splat_f32s(ROUND));
+    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN_2[0]), x);
+    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN_2[1]), r);
+    let mut series = simd.splat_f32s(TERMS[0]);
+    for term in &TERMS[1..] {
+        series = simd.mul_add_e_f32s(series, r, simd.splat_f32s(*term));
+    }
+    // 2ⁿ, whose bits are n + 127 above 23 others.
+    let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
+    let power = simd.transmute_f32s_u32s(simd.add_u32s(n, simd.splat_u32s(127 << 23)));
+    simd.mul_f32s(series, power)
+}
