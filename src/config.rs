@@ -80,9 +80,14 @@ pub struct EngineArgs {
     /// Most images in a batch.
     #[arg(long, env = "CLIPKEEP_BATCH_SIZE", default_value = "32")]
     pub batch_size: NonZeroUsize,
-    /// How long an image may wait for others to join its batch, in microseconds.
-    #[arg(long, env = "CLIPKEEP_BATCH_WAIT_MICROS", default_value_t = 500)]
+    /// How long an image may wait for others to join its batch, in microseconds. Without it the device never waits while there
+    /// is work, and batches grow while it is busy.
+    #[arg(long, env = "CLIPKEEP_BATCH_WAIT_MICROS", default_value_t = 0)]
     pub batch_wait_micros: u64,
+    /// How long a batch should take on the device, in milliseconds, where it would be larger; a batch of a job, a quarter of
+    /// it. A smaller value makes answers come sooner while the device is busy, a larger one gives more images a second.
+    #[arg(long, env = "CLIPKEEP_BATCH_MILLIS", default_value = "400")]
+    pub batch_millis: NonZeroU64,
     /// Most images in a batch of a job: a classification waits for at most one such batch.
     #[arg(long, env = "CLIPKEEP_JOB_BATCH_SIZE", default_value = "8")]
     pub job_batch_size: NonZeroUsize,
@@ -92,6 +97,10 @@ pub struct EngineArgs {
     /// Text embeddings that are remembered.
     #[arg(long, env = "CLIPKEEP_TEXT_CACHE", default_value_t = 4096)]
     pub text_cache: usize,
+    /// Most MiB of image features that are remembered, by the digest of the image: one that is sent again is not decoded or
+    /// encoded again. 0 remembers none.
+    #[arg(long, env = "CLIPKEEP_FEATURE_CACHE_MIB", default_value_t = 64)]
+    pub feature_cache_mib: usize,
     /// Inactive versions that are kept in memory.
     #[arg(long, env = "CLIPKEEP_PINNED_VERSIONS", default_value = "4")]
     pub pinned_versions: NonZeroUsize,
@@ -202,6 +211,7 @@ impl BackboneArgs {
                 max_wait: Duration::ZERO,
                 background_batch: BATCH,
                 background_every: 8,
+                batch_time: Duration::MAX,
             },
             queue_capacity: QUEUE,
             decode_threads: self.threads(),
@@ -210,6 +220,7 @@ impl BackboneArgs {
                 max_pixels: MOST_MEGAPIXELS * 1_000_000,
             },
             text_cache: QUEUE,
+            feature_cache_bytes: 0,
         }
     }
 }
@@ -257,6 +268,7 @@ impl ServeConfig {
                 max_wait: Duration::from_micros(engine.batch_wait_micros),
                 background_batch: engine.job_batch_size.get(),
                 background_every: 8,
+                batch_time: Duration::from_millis(engine.batch_millis.get()),
             },
             queue_capacity: engine.queue.get(),
             decode_threads: engine.backbone.threads(),
@@ -265,6 +277,7 @@ impl ServeConfig {
                 max_pixels: self.limits.max_megapixels * 1_000_000,
             },
             text_cache: engine.text_cache,
+            feature_cache_bytes: engine.feature_cache_mib * MIB,
         }
     }
 

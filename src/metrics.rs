@@ -16,6 +16,7 @@ const HTTP_SHED: &str = "clipkeep_requests_shed_total";
 const QUEUE_WAIT: &str = "clipkeep_queue_wait_seconds";
 const QUEUE_DEPTH: &str = "clipkeep_queue_depth";
 const DECODE: &str = "clipkeep_decode_seconds";
+const FEATURE_CACHE: &str = "clipkeep_feature_cache_requests_total";
 const ENCODE: &str = "clipkeep_encode_seconds";
 const HEAD: &str = "clipkeep_head_seconds";
 const BATCH: &str = "clipkeep_batch_size";
@@ -56,6 +57,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         DECODE,
         Unit::Seconds,
         "Time to decode, resize and normalise one image"
+    );
+    describe_counter!(
+        FEATURE_CACHE,
+        "Images looked up among those whose features are remembered, by outcome"
     );
     describe_histogram!(ENCODE, Unit::Seconds, "Time of one batch in the backbone");
     describe_histogram!(HEAD, Unit::Seconds, "Time of one batch in its heads");
@@ -105,6 +110,11 @@ pub fn queue_depth(interactive: usize, background: usize) {
 /// An image was decoded, resized and normalised.
 pub fn image_decoded(took: Duration) {
     histogram!(DECODE).record(took);
+}
+
+/// Somebody asked whether an image's features are remembered.
+pub fn features_looked_up(known: bool) {
+    counter!(FEATURE_CACHE, "outcome" => if known { "hit" } else { "miss" }).increment(1);
 }
 
 /// A batch went through the backbone and its heads.

@@ -3,6 +3,9 @@
 //! Interactive work goes first. Background work (the images of a job) runs when nothing interactive waits, in
 //! chunks small enough that a classification never waits for long, and at least once in every
 //! [`Policy::background_every`] batches, so that a busy server still learns.
+//!
+//! An idle device waits for nobody unless told to: batches grow while it is busy, up to as many images as it encodes in
+//! [`Policy::batch_time`] at the pace that was measured.
 
 use std::time::Duration;
 
@@ -17,7 +20,12 @@ pub struct Policy {
     pub background_batch: usize,
     /// While both kinds wait, one batch in this many is a background one.
     pub background_every: u32,
+    /// How long an interactive batch may take; a background one, a quarter of it. An image is always taken.
+    pub batch_time: Duration,
 }
+
+/// Background batches go into an interactive one's time.
+const BACKGROUND_SHARE: u32 = 4;
 
 /// What waits in the queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,6 +38,8 @@ pub struct Waiting {
     pub background: usize,
     /// Interactive batches since the last background one.
     pub since_background: u32,
+    /// What an image takes on the device; zero while nobody knows.
+    pub image_time: Duration,
 }
 
 /// What to do next.
@@ -48,7 +58,9 @@ pub enum Decision {
 impl Policy {
     /// The next step for what waits now.
     pub fn decide(&self, waiting: Waiting) -> Decision {
-        let background = Decision::Background(waiting.background.min(self.background_batch));
+        let fitting = |most: usize, time: Duration| most.min(fitting(time, waiting.image_time));
+        let background_batch = fitting(self.background_batch, self.batch_time / BACKGROUND_SHARE);
+        let background = Decision::Background(waiting.background.min(background_batch));
         if waiting.interactive == 0 {
             return if waiting.background > 0 {
                 background
@@ -59,11 +71,39 @@ impl Policy {
         if waiting.background > 0 && waiting.since_background.saturating_add(1) >= self.background_every {
             return background;
         }
+        let batch = fitting(self.max_batch, self.batch_time);
         let left = self.max_wait.saturating_sub(waiting.oldest);
-        if waiting.interactive < self.max_batch && !left.is_zero() {
+        if waiting.interactive < batch && !left.is_zero() {
             return Decision::Wait(left);
         }
-        Decision::Interactive(waiting.interactive.min(self.max_batch))
+        Decision::Interactive(waiting.interactive.min(batch))
+    }
+}
+
+/// How many images go into `time`; at least one.
+fn fitting(time: Duration, image_time: Duration) -> usize {
+    match image_time.as_nanos() {
+        0 => usize::MAX,
+        one => usize::try_from(time.as_nanos() / one)
+            .unwrap_or(usize::MAX)
+            .max(1),
+    }
+}
+
+/// What an image takes on the device, by the batches of late.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pace(Option<Duration>);
+
+impl Pace {
+    /// Time an image; zero while nobody knows.
+    pub fn image_time(self) -> Duration {
+        self.0.unwrap_or_default()
+    }
+
+    /// Takes in that a batch of so many images, at least one, took so long. The last eight or so weigh most.
+    pub fn took(&mut self, images: usize, time: Duration) {
+        let one = time / images.max(1) as u32;
+        self.0 = Some(self.0.map_or(one, |before| (before * 7 + one) / 8));
     }
 }
 
@@ -78,6 +118,7 @@ mod tests {
         max_wait: Duration::from_millis(2),
         background_batch: 4,
         background_every: 8,
+        batch_time: Duration::from_millis(80),
     };
 
     fn waiting() -> impl Strategy<Value = Waiting> {
@@ -86,12 +127,14 @@ mod tests {
             0_u64..5,
             0_usize..40,
             prop_oneof![0_u32..20, Just(u32::MAX)],
+            0_u64..200,
         )
-            .prop_map(|(interactive, ms, background, since)| Waiting {
+            .prop_map(|(interactive, ms, background, since, image)| Waiting {
                 interactive,
                 oldest: Duration::from_millis(ms),
                 background,
                 since_background: since,
+                image_time: Duration::from_millis(image),
             })
     }
 
@@ -120,7 +163,7 @@ mod tests {
             interactive: 100,
             oldest: POLICY.max_wait,
             background: 10,
-            since_background: 0,
+            ..Waiting::default()
         };
         let mut batches = 0;
         while let Decision::Interactive(_) = POLICY.decide(waiting) {
@@ -137,5 +180,35 @@ mod tests {
             ..Waiting::default()
         };
         assert_eq!(POLICY.decide(full), Decision::Interactive(8));
+    }
+
+    #[test]
+    fn batches_are_as_large_as_their_time_allows() {
+        let busy = |image_ms| Waiting {
+            interactive: 100,
+            image_time: Duration::from_millis(image_ms),
+            ..Waiting::default()
+        };
+        let taken = [5, 10, 16, 40, 500].map(|image_ms| POLICY.decide(busy(image_ms)));
+        assert_eq!(taken, [8, 8, 5, 2, 1].map(Decision::Interactive));
+        let learning = |image_ms| Waiting {
+            interactive: 0,
+            background: 100,
+            ..busy(image_ms)
+        };
+        let taken = [1, 5, 10, 500].map(|image_ms| POLICY.decide(learning(image_ms)));
+        assert_eq!(taken, [4, 4, 2, 1].map(Decision::Background));
+    }
+
+    #[test]
+    fn the_pace_follows_what_batches_take() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.image_time(), Duration::ZERO);
+        pace.took(4, Duration::from_millis(40));
+        assert_eq!(pace.image_time(), Duration::from_millis(10));
+        for _ in 0..50 {
+            pace.took(2, Duration::from_millis(40));
+        }
+        assert!(pace.image_time().abs_diff(Duration::from_millis(20)) < Duration::from_millis(1));
     }
 }

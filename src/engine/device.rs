@@ -9,6 +9,7 @@ use candle_core::{Tensor, bail};
 
 use super::batching::Policy;
 use super::error::because;
+use super::features::FeatureCache;
 use super::queue::{PushError, Queue};
 use super::{Asked, EngineError, Input, Output, Pixels, Priority, Timing, Work};
 use crate::clip::{Backbone, EncodeError, ImageStates};
@@ -22,7 +23,13 @@ pub(super) struct DeviceThread {
 }
 
 impl DeviceThread {
-    pub(super) fn start(backbone: Backbone, policy: Policy, capacity: usize) -> std::io::Result<Self> {
+    /// What it encodes of images with a digest is remembered in `features`.
+    pub(super) fn start(
+        backbone: Backbone,
+        policy: Policy,
+        capacity: usize,
+        features: Option<Arc<FeatureCache>>,
+    ) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::new(policy, capacity));
         let last_success = Arc::new(Mutex::new(None));
         let thread = std::thread::Builder::new().name("device".to_owned()).spawn({
@@ -32,7 +39,7 @@ impl DeviceThread {
                 // Whatever ends this thread, callers must learn of it instead of waiting for ever.
                 let _abandon = AbandonOnDrop(&queue);
                 while let Some(batch) = queue.next_batch() {
-                    if run(&backbone, batch) {
+                    if run(&backbone, &queue, features.as_deref(), batch) {
                         *last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
                     }
                 }
@@ -82,7 +89,7 @@ impl Drop for AbandonOnDrop<'_> {
 }
 
 /// Runs one batch and replies to everyone in it; whether all of it went well.
-fn run(backbone: &Backbone, batch: Vec<Work>) -> bool {
+fn run(backbone: &Backbone, queue: &Queue, features: Option<&FeatureCache>, batch: Vec<Work>) -> bool {
     let (images, texts): (Vec<_>, Vec<_>) = batch
         .into_iter()
         .partition(|work| matches!(work.input, Input::Image { .. }));
@@ -94,9 +101,10 @@ fn run(backbone: &Backbone, batch: Vec<Work>) -> bool {
                 .into_iter()
                 .map(|work| (work.input, (work.reply, work.enqueued)))
                 .unzip();
+            let are_images = matches!(inputs.first(), Some(Input::Image { .. }));
             let started = Instant::now();
             // A panic in a tensor library must cost one batch, not the server.
-            let outputs = catch_unwind(AssertUnwindSafe(|| encode(backbone, inputs)))
+            let outputs = catch_unwind(AssertUnwindSafe(|| encode(backbone, features, inputs)))
                 .unwrap_or_else(|_| Err("a forward panicked".to_owned()));
             let (outputs, timing) = match outputs {
                 Ok(done) => done,
@@ -109,6 +117,9 @@ fn run(backbone: &Backbone, batch: Vec<Work>) -> bool {
                 }
             };
             metrics::batch_encoded(outputs.len(), timing.encode, timing.head);
+            if are_images {
+                queue.took(outputs.len(), timing.encode);
+            }
             let mut finite = true;
             for ((reply, enqueued), values) in replies.into_iter().zip(outputs) {
                 let timing = Timing {
@@ -134,19 +145,25 @@ fn run(backbone: &Backbone, batch: Vec<Work>) -> bool {
 type Answers = Vec<Vec<f32>>;
 
 /// Answers and times, or why there are none.
-fn encode(backbone: &Backbone, inputs: Vec<Input>) -> Result<(Answers, Timing), String> {
+fn encode(
+    backbone: &Backbone,
+    cache: Option<&FeatureCache>,
+    inputs: Vec<Input>,
+) -> Result<(Answers, Timing), String> {
     let count = inputs.len();
     let started = Instant::now();
     let mut pixels = Vec::new();
     let mut tokens = Vec::new();
     let mut asked = Vec::with_capacity(count);
+    let mut images = Vec::new();
     for input in inputs {
         match input {
             Input::Image {
-                pixels: Pixels(values),
+                pixels: Pixels { values, image },
                 asked: of_image,
             } => {
                 pixels.extend_from_slice(&values);
+                images.push(image);
                 asked.push(of_image);
             }
             Input::Text { tokens: ids } => {
@@ -173,6 +190,14 @@ fn encode(backbone: &Backbone, inputs: Vec<Input>) -> Result<(Answers, Timing), 
     // A device works on while its host goes on: without this the heads' time would hold the forward's.
     backbone.device().synchronize().map_err(failed)?;
     let encode = started.elapsed();
+    if let Some(cache) = cache.filter(|_| images.iter().any(Option::is_some)) {
+        let rows = encoded.features.to_vec2::<f32>().map_err(failed)?;
+        for (image, row) in images.into_iter().zip(rows) {
+            if let Some(image) = image.filter(|_| row.iter().all(|value| value.is_finite())) {
+                cache.insert(image, row.into());
+            }
+        }
+    }
 
     let started = Instant::now();
     encoded.answer(&heads, &mut answers).map_err(failed)?;

@@ -14,6 +14,7 @@ pub mod batching;
 mod decode;
 mod device;
 mod error;
+mod features;
 mod queue;
 mod texts;
 mod towers;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use tokio::sync::oneshot;
 
 use crate::adapter::{Head, Readout};
@@ -36,6 +37,8 @@ use batching::Policy;
 use decode::{DecodePool, Panicked};
 use device::DeviceThread;
 pub use error::EngineError;
+use error::because;
+use features::FeatureCache;
 use queue::PushError;
 pub use texts::LONGEST_TEXT;
 pub use towers::read_out;
@@ -64,6 +67,8 @@ pub struct EngineConfig {
     pub limits: Limits,
     /// Text embeddings that are remembered; of texts up to a kilobyte.
     pub text_cache: usize,
+    /// Bytes that features of images may take that are remembered; none are where not one has room.
+    pub feature_cache_bytes: usize,
 }
 
 /// What the loaded backbone is.
@@ -85,8 +90,21 @@ pub struct BackboneInfo {
     pub device: String,
 }
 
-/// A decoded, resized and normalised image: 3·s·s values, channel first.
-pub struct Pixels(Vec<f32>);
+/// A decoded, resized and normalised image.
+pub struct Pixels {
+    /// 3·s·s, channel first.
+    values: Vec<f32>,
+    /// Of the image's bytes, where its features are to be remembered.
+    image: Option<Digest>,
+}
+
+/// What became of an image that was asked about.
+pub enum Looked {
+    /// It was seen lately: here is the answer.
+    Known(Output),
+    /// It is to be encoded.
+    Pixels(Pixels),
+}
 
 /// What is asked about an image.
 #[derive(Debug, Clone)]
@@ -175,6 +193,7 @@ struct Shared {
     decode: DecodePool,
     device: DeviceThread,
     texts: TextCache,
+    features: Option<Arc<FeatureCache>>,
     readout: Readout,
     prompt_tower: PromptTower,
 }
@@ -197,6 +216,7 @@ impl Engine {
                 other => format!("{other:?}").to_lowercase(),
             },
         };
+        let features = FeatureCache::new(config.feature_cache_bytes, info.dim).map(Arc::new);
         let shared = Shared {
             info,
             target: backbone.device().clone(),
@@ -208,7 +228,8 @@ impl Engine {
             texts: TextCache::new(config.text_cache),
             readout: towers::readout(backbone.image_readout()),
             prompt_tower: backbone.prompt_tower(),
-            device: DeviceThread::start(backbone, config.policy, config.queue_capacity)?,
+            device: DeviceThread::start(backbone, config.policy, config.queue_capacity, features.clone())?,
+            features,
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -226,31 +247,28 @@ impl Engine {
     /// [`EngineError::Image`], or [`EngineError::Overloaded`] when interactive work finds the pool full; background
     /// work waits instead.
     pub async fn decode(&self, bytes: Bytes, priority: Priority) -> Result<Pixels, EngineError> {
-        decoded(self.shared.decode.run(priority, self.decoding(bytes)).await?)
+        let (processor, limits) = (Arc::clone(&self.shared.processor), self.shared.limits);
+        let process = move || pixels(&processor, &bytes, limits, None);
+        done(self.shared.decode.run(priority, process).await?)
     }
 
-    /// Decodes all images of an interactive request. One result an image, in order.
+    /// Looks at all images of an interactive request: answers what is asked about those whose features are remembered, and
+    /// decodes the others. One result an image, in order.
     ///
     /// # Errors
     /// [`EngineError::Overloaded`] when the pool has no room for all of them and is not idle.
-    pub async fn decode_all(
+    pub async fn look(
         &self,
         images: Vec<Bytes>,
-    ) -> Result<Vec<Result<Pixels, EngineError>>, EngineError> {
-        let works = images.into_iter().map(|bytes| self.decoding(bytes)).collect();
-        let done = self.shared.decode.run_all(works).await?;
-        Ok(done.into_iter().map(decoded).collect())
-    }
-
-    fn decoding(&self, bytes: Bytes) -> impl FnOnce() -> Result<Vec<f32>, ImageError> + Send + use<> {
-        let processor = Arc::clone(&self.shared.processor);
-        let limits = self.shared.limits;
-        move || {
-            let started = Instant::now();
-            let decoded = processor.process(&bytes, limits);
-            metrics::image_decoded(started.elapsed());
-            decoded
-        }
+        asked: &Asked,
+    ) -> Result<Vec<Result<Looked, EngineError>>, EngineError> {
+        let looking = |bytes: Bytes| {
+            let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
+            move || shared.look(&bytes, &asked)
+        };
+        let works = images.into_iter().map(looking).collect();
+        let looked = self.shared.decode.run_all(works).await?;
+        Ok(looked.into_iter().map(done).collect())
     }
 
     /// Checks from the header alone that an image is of a known format and within the limits.
@@ -303,7 +321,10 @@ impl Engine {
             return Ok(());
         }
         let side = self.shared.info.image_size;
-        let grey = Pixels(vec![0.0; 3 * side * side]);
+        let grey = Pixels {
+            values: vec![0.0; 3 * side * side],
+            image: None,
+        };
         self.encode(vec![grey], Asked::Row(Reads::Features), Priority::Interactive)
             .await
             .map(|_| ())
@@ -346,7 +367,57 @@ impl Engine {
     }
 }
 
-fn decoded(done: Result<Result<Vec<f32>, ImageError>, Panicked>) -> Result<Pixels, EngineError> {
-    let pixels = done.unwrap_or(Err(ImageError::Panicked))?;
-    Ok(Pixels(pixels))
+impl Shared {
+    /// The answer about an image that is remembered, or the pixels of another one.
+    fn look(&self, bytes: &[u8], asked: &Asked) -> Result<Looked, EngineError> {
+        let cache = self
+            .features
+            .as_ref()
+            .filter(|_| asked.reads() == Reads::Features);
+        let image = cache.map(|_| Digest::of(bytes));
+        match cache.zip(image).and_then(|(cache, image)| cache.get(&image)) {
+            Some(features) => self.answer(&features, asked).map(Looked::Known),
+            None => pixels(&self.processor, bytes, self.limits, image).map(Looked::Pixels),
+        }
+    }
+
+    /// What is asked about one row of features.
+    fn answer(&self, features: &[f32], asked: &Asked) -> Result<Output, EngineError> {
+        let started = Instant::now();
+        let values = match asked {
+            Asked::Row(_) | Asked::Rows => features.to_vec(),
+            Asked::Probabilities(head) => Tensor::from_slice(features, (1, features.len()), &self.target)
+                .and_then(|row| head.probabilities(&row))
+                .map_err(|error| EngineError::Backbone(because(&error)))?
+                .concat(),
+        };
+        let head = started.elapsed();
+        Ok(Output {
+            values,
+            timing: Timing {
+                head,
+                ..Timing::default()
+            },
+        })
+    }
+}
+
+fn pixels(
+    processor: &ImageProcessor,
+    bytes: &[u8],
+    limits: Limits,
+    image: Option<Digest>,
+) -> Result<Pixels, EngineError> {
+    let started = Instant::now();
+    let values = processor.process(bytes, limits);
+    metrics::image_decoded(started.elapsed());
+    Ok(Pixels {
+        values: values?,
+        image,
+    })
+}
+
+/// What a piece of work on the decode pool came to.
+fn done<T>(done: Result<Result<T, EngineError>, Panicked>) -> Result<T, EngineError> {
+    done.unwrap_or(Err(EngineError::Image(ImageError::Panicked)))
 }

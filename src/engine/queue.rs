@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use super::batching::{Decision, Policy, Waiting};
+use super::batching::{Decision, Pace, Policy, Waiting};
 use super::{Priority, Work};
 
 /// Why work was not accepted.
@@ -23,6 +24,7 @@ struct Lanes {
     interactive: VecDeque<Work>,
     background: VecDeque<Work>,
     since_background: u32,
+    pace: Pace,
     closed: bool,
 }
 
@@ -78,6 +80,7 @@ impl Queue {
                     .unwrap_or_default(),
                 background: lanes.background.len(),
                 since_background: lanes.since_background,
+                image_time: lanes.pace.image_time(),
             };
             match self.policy.decide(waiting) {
                 Decision::Interactive(count) => {
@@ -101,6 +104,11 @@ impl Queue {
                 }
             }
         }
+    }
+
+    /// Takes in what a batch of images took, for the size of those to come.
+    pub(super) fn took(&self, images: usize, time: Duration) {
+        self.lock().pace.took(images, time);
     }
 
     /// Refuses further work; what waits is still done.
@@ -137,7 +145,7 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use tokio::sync::oneshot;
     use tokio::sync::oneshot::error::TryRecvError;
@@ -153,6 +161,7 @@ mod tests {
             max_wait: Duration::ZERO,
             background_batch: 2,
             background_every: 8,
+            batch_time: Duration::from_secs(1),
         };
         Queue::new(policy, 4)
     }

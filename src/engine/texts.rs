@@ -128,12 +128,14 @@ mod tests {
                 max_wait: Duration::from_millis(1),
                 background_batch: 2,
                 background_every: 8,
+                batch_time: Duration::MAX,
             },
             queue_capacity: 4,
             decode_threads: 1,
             decode_capacity: 4,
             limits: Limits { max_pixels: 1 << 20 },
             text_cache: 100,
+            feature_cache_bytes: 0,
         };
         Engine::start(backbone.expect("embedded"), &config).expect("threads")
     }

@@ -111,12 +111,14 @@ mod tests {
                 max_wait: Duration::from_mins(1),
                 background_batch: 1,
                 background_every: 8,
+                batch_time: Duration::MAX,
             },
             queue_capacity: 16,
             decode_threads: 1,
             decode_capacity: 4,
             limits: Limits { max_pixels: 1 << 20 },
             text_cache: 100,
+            feature_cache_bytes: 0,
         };
         Engine::start(backbone.expect("embedded"), &config).expect("threads")
     }
@@ -124,7 +126,10 @@ mod tests {
     /// Two pictures without a pattern.
     fn pixels(engine: &Engine) -> Vec<Pixels> {
         let side = engine.info().image_size;
-        let picture = |seed: usize| Pixels((0..3 * side * side).map(|n| ((n * seed) as f32).sin()).collect());
+        let picture = |seed: usize| Pixels {
+            values: (0..3 * side * side).map(|n| ((n * seed) as f32).sin()).collect(),
+            image: None,
+        };
         vec![picture(3), picture(7)]
     }
 

@@ -7,7 +7,7 @@ use axum::response::AppendHeaders;
 
 use super::images::Images;
 use super::problem::Problem;
-use crate::engine::{Asked, Engine, EngineError, Output, Priority};
+use crate::engine::{Asked, Engine, EngineError, Looked, Output, Priority};
 
 /// What became of a request's images.
 pub(super) struct Encoded {
@@ -64,28 +64,34 @@ pub(super) async fn encode(engine: &Engine, images: Images, asked: Asked) -> Res
             Err(problem) => failures.push(Some(problem)),
         }
     }
-    let decoded = engine.decode_all(received).await?;
+    let looked = engine.look(received, &asked).await?;
     let mut times = StageTimes {
         decode: started.elapsed(),
         ..StageTimes::default()
     };
 
-    let mut pixels = Vec::with_capacity(decoded.len());
+    let mut pixels = Vec::with_capacity(looked.len());
+    let mut known = Vec::with_capacity(looked.len());
     let places = failures.iter_mut().filter(|failure| failure.is_none());
-    for (place, image) in places.zip(decoded) {
+    for (place, image) in places.zip(looked) {
         match image {
-            Ok(image) => pixels.push(image),
+            Ok(Looked::Known(output)) => known.push(Some(output)),
+            Ok(Looked::Pixels(image)) => {
+                pixels.push(image);
+                known.push(None);
+            }
             Err(error @ EngineError::Image(_)) => *place = Some(error.into()),
             Err(error) => return Err(error.into()),
         }
     }
-    if pixels.is_empty() {
+    if known.is_empty() {
         return Err(all_failed(failures.into_iter().flatten().collect(), images.raw));
     }
-    let mut outputs = engine
-        .encode(pixels, asked, Priority::Interactive)
-        .await?
-        .into_iter();
+    let encoded = engine.encode(pixels, asked, Priority::Interactive).await?;
+    let mut encoded = encoded.into_iter();
+    let mut outputs = known
+        .into_iter()
+        .filter_map(|known| known.or_else(|| encoded.next()));
     let mut results = Vec::with_capacity(failures.len());
     for (place, failure) in failures.into_iter().enumerate() {
         match failure {
