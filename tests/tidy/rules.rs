@@ -76,6 +76,7 @@ pub(crate) const TEXT: &[&str] = &[
     ".ci",
     ".config",
     ".github",
+    "bench",
     "benches",
     "docker",
     "docs",

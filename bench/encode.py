@@ -1,0 +1,165 @@
+"""Compares `clipkeep bench encode` with PyTorch, ONNX Runtime and OpenVINO on one machine: image towers of CLIP's shapes with
+made-up weights, the same threads, runs that take turns.
+
+    python3 bench/encode.py --shapes vit-b-32 --batches 1 8 32 --threads 2
+
+Installs the others from PyPI into target/bench-venv the first time. Prints images a second, medians over the rounds, and ours
+over the best of the others, which is what counts.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+from statistics import median
+
+PACKAGES = ["torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy"]
+SHAPES = {
+    "vit-b-32": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, patch_size=32),
+    "vit-b-16": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, patch_size=16),
+    "vit-l-14": dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14),
+}
+ENGINES = ["torch", "torch-compile", "torch-bf16", "torch-bf16-compile", "onnxruntime", "openvino", "openvino-bf16"]
+
+
+def enter_environment():
+    """Starts over in a virtual environment that has the packages."""
+    directory = Path("target/bench-venv")
+    python = directory / "bin" / "python"
+    if not python.exists():
+        venv.create(directory, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+    if Path(sys.prefix).resolve() != directory.resolve():
+        os.execv(python, [str(python), *sys.argv])
+
+
+class Engines:
+    """Ways to run one tower; each is a function from pixels (a NumPy array) that has run once."""
+
+    def __init__(self, shape, threads, names):
+        import torch
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        self.torch, self.threads = torch, threads
+        dim = 768 if shape == "vit-l-14" else 512
+        config = CLIPVisionConfig(**SHAPES[shape], projection_dim=dim, image_size=224)
+        model = CLIPVisionModelWithProjection._from_config(config, attn_implementation="sdpa").eval()
+
+        class Features(torch.nn.Module):
+            def __init__(self, model):
+                super().__init__()
+                self.model = model
+
+            def forward(self, pixels):
+                return self.model(pixel_values=pixels).image_embeds
+
+        self.model = Features(model)
+        self.folder = tempfile.TemporaryDirectory()
+        self.onnx = Path(self.folder.name) / "tower.onnx"
+        if any(name.startswith(("onnx", "openvino")) for name in names):
+            example = torch.randn(2, 3, 224, 224)
+            axes = {"pixels": {0: "n"}, "features": {0: "n"}}
+            names_of = dict(input_names=["pixels"], output_names=["features"])
+            torch.onnx.export(self.model, (example,), self.onnx, dynamo=False, dynamic_axes=axes, **names_of)
+
+    def make(self, name):
+        kind, *options = name.split("-")
+        return getattr(self, f"make_{kind}")(options)
+
+    def make_torch(self, options):
+        import copy
+
+        torch, model = self.torch, copy.deepcopy(self.model)
+        dtype = torch.bfloat16 if "bf16" in options else torch.float32
+        model = model.to(dtype)
+        if "compile" in options:
+            model = torch.compile(model)
+
+        def run(pixels):
+            with torch.inference_mode():
+                return model(torch.from_numpy(pixels).to(dtype)).float().numpy()
+
+        return run
+
+    def make_onnxruntime(self, _):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        session = onnxruntime.InferenceSession(self.onnx, options, providers=["CPUExecutionProvider"])
+        return lambda pixels: session.run(None, {"pixels": pixels})[0]
+
+    def make_openvino(self, options):
+        import openvino
+
+        precision = "bf16" if "bf16" in options else "f32"
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": self.threads,
+        }
+        model = openvino.Core().compile_model(self.onnx, "CPU", hints)
+        return lambda pixels: model(pixels)[0]
+
+
+def ours(binary, shape, batch, threads, seconds, dtype):
+    command = [binary, "bench", "encode", "--json", "--shape", shape, "--batch", str(batch)]
+    command += ["--threads", str(threads), "--seconds", str(seconds), *(["--dtype", dtype] if dtype else [])]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def images_per_second(run, pixels, seconds):
+    times, started = [], time.perf_counter()
+    while len(times) < 5 or time.perf_counter() - started < seconds:
+        before = time.perf_counter()
+        run(pixels)
+        times.append(time.perf_counter() - before)
+    return len(pixels) / median(times)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each engine in each round (default: %(default)s)")
+    parser.add_argument("--engines", nargs="*", choices=ENGINES, default=["torch", "torch-compile", "onnxruntime", "openvino"])
+    parser.add_argument("--dtype", help="ours (default: the program's)")
+    parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
+    given = parser.parse_args()
+    enter_environment()
+
+    import numpy
+
+    print("| shape | batch | clipkeep | " + " | ".join(given.engines) + " | ours / best |")
+    print("|---" * (len(given.engines) + 4) + "|", flush=True)
+    for shape in given.shapes:
+        engines = Engines(shape, given.threads, given.engines)
+        runs = {name: engines.make(name) for name in given.engines}
+        for batch in given.batches:
+            pixels = numpy.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=numpy.float32)
+            for run in runs.values():
+                run(pixels)
+            mine, theirs = [], {name: [] for name in runs}
+            for _ in range(given.rounds):
+                found = ours(given.clipkeep, shape, batch, given.threads, given.seconds, given.dtype)
+                mine.append(found["images_per_second"])
+                for name, run in runs.items():
+                    theirs[name].append(images_per_second(run, pixels, given.seconds))
+            of = {name: median(rates) for name, rates in theirs.items()}
+            line = " | ".join(f"{rate:.1f}" for rate in of.values())
+            ratio = median(mine) / max(of.values(), default=float("nan"))
+            print(f"| {shape} | {batch} | {median(mine):.1f} | {line} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

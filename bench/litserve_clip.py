@@ -1,0 +1,73 @@
+"""The usual Python server for the same work: JPEG in, probabilities of labels out, batches by LitServe, the tower by PyTorch.
+
+    python bench/litserve_clip.py --port 8090 --dtype bf16 --threads 2
+
+Started by http.py, in its virtual environment. Made-up weights of ViT-B/32.
+"""
+
+import argparse
+import io
+
+import litserve
+import torch
+from fastapi import Request
+from PIL import Image
+from torchvision.transforms import v2
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Classify(litserve.LitAPI):
+    def __init__(self, labels, dtype, threads, **options):
+        super().__init__(**options)
+        self.labels, self.dtype, self.threads = labels, dtype, threads
+
+    def setup(self, device):
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(0)
+        config = CLIPVisionConfig(projection_dim=512)
+        model = CLIPVisionModelWithProjection._from_config(config, attn_implementation="sdpa")
+        self.model = model.eval().to(self.dtype)
+        self.anchors = torch.nn.functional.normalize(torch.randn(self.labels, 512), dim=1).to(self.dtype)
+        bicubic = v2.InterpolationMode.BICUBIC
+        steps = [v2.Resize(224, interpolation=bicubic, antialias=True), v2.CenterCrop(224), v2.PILToTensor()]
+        self.transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+    async def decode_request(self, request: Request):
+        image = Image.open(io.BytesIO(await request.body())).convert("RGB")
+        return self.transform(image)
+
+    def batch(self, inputs):
+        return torch.stack(inputs)
+
+    @torch.inference_mode()
+    def predict(self, pixels):
+        pixels = pixels if pixels.dim() == 4 else pixels[None]
+        features = self.model(pixel_values=pixels.to(self.dtype)).image_embeds
+        logits = 100 * torch.nn.functional.normalize(features, dim=1) @ self.anchors.T
+        return logits.softmax(dim=1).float()
+
+    def unbatch(self, output):
+        return list(output)
+
+    def encode_response(self, output):
+        best = output.reshape(-1).topk(5)
+        return {"classes": [{"label": int(i), "probability": float(p)} for p, i in zip(best.values, best.indices)]}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--labels", type=int, default=10)
+    given = parser.parse_args()
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[given.dtype]
+    api = Classify(given.labels, dtype, given.threads, max_batch_size=given.batch, batch_timeout=0.005)
+    litserve.LitServer(api, accelerator="cpu").run(port=given.port, host="127.0.0.1", log_level="warning", generate_client_file=False)
+
+
+if __name__ == "__main__":
+    main()

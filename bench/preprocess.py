@@ -1,0 +1,94 @@
+"""Compares decoding and preprocessing of photographs with Pillow and torchvision: CLIP's transform, one thread, runs that take
+turns.
+
+    python3 bench/preprocess.py PHOTO.jpg …
+
+Without a photograph it makes two JPEG files of 4000×3000 and 500×375 pixels out of noise that looks like one. Installs the
+others from PyPI into target/bench-http-venv the first time.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+from statistics import median
+
+PACKAGES = ["torch", "torchvision", "transformers", "litserve", "pillow"]
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def enter_environment():
+    """Starts over in a virtual environment that has the packages."""
+    directory = Path("target/bench-http-venv")
+    python = directory / "bin" / "python"
+    if not python.exists():
+        venv.create(directory, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+    if Path(sys.prefix).resolve() != directory.resolve():
+        os.execv(python, [str(python), *sys.argv])
+
+
+def made_up(folder):
+    """Photographs, as far as a decoder can tell: smooth shapes with grain, saved as cameras do."""
+    import numpy
+    from PIL import Image
+
+    noise = numpy.random.default_rng(0)
+    for width, height in [(4000, 3000), (500, 375)]:
+        coarse = Image.fromarray(noise.integers(0, 256, (height // 50, width // 50, 3), dtype=numpy.uint8))
+        smooth = numpy.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=numpy.int16)
+        grain = noise.normal(0, 6, smooth.shape).astype(numpy.int16)
+        file = Path(folder) / f"{width}x{height}.jpg"
+        Image.fromarray((smooth + grain).clip(0, 255).astype(numpy.uint8)).save(file, quality=90)
+        yield str(file)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", nargs="*")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
+    given = parser.parse_args()
+    enter_environment()
+
+    import torch
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    torch.set_num_threads(1)
+    steps = [v2.Resize(224, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224), v2.PILToTensor()]
+    transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+    def theirs(data):
+        times = []
+        while len(times) < 5 or sum(times) < 1:
+            before = time.perf_counter()
+            transform(Image.open(io.BytesIO(data)).convert("RGB"))
+            times.append(time.perf_counter() - before)
+        return 1e3 * median(times)
+
+    def ours(file):
+        command = [given.clipkeep, "bench", "preprocess", "--backbone", "random:vit-b-32", file]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return json.loads(output.splitlines()[-1])["milliseconds"]
+
+    with tempfile.TemporaryDirectory() as folder:
+        print("| file | clipkeep ms | Pillow + torchvision ms | theirs / ours |\n|---|---|---|---|")
+        for file in given.photos or made_up(folder):
+            data = Path(file).read_bytes()
+            mine, others = [], []
+            for _ in range(given.rounds):
+                mine.append(ours(file))
+                others.append(theirs(data))
+            ratio = median(others) / median(mine)
+            print(f"| {Path(file).name} | {median(mine):.2f} | {median(others):.2f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
