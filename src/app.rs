@@ -191,19 +191,8 @@ fn lock_directory(directory: &Path) -> anyhow::Result<File> {
 /// Whatever keeps it from encoding, in words for a person.
 pub(crate) async fn start_engine(backbone: &BackboneArgs, config: &EngineConfig) -> anyhow::Result<Engine> {
     let started = Instant::now();
-    // The pool that tensors are computed on; a second server in the same process shares the first one's.
-    if rayon::ThreadPoolBuilder::new()
-        .num_threads(backbone.threads())
-        .build_global()
-        .is_err()
-    {
-        tracing::debug!("the tensor threads run already");
-    }
-    let device = open_device(backbone.device)?;
-    let source = backbone.backbone.clone().unwrap_or_default();
-    let backbone = Backbone::load(&source, &device)
-        .await
-        .context("cannot load the backbone")?;
+    let backbone = load_backbone(backbone).await?;
+    let instructions = backbone.instructions();
     let engine = Engine::start(backbone, config)?;
     engine
         .check(Duration::ZERO)
@@ -211,8 +200,28 @@ pub(crate) async fn start_engine(backbone: &BackboneArgs, config: &EngineConfig)
         .context("the backbone's first forward failed")?;
     let info = engine.info();
     let ms = started.elapsed().as_millis() as u64;
-    tracing::info!(backbone = info.name, digest = %info.digest, dim = info.dim, device = info.device, ms, "backbone ready");
+    tracing::info!(backbone = info.name, digest = %info.digest, dim = info.dim, device = info.device, instructions, ms, "backbone ready");
     Ok(engine)
+}
+
+/// Loads a backbone onto its device.
+///
+/// # Errors
+/// In words for an operator.
+pub(crate) async fn load_backbone(args: &BackboneArgs) -> anyhow::Result<Backbone> {
+    // The pool that tensors are computed on; a second server in the same process shares the first one's.
+    if rayon::ThreadPoolBuilder::new()
+        .num_threads(args.threads())
+        .build_global()
+        .is_err()
+    {
+        tracing::debug!("the tensor threads run already");
+    }
+    let device = open_device(args.device)?;
+    let source = args.backbone.clone().unwrap_or_default();
+    Backbone::load(&source, &device)
+        .await
+        .context("cannot load the backbone")
 }
 
 fn open_device(choice: DeviceChoice) -> anyhow::Result<Device> {

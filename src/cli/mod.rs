@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand.
 
+mod bench;
 mod demo;
 mod evaluate;
 mod openapi;
@@ -31,6 +32,7 @@ enum Command {
     Serve(Box<Serve>),
     Demo(demo::Demo),
     Evaluate(Box<evaluate::Evaluate>),
+    Bench(Box<bench::Bench>),
     /// Print the interface's description (OpenAPI, YAML).
     ///
     /// Example: clipkeep openapi > openapi.yaml
@@ -46,6 +48,7 @@ pub fn run() -> anyhow::Result<()> {
     match &cli.command {
         Command::Serve(serve) => threads::settle(serve.backbone()),
         Command::Evaluate(evaluate) => threads::settle(evaluate.backbone()),
+        Command::Bench(bench) => bench.backbone().into_iter().for_each(threads::settle),
         Command::Demo(_) | Command::Openapi => {}
     }
     crate::telemetry::install(cli.log_format).map_err(|error| anyhow::anyhow!(error))?;
@@ -54,6 +57,7 @@ pub fn run() -> anyhow::Result<()> {
         Command::Serve(serve) => runtime.block_on(serve.run()),
         Command::Demo(demo) => runtime.block_on(demo.run()),
         Command::Evaluate(evaluate) => runtime.block_on(evaluate.run()),
+        Command::Bench(bench) => runtime.block_on(bench.run()),
         Command::Openapi => openapi::run(),
     }
 }

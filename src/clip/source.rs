@@ -15,6 +15,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::error::BackboneError;
+use super::random::{self, Shape};
 use super::{config, image_processor, tokenizer};
 use crate::domain::Digest;
 
@@ -22,6 +23,9 @@ use crate::domain::Digest;
 pub(super) const WEIGHTS: &str = "model.safetensors";
 /// The list of shards that stands in its place for large models.
 pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+
+/// What stands before the shape of a backbone with made-up weights.
+const RANDOM: &str = "random:";
 
 /// Which backbone to load.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -33,14 +37,19 @@ pub enum BackboneSource {
     Directory(PathBuf),
     /// A repository of the Hugging Face hub, `owner/name` or `owner/name@revision`.
     Hub(String),
+    /// A published shape with made-up weights, to measure what it costs.
+    Random(Shape),
 }
 
 impl FromStr for BackboneSource {
     type Err = Infallible;
 
     /// What exists is a directory, and so is what looks like a path; `owner/name` is a repository of the hub;
-    /// `embedded` is the embedded one.
+    /// `embedded` is the embedded one, and `random:vit-b-32` has made-up weights.
     fn from_str(text: &str) -> Result<Self, Infallible> {
+        if let Some(shape) = text.strip_prefix(RANDOM).and_then(|shape| shape.parse().ok()) {
+            return Ok(Self::Random(shape));
+        }
         Ok(match text {
             _ if Path::new(text).exists() => Self::Directory(text.into()),
             "embedded" => Self::Embedded,
@@ -56,6 +65,7 @@ impl fmt::Display for BackboneSource {
             Self::Embedded => out.write_str("embedded"),
             Self::Directory(path) => write!(out, "{}", path.display()),
             Self::Hub(id) => out.write_str(id),
+            Self::Random(shape) => write!(out, "{RANDOM}{shape}"),
         }
     }
 }
@@ -98,11 +108,11 @@ impl BackboneFiles {
     pub(super) fn embedded() -> Self {
         macro_rules! asset {
             ($file:literal) => {
-                Hashed::of(include_bytes!(concat!(
+                Hashed::of(Cow::Borrowed(include_bytes!(concat!(
                     env!("CARGO_MANIFEST_DIR"),
                     "/assets/mini-clip/",
                     $file
-                )))
+                ))))
             };
         }
         Self::assemble(
@@ -111,6 +121,20 @@ impl BackboneFiles {
                 asset!("config.json"),
                 asset!("tokenizer.json"),
                 asset!("preprocessor_config.json"),
+            ],
+            image_processor::FILE,
+        )
+    }
+
+    /// Made-up weights in a published shape, with the embedded tokenizer.
+    pub(super) fn random(shape: Shape) -> Self {
+        let made = |bytes: Vec<u8>| Hashed::of(Cow::Owned(bytes));
+        Self::assemble(
+            vec![(WEIGHTS.to_owned(), made(random::weights(shape)))],
+            [
+                made(random::config(shape)),
+                Hashed::of(Self::embedded().tokenizer),
+                made(random::preprocessor()),
             ],
             image_processor::FILE,
         )
@@ -227,10 +251,10 @@ struct Hashed {
 }
 
 impl Hashed {
-    fn of(bytes: &'static [u8]) -> Self {
+    fn of(bytes: Bytes) -> Self {
         Self {
-            bytes: Cow::Borrowed(bytes),
-            digest: Sha256::digest(bytes).into(),
+            digest: Sha256::digest(&bytes).into(),
+            bytes,
         }
     }
 

@@ -1,0 +1,234 @@
+//! `clipkeep bench http`: requests with photographs against a server that runs.
+
+mod load;
+mod stages;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use clap::Args;
+use reqwest::{Client, Url};
+use serde::Serialize;
+
+use load::{Answers, Pace, Target};
+use stages::Stages;
+
+/// Send photographs to a server that runs, and measure its answers.
+///
+/// With --clients each client sends its next request when the last one is answered; with --rate requests are sent at a fixed
+/// rate, and latencies count from when a request was due. Any server that takes an image as the body of a POST can be measured;
+/// of clipkeep the time of each stage is told, too. Prints a table and, last, everything as one JSON object.
+///
+/// Example: clipkeep bench http 'http://127.0.0.1:8080/v1/models/default/classify?labels=cat,dog' --images photos --clients 64
+#[derive(Debug, Clone, Args)]
+pub(super) struct Http {
+    /// Where to post to.
+    url: Url,
+    /// Photographs, or directories of them.
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    images: Vec<PathBuf>,
+    /// Clients, of which each waits for its answer: 1 unless given.
+    #[arg(long, conflicts_with = "rate")]
+    clients: Option<NonZeroUsize>,
+    /// Requests a second, whether or not earlier ones are answered.
+    #[arg(long, value_parser = rate)]
+    rate: Option<f64>,
+    /// For how long to send requests, in seconds.
+    #[arg(long, default_value_t = 10.0, value_parser = rate)]
+    seconds: f64,
+    /// For how long to send requests before those that count, in seconds.
+    #[arg(long, default_value_t = 1.0, value_parser = rate)]
+    warm_up: f64,
+    /// Send images as they are, again and again. Otherwise no image is like another to a cache.
+    #[arg(long)]
+    repeat: bool,
+    /// A task to be taught meanwhile, as a zip or tar: posted to the URL's `…/tasks` as the measurement begins.
+    #[arg(long, value_name = "ARCHIVE")]
+    teach: Option<PathBuf>,
+    /// Print the JSON object alone.
+    #[arg(long)]
+    json: bool,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    (value.is_finite() && value > 0.0)
+        .then_some(value)
+        .ok_or_else(|| "it must be above 0".to_owned())
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Measured {
+    url: String,
+    clients: Option<usize>,
+    rate: Option<f64>,
+    answers: usize,
+    /// Answers that were none, by what was wrong.
+    failures: BTreeMap<String, usize>,
+    images_per_second: f64,
+    milliseconds: Latencies,
+    /// The mean time of each of the server's stages, in milliseconds, where it tells.
+    stages: BTreeMap<String, f64>,
+    /// Of the task that was taught meanwhile: its job's end, and how long it took in seconds.
+    job: Option<(String, f64)>,
+}
+
+#[derive(Debug, Serialize)]
+struct Latencies {
+    mean: f64,
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    p999: f64,
+    max: f64,
+}
+
+impl Latencies {
+    fn of(mut latencies: Vec<Duration>) -> Option<Self> {
+        latencies.sort_unstable();
+        let milliseconds = |time: Duration| 1e3 * time.as_secs_f64();
+        // The smallest latency that so large a share of all does not exceed.
+        let at = |share: f64| {
+            let place = (share * latencies.len() as f64).ceil() as usize;
+            milliseconds(latencies[place.clamp(1, latencies.len()) - 1])
+        };
+        let last = *latencies.last()?;
+        let sum: Duration = latencies.iter().sum();
+        Some(Self {
+            mean: milliseconds(sum) / latencies.len() as f64,
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: milliseconds(last),
+        })
+    }
+}
+
+impl Http {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let http = Client::builder().timeout(Duration::from_mins(2)).build()?;
+        let target = Arc::new(Target {
+            http: http.clone(),
+            url: self.url.clone(),
+            images: photographs(&self.images)?,
+            repeat: self.repeat,
+        });
+        let pace = match (self.rate, self.clients) {
+            (Some(rate), _) => Pace::Open(rate),
+            (None, clients) => Pace::Closed(clients.map_or(1, NonZeroUsize::get)),
+        };
+        load::run(&target, pace, Duration::from_secs_f64(self.warm_up)).await;
+        let teaching = match &self.teach {
+            Some(archive) => Some(stages::teach(&http, &self.url, archive).await?),
+            None => None,
+        };
+        let before = Stages::read(&http, &self.url).await;
+        let Answers {
+            latencies,
+            failures,
+            took,
+        } = load::run(&target, pace, Duration::from_secs_f64(self.seconds)).await;
+        let after = Stages::read(&http, &self.url).await;
+        let job = match teaching {
+            Some(job) => Some(stages::outcome(&http, job).await?),
+            None => None,
+        };
+        let answers = latencies.len();
+        let Some(milliseconds) = Latencies::of(latencies) else {
+            anyhow::bail!("{} gave no good answer: {failures:?}", self.url);
+        };
+        let measured = Measured {
+            url: self.url.to_string(),
+            clients: matches!(pace, Pace::Closed(_)).then(|| self.clients.map_or(1, NonZeroUsize::get)),
+            rate: self.rate,
+            answers,
+            failures,
+            images_per_second: answers as f64 / took.as_secs_f64(),
+            milliseconds,
+            stages: after.since(&before),
+            job,
+        };
+        if !self.json {
+            measured.print();
+        }
+        println!("{}", serde_json::to_string(&measured)?);
+        Ok(())
+    }
+}
+
+impl Measured {
+    fn print(&self) {
+        let latencies = &self.milliseconds;
+        println!(
+            "{} answers, {:.1} images a second, {} failures",
+            self.answers,
+            self.images_per_second,
+            self.failures.values().sum::<usize>()
+        );
+        for (reason, count) in &self.failures {
+            println!("  {count} × {reason}");
+        }
+        println!("latency in ms      p50      p90      p99    p99.9      max");
+        println!(
+            "            {:>10.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1}",
+            latencies.p50, latencies.p90, latencies.p99, latencies.p999, latencies.max
+        );
+        for (stage, time) in &self.stages {
+            println!("  {stage}: {time:.2} ms in the mean");
+        }
+        if let Some((state, seconds)) = &self.job {
+            println!("  the job {state} after {seconds:.1} s");
+        }
+    }
+}
+
+/// The files, and those in the directories, by name.
+fn photographs(paths: &[PathBuf]) -> anyhow::Result<Vec<Bytes>> {
+    let read = |path: &Path| {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        anyhow::Ok(Bytes::from(bytes))
+    };
+    let mut images = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            images.push(read(path)?);
+            continue;
+        }
+        let mut files: Vec<PathBuf> = std::fs::read_dir(path)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<Result<_, _>>())
+            .with_context(|| format!("cannot list {}", path.display()))?;
+        files.retain(|file| file.is_file());
+        files.sort();
+        for file in files {
+            images.push(read(&file)?);
+        }
+    }
+    anyhow::ensure!(!images.is_empty(), "there is no photograph to send");
+    Ok(images)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_latencies_that_were_measured() {
+        let of = |count: u64| Latencies::of((1..=count).rev().map(Duration::from_millis).collect());
+        let hundred = of(100).expect("some");
+        assert_eq!(
+            (hundred.p50, hundred.p90, hundred.p99, hundred.p999),
+            (50.0, 90.0, 99.0, 100.0)
+        );
+        assert_eq!((hundred.mean, hundred.max), (50.5, 100.0));
+        let one = of(1).expect("one");
+        assert_eq!((one.p50, one.p999, one.max), (1.0, 1.0, 1.0));
+        assert!(of(0).is_none());
+    }
+}

@@ -1,0 +1,126 @@
+//! What a clipkeep server tells of itself: the time of its stages, and of a job.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use reqwest::{Client, Url};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+/// The sums and counts of a server's histograms, by stage.
+#[derive(Debug, Default)]
+pub(super) struct Stages(BTreeMap<String, (f64, f64)>);
+
+/// The histograms whose means are told, each with the stage it is of.
+const HISTOGRAMS: [(&str, &str); 4] = [
+    ("clipkeep_decode_seconds", "decode, an image"),
+    ("clipkeep_queue_wait_seconds", "queue, an image"),
+    ("clipkeep_encode_seconds", "encode, a batch"),
+    ("clipkeep_head_seconds", "heads, a batch"),
+];
+
+impl Stages {
+    /// Of the server at `url`; of one that does not tell, none.
+    pub(super) async fn read(http: &Client, url: &Url) -> Self {
+        let Ok(url) = url.join("/metrics") else {
+            return Self::default();
+        };
+        let text = match http.get(url).send().await {
+            Ok(answer) if answer.status().is_success() => answer.text().await.unwrap_or_default(),
+            _ => String::new(),
+        };
+        Self::parse(&text)
+    }
+
+    /// From Prometheus' text format.
+    fn parse(text: &str) -> Self {
+        let value = |name: &str| {
+            let lines = text.lines().filter_map(|line| line.split_once(' '));
+            let mut values = lines.filter(|(found, _)| *found == name);
+            values.next().and_then(|(_, value)| value.parse::<f64>().ok())
+        };
+        let of = |(name, stage): &(&str, &str)| {
+            let sum = value(&format!("{name}_sum"))?;
+            let count = value(&format!("{name}_count"))?;
+            Some(((*stage).to_owned(), (sum, count)))
+        };
+        Self(HISTOGRAMS.iter().filter_map(of).collect())
+    }
+
+    /// The mean of each stage in milliseconds since an earlier reading.
+    pub(super) fn since(&self, before: &Self) -> BTreeMap<String, f64> {
+        let mean = |(stage, (sum, count)): (&String, &(f64, f64))| {
+            let (sum_before, count_before) = before.0.get(stage).copied().unwrap_or_default();
+            let count = count - count_before;
+            (count > 0.0).then(|| (stage.clone(), 1e3 * (sum - sum_before) / count))
+        };
+        self.0.iter().filter_map(mean).collect()
+    }
+}
+
+/// A job that was started.
+pub(super) struct Teaching {
+    url: Url,
+    started: Instant,
+}
+
+/// Posts a task beside a model's `…/classify`.
+pub(super) async fn teach(http: &Client, url: &Url, archive: &Path) -> anyhow::Result<Teaching> {
+    let mut tasks = url.join("tasks")?;
+    let name = format!("bench-{}", jiff::Timestamp::now().as_millisecond());
+    tasks.query_pairs_mut().append_pair("name", &name);
+    let bytes = std::fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+    let started = Instant::now();
+    let answer = http.post(tasks).body(bytes).send().await?;
+    let status = answer.status();
+    let body: Value = answer.json().await.context("the server took no task")?;
+    anyhow::ensure!(status.is_success(), "the task was refused: {body}");
+    let job = body["job"].as_str().context("the server named no job")?;
+    Ok(Teaching {
+        url: url.join(&format!("/v1/jobs/{job}"))?,
+        started,
+    })
+}
+
+/// How a job ended and after how many seconds; waits for it.
+pub(super) async fn outcome(http: &Client, teaching: Teaching) -> anyhow::Result<(String, f64)> {
+    loop {
+        let job: Value = http.get(teaching.url.clone()).send().await?.json().await?;
+        let state = job["state"].as_str().unwrap_or("vanished");
+        if !matches!(state, "queued" | "running") {
+            let moment = |field: &str| {
+                job[field]
+                    .as_str()
+                    .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+            };
+            let seconds = match (moment("created_at"), moment("updated_at")) {
+                (Some(from), Some(to)) => (to - from).as_secs_f64(),
+                _ => teaching.started.elapsed().as_secs_f64(),
+            };
+            return Ok((state.to_owned(), seconds));
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_are_means_of_what_came_in_between() {
+        let text = |sum: f64, count: u32| {
+            format!(
+                "# TYPE clipkeep_decode_seconds histogram\nclipkeep_decode_seconds_bucket{{le=\"0.1\"}} 3\n\
+                 clipkeep_decode_seconds_sum {sum}\nclipkeep_decode_seconds_count {count}\n"
+            )
+        };
+        let (before, after) = (Stages::parse(&text(1.0, 10)), Stages::parse(&text(1.5, 20)));
+        let means = after.since(&before);
+        assert_eq!(means.keys().collect::<Vec<_>>(), ["decode, an image"]);
+        assert!((means["decode, an image"] - 50.0).abs() < 1e-9);
+        assert!(before.since(&before).is_empty(), "nothing came in between");
+    }
+}
