@@ -22,6 +22,26 @@ openapi:
 bench *arguments:
     RAYON_NUM_THREADS=$(nproc) cargo bench {{ arguments }}
 
+# Build for NVIDIA GPUs, on any machine: says what it needs.
+build-cuda *arguments:
+    scripts/build-cuda {{ arguments }}
+
+# Accuracies of every strategy: the tables of MEASUREMENTS.md.
+accuracy features images:
+    python3 bench/accuracy.py {{ features }} {{ images }}
+
+# Images a second through the image tower, against PyTorch, ONNX Runtime and OpenVINO.
+bench-encode *arguments:
+    python3 bench/encode.py {{ arguments }}
+
+# Answers over HTTP, against LitServe with PyTorch.
+bench-http photos *arguments:
+    python3 bench/http.py {{ photos }} {{ arguments }}
+
+# Decoding and preprocessing, against Pillow and torchvision.
+bench-preprocess *photos:
+    python3 bench/preprocess.py {{ photos }}
+
 # Run the server.
 run *arguments:
     cargo run --release -- {{ arguments }}

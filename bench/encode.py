@@ -109,9 +109,9 @@ class Engines:
         return lambda pixels: model(pixels)[0]
 
 
-def ours(binary, shape, batch, threads, seconds, dtype):
+def ours(binary, shape, batch, threads, seconds):
     command = [binary, "bench", "encode", "--json", "--shape", shape, "--batch", str(batch)]
-    command += ["--threads", str(threads), "--seconds", str(seconds), *(["--dtype", dtype] if dtype else [])]
+    command += ["--threads", str(threads), "--seconds", str(seconds)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
@@ -133,7 +133,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each engine in each round (default: %(default)s)")
     parser.add_argument("--engines", nargs="*", choices=ENGINES, default=["torch", "torch-compile", "onnxruntime", "openvino"])
-    parser.add_argument("--dtype", help="ours (default: the program's)")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
     enter_environment()
@@ -151,7 +150,7 @@ def main():
                 run(pixels)
             mine, theirs = [], {name: [] for name in runs}
             for _ in range(given.rounds):
-                found = ours(given.clipkeep, shape, batch, given.threads, given.seconds, given.dtype)
+                found = ours(given.clipkeep, shape, batch, given.threads, given.seconds)
                 mine.append(found["images_per_second"])
                 for name, run in runs.items():
                     theirs[name].append(images_per_second(run, pixels, given.seconds))

@@ -15,6 +15,7 @@ mod decode;
 mod device;
 mod error;
 mod features;
+mod look;
 mod queue;
 mod texts;
 mod towers;
@@ -22,23 +23,21 @@ mod towers;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use tokio::sync::oneshot;
 
 use crate::adapter::{Head, Readout};
 use crate::clip::{Backbone, ClipTokenizer, ImageError, ImageProcessor, Limits, PromptTower};
 use crate::domain::{Digest, Reads};
-use crate::metrics;
 
 use anchors::TextCache;
 pub use anchors::normalised;
 use batching::Policy;
-use decode::{DecodePool, Panicked};
+use decode::DecodePool;
 use device::DeviceThread;
 pub use error::EngineError;
-use error::because;
 use features::FeatureCache;
+pub use look::{Looked, Pixels};
 use queue::PushError;
 pub use texts::LONGEST_TEXT;
 pub use towers::read_out;
@@ -88,22 +87,6 @@ pub struct BackboneInfo {
     pub logit_scale: f64,
     /// The device that runs it, such as `cpu` or `cuda:0`.
     pub device: String,
-}
-
-/// A decoded, resized and normalised image.
-pub struct Pixels {
-    /// 3·s·s, channel first.
-    values: Vec<f32>,
-    /// Of the image's bytes, where its features are to be remembered.
-    image: Option<Digest>,
-}
-
-/// What became of an image that was asked about.
-pub enum Looked {
-    /// It was seen lately: here is the answer.
-    Known(Output),
-    /// It is to be encoded.
-    Pixels(Pixels),
 }
 
 /// What is asked about an image.
@@ -241,36 +224,6 @@ impl Engine {
         &self.shared.info
     }
 
-    /// Decodes, resizes and normalises one image on the CPU pool.
-    ///
-    /// # Errors
-    /// [`EngineError::Image`], or [`EngineError::Overloaded`] when interactive work finds the pool full; background
-    /// work waits instead.
-    pub async fn decode(&self, bytes: Bytes, priority: Priority) -> Result<Pixels, EngineError> {
-        let (processor, limits) = (Arc::clone(&self.shared.processor), self.shared.limits);
-        let process = move || pixels(&processor, &bytes, limits, None);
-        done(self.shared.decode.run(priority, process).await?)
-    }
-
-    /// Looks at all images of an interactive request: answers what is asked about those whose features are remembered, and
-    /// decodes the others. One result an image, in order.
-    ///
-    /// # Errors
-    /// [`EngineError::Overloaded`] when the pool has no room for all of them and is not idle.
-    pub async fn look(
-        &self,
-        images: Vec<Bytes>,
-        asked: &Asked,
-    ) -> Result<Vec<Result<Looked, EngineError>>, EngineError> {
-        let looking = |bytes: Bytes| {
-            let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
-            move || shared.look(&bytes, &asked)
-        };
-        let works = images.into_iter().map(looking).collect();
-        let looked = self.shared.decode.run_all(works).await?;
-        Ok(looked.into_iter().map(done).collect())
-    }
-
     /// Checks from the header alone that an image is of a known format and within the limits.
     ///
     /// # Errors
@@ -365,59 +318,4 @@ impl Engine {
         }
         Ok(outputs)
     }
-}
-
-impl Shared {
-    /// The answer about an image that is remembered, or the pixels of another one.
-    fn look(&self, bytes: &[u8], asked: &Asked) -> Result<Looked, EngineError> {
-        let cache = self
-            .features
-            .as_ref()
-            .filter(|_| asked.reads() == Reads::Features);
-        let image = cache.map(|_| Digest::of(bytes));
-        match cache.zip(image).and_then(|(cache, image)| cache.get(&image)) {
-            Some(features) => self.answer(&features, asked).map(Looked::Known),
-            None => pixels(&self.processor, bytes, self.limits, image).map(Looked::Pixels),
-        }
-    }
-
-    /// What is asked about one row of features.
-    fn answer(&self, features: &[f32], asked: &Asked) -> Result<Output, EngineError> {
-        let started = Instant::now();
-        let values = match asked {
-            Asked::Row(_) | Asked::Rows => features.to_vec(),
-            Asked::Probabilities(head) => Tensor::from_slice(features, (1, features.len()), &self.target)
-                .and_then(|row| head.probabilities(&row))
-                .map_err(|error| EngineError::Backbone(because(&error)))?
-                .concat(),
-        };
-        let head = started.elapsed();
-        Ok(Output {
-            values,
-            timing: Timing {
-                head,
-                ..Timing::default()
-            },
-        })
-    }
-}
-
-fn pixels(
-    processor: &ImageProcessor,
-    bytes: &[u8],
-    limits: Limits,
-    image: Option<Digest>,
-) -> Result<Pixels, EngineError> {
-    let started = Instant::now();
-    let values = processor.process(bytes, limits);
-    metrics::image_decoded(started.elapsed());
-    Ok(Pixels {
-        values: values?,
-        image,
-    })
-}
-
-/// What a piece of work on the decode pool came to.
-fn done<T>(done: Result<Result<T, EngineError>, Panicked>) -> Result<T, EngineError> {
-    done.unwrap_or(Err(EngineError::Image(ImageError::Panicked)))
 }

@@ -249,3 +249,44 @@ async fn the_callers_request_id_is_kept() {
     assert_eq!(problem["instance"], "/v1/nowhere");
     assert_eq!(texts(&app.get("/v1/models/default").await["classes"]), FLORA);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_is_sent_again_is_not_encoded_again() {
+    let (app, _) = with_flora(&Database::sqlite(), &["--feature-cache-mib", "1"]).await;
+    let ask = async |app: &TestApp, image: Vec<u8>| {
+        let answer = Answer::to(app.post(CLASSIFY).body(image)).await;
+        let timing = answer.headers["server-timing"].to_str().expect("text").to_owned();
+        let was_encoded = !timing.contains("encode;dur=0.000");
+        (only(&answer.json(200)), was_encoded)
+    };
+    let (first, was_encoded) = ask(&app, png("poppy", 60)).await;
+    assert!(was_encoded);
+    assert_eq!(
+        ask(&app, png("poppy", 60)).await,
+        (first.clone(), false),
+        "the same bits"
+    );
+    // Bytes are what counts, not what they show.
+    let longer = [png("poppy", 60), b"more".to_vec()].concat();
+    assert_eq!(ask(&app, longer).await, (first.clone(), true));
+    // Another head answers from the same features: its classes, not those of the first.
+    let texts = app
+        .classify(&format!("{CLASSIFY}?labels=owl,fox"), png("poppy", 60))
+        .await;
+    let mut labels: Vec<String> = only(&texts).into_iter().map(|(label, _)| label).collect();
+    labels.sort();
+    assert_eq!(labels, ["fox", "owl"]);
+    // In one request, known images and others keep their places.
+    let parts = [60, 61, 60].into_iter().fold(Form::new(), |form, number| {
+        form.part("image", Part::bytes(png("poppy", number)).file_name("a.png"))
+    });
+    let both = Answer::to(app.post(CLASSIFY).multipart(parts)).await.json(200);
+    let of = |place: usize| scored(&both["predictions"][place]);
+    assert_eq!((of(0), of(2)), (first.clone(), first.clone()));
+    assert_eq!(ask(&app, png("poppy", 61)).await, (of(1), false));
+
+    let (forgetful, _) = with_flora(&Database::sqlite(), &["--feature-cache-mib", "0"]).await;
+    let first = ask(&forgetful, png("poppy", 60)).await;
+    assert!(first.1);
+    assert_eq!(ask(&forgetful, png("poppy", 60)).await, first, "encoded anew");
+}
