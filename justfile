@@ -36,7 +36,7 @@ bench-encode *arguments:
 
 # Answers over HTTP, against LitServe with PyTorch.
 bench-http photos *arguments:
-    python3 bench/http.py {{ photos }} {{ arguments }}
+    python3 bench/serving.py {{ photos }} {{ arguments }}
 
 # Decoding and preprocessing, against Pillow and torchvision.
 bench-preprocess *photos:

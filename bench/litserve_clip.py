@@ -2,7 +2,7 @@
 
     python bench/litserve_clip.py --port 8090 --dtype bf16 --threads 2
 
-Started by http.py, in its virtual environment. Made-up weights of ViT-B/32.
+Started by serving.py, in its virtual environment. Made-up weights of ViT-B/32.
 """
 
 import argparse

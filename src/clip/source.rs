@@ -4,7 +4,6 @@
 //! while it is read and never read twice.
 
 use std::borrow::Cow;
-use std::convert::Infallible;
 use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -42,13 +41,13 @@ pub enum BackboneSource {
 }
 
 impl FromStr for BackboneSource {
-    type Err = Infallible;
+    type Err = String;
 
     /// What exists is a directory, and so is what looks like a path; `owner/name` is a repository of the hub;
     /// `embedded` is the embedded one, and `random:vit-b-32` has made-up weights.
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        if let Some(shape) = text.strip_prefix(RANDOM).and_then(|shape| shape.parse().ok()) {
-            return Ok(Self::Random(shape));
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(shape) = text.strip_prefix(RANDOM) {
+            return shape.parse().map(Self::Random);
         }
         Ok(match text {
             _ if Path::new(text).exists() => Self::Directory(text.into()),

@@ -6,6 +6,7 @@
 
 mod admission;
 mod archive;
+mod bench;
 mod caller;
 mod classify;
 mod conflicts;

@@ -70,7 +70,7 @@ impl Encode {
             "--seconds must be 0 or more"
         );
         if let Some(shape) = &self.shape {
-            self.backbone.backbone = Some(format!("random:{shape}").parse()?);
+            self.backbone.backbone = Some(format!("random:{shape}").parse().map_err(anyhow::Error::msg)?);
         }
         let backbone = app::load_backbone(&self.backbone).await?;
         let side = backbone.image_size();

@@ -1,7 +1,7 @@
 """Compares a clipkeep server with the usual Python one over HTTP: JPEG in, answer out, ViT-B/32 with made-up weights, the same
 threads and clients, runs that take turns.
 
-    python3 bench/http.py PHOTOS --clients 1 64
+    python3 bench/serving.py PHOTOS --clients 1 64
 
 PHOTOS is a directory of JPEG files. Installs the other server from PyPI into target/bench-http-venv the first time. Prints
 medians over the rounds, and ours over theirs.
