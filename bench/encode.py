@@ -11,12 +11,12 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
 from statistics import median
+
+import environment
 
 PACKAGES = ["torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy"]
 SHAPES = {
@@ -25,17 +25,6 @@ SHAPES = {
     "vit-l-14": dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14),
 }
 ENGINES = ["torch", "torch-compile", "torch-bf16", "torch-bf16-compile", "onnxruntime", "openvino", "openvino-bf16"]
-
-
-def enter_environment():
-    """Starts over in a virtual environment that has the packages."""
-    directory = Path("target/bench-venv")
-    python = directory / "bin" / "python"
-    if not python.exists():
-        venv.create(directory, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-    if Path(sys.prefix).resolve() != directory.resolve():
-        os.execv(python, [str(python), *sys.argv])
 
 
 class Engines:
@@ -135,7 +124,7 @@ def main():
     parser.add_argument("--engines", nargs="*", choices=ENGINES, default=["torch", "torch-compile", "onnxruntime", "openvino"])
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
-    enter_environment()
+    environment.enter("bench-venv", PACKAGES)
 
     import numpy
 

@@ -28,6 +28,8 @@ from array import array
 from datetime import datetime
 from pathlib import Path
 
+import environment
+
 HERE = Path(__file__).parent
 TOKENIZER = HERE.parent / "assets" / "mini-clip" / "tokenizer.json"
 STRATEGIES = ["linear", "ensemble", "ridge", "gda"]
@@ -122,16 +124,19 @@ def archive(task, classes, examples):
 
 class Server:
     def __init__(self, binary, backbone, data):
-        self.address = "127.0.0.1:18080"
+        self.address = f"127.0.0.1:{environment.free_port()}"
         self.data = data
         command = [binary, "serve", "--backbone", backbone, "--data-dir", data, "--listen", self.address, "--fit-threads", "2"]
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(200):
+            if self.process.poll() is not None:
+                sys.exit(f"the server ended with {self.process.returncode}")
             try:
                 self.call("GET", "/readyz")
                 return
             except OSError:
                 time.sleep(0.1)
+        self.stop()
         sys.exit("the server did not get ready")
 
     def call(self, method, path, body=None, kind="application/json"):

@@ -1,4 +1,4 @@
-"""The usual Python server for the same work: JPEG in, probabilities of labels out, batches by LitServe, the tower by PyTorch.
+"""The usual Python server for the same work: a form with a JPEG in, probabilities of labels out, batches by LitServe, the tower by PyTorch.
 
     python bench/litserve_clip.py --port 8090 --dtype bf16 --threads 2
 
@@ -6,7 +6,6 @@ Started by serving.py, in its virtual environment. Made-up weights of ViT-B/32.
 """
 
 import argparse
-import io
 
 import litserve
 import torch
@@ -34,9 +33,8 @@ class Classify(litserve.LitAPI):
         steps = [v2.Resize(224, interpolation=bicubic, antialias=True), v2.CenterCrop(224), v2.PILToTensor()]
         self.transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
-    async def decode_request(self, request: Request):
-        image = Image.open(io.BytesIO(await request.body())).convert("RGB")
-        return self.transform(image)
+    def decode_request(self, request: Request):
+        return self.transform(Image.open(request["image"].file).convert("RGB"))
 
     def batch(self, inputs):
         return torch.stack(inputs)

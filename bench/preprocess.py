@@ -10,28 +10,16 @@ others from PyPI into target/bench-http-venv the first time.
 import argparse
 import io
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
 from statistics import median
 
-PACKAGES = ["torch", "torchvision", "transformers", "litserve", "pillow"]
+import environment
+
+PACKAGES = ["torch", "torchvision", "transformers", "litserve", "python-multipart", "pillow"]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-def enter_environment():
-    """Starts over in a virtual environment that has the packages."""
-    directory = Path("target/bench-http-venv")
-    python = directory / "bin" / "python"
-    if not python.exists():
-        venv.create(directory, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-    if Path(sys.prefix).resolve() != directory.resolve():
-        os.execv(python, [str(python), *sys.argv])
 
 
 def made_up(folder):
@@ -55,7 +43,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
-    enter_environment()
+    environment.enter("bench-http-venv", PACKAGES)
 
     import torch
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Compares a clipkeep server with the usual Python one over HTTP: JPEG in, answer out, ViT-B/32 with made-up weights, the same
+"""Compares a clipkeep server with the usual Python one over HTTP: a form with a JPEG in, answer out, ViT-B/32 with made-up weights, the same
 threads and clients, runs that take turns.
 
     python3 bench/serving.py PHOTOS --clients 1 64
@@ -8,28 +8,22 @@ medians over the rounds, and ours over theirs.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import tempfile
 import time
+import urllib.parse
 import urllib.request
-import venv
 from pathlib import Path
 from statistics import median
 
-PACKAGES = ["torch", "torchvision", "transformers", "litserve", "pillow"]
+import environment
+
+PACKAGES = ["torch", "torchvision", "transformers", "litserve", "python-multipart", "pillow"]
 LABELS = ",".join(f"label {number}" for number in range(10))
-
-
-def environment():
-    directory = Path("target/bench-http-venv")
-    python = directory / "bin" / "python"
-    if not python.exists():
-        venv.create(directory, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-    return str(python)
 
 
 class Server:
@@ -39,22 +33,32 @@ class Server:
         self.name, self.url = name, url
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         for _ in range(600):
+            if self.process.poll() is not None:
+                raise SystemExit(f"{name} ended with {self.process.returncode}")
             try:
                 urllib.request.urlopen(ready)
                 return
             except OSError:
                 time.sleep(0.2)
+        self.stop()
         raise SystemExit(f"{name} did not get ready")
 
     def signal(self, which):
         os.killpg(self.process.pid, which)
 
+    def stop(self):
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGKILL)
+
 
 def measure(binary, server, photos, clients, seconds):
     command = [binary, "bench", "http", server.url, "--json", "--images", photos]
-    command += ["--clients", str(clients), "--seconds", str(seconds)]
+    command += ["--clients", str(clients), "--seconds", str(seconds), "--form", "image"]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+    found = json.loads(output.splitlines()[-1])
+    if found["failures"]:
+        raise SystemExit(f"{server.name} failed: {found['failures']}")
+    return found
 
 
 def main():
@@ -67,27 +71,26 @@ def main():
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="theirs (default: %(default)s)")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
-    python = environment()
-    with tempfile.TemporaryDirectory() as folder:
-        threads = str(given.threads)
-        ours = [given.clipkeep, "serve", "--backbone", "random:vit-b-32", "--data-dir", folder]
-        ours += ["--listen", "127.0.0.1:18081", "--threads", threads]
-        theirs = [python, str(Path(__file__).parent / "litserve_clip.py"), "--port", "18082"]
+    python = environment.python_with("bench-http-venv", PACKAGES)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        threads, ports = str(given.threads), [environment.free_port(), environment.free_port()]
+        # No image comes twice, so that a cache would only cost.
+        ours = [given.clipkeep, "serve", "--backbone", "random:vit-b-32", "--data-dir", folder, "--feature-cache-mib", "0"]
+        ours += ["--listen", f"127.0.0.1:{ports[0]}", "--threads", threads]
+        theirs = [python, Path(__file__).parent / "litserve_clip.py", "--port", str(ports[1])]
         theirs += ["--dtype", given.dtype, "--threads", threads]
-        query = urllib.request.quote(LABELS)
-        ours_url = f"http://127.0.0.1:18081/v1/models/default/classify?labels={query}"
-        servers = [
-            Server("clipkeep", ours, ours_url, "http://127.0.0.1:18081/readyz"),
-            Server("litserve", theirs, "http://127.0.0.1:18082/predict", "http://127.0.0.1:18082/health"),
-        ]
-        try:
-            print("| clients | server | images a second | p50 ms | p99 ms |\n|---|---|---|---|---|")
-            for clients in given.clients:
-                compare(given, servers, clients)
-        finally:
-            for server in servers:
-                server.signal(signal.SIGCONT)
-                server.signal(signal.SIGKILL)
+        query = urllib.parse.quote(LABELS)
+        at = [f"http://127.0.0.1:{port}" for port in ports]
+        servers = []
+        for server in [
+            ("clipkeep", ours, f"{at[0]}/v1/models/default/classify?labels={query}", f"{at[0]}/readyz"),
+            ("litserve", theirs, f"{at[1]}/predict", f"{at[1]}/health"),
+        ]:
+            servers.append(Server(*server))
+            stack.callback(servers[-1].stop)
+        print("| clients | server | images a second | p50 ms | p99 ms |\n|---|---|---|---|---|")
+        for clients in given.clients:
+            compare(given, servers, clients)
 
 
 def compare(given, servers, clients):

@@ -76,7 +76,7 @@ impl Backbone {
         // Reading, hashing and converting take seconds for a large model.
         let build = move || {
             let files = match source {
-                BackboneSource::Random(shape) => BackboneFiles::random(shape),
+                BackboneSource::Random(shape) => BackboneFiles::random(&shape.dimensions())?,
                 BackboneSource::Directory(directory) => BackboneFiles::read(&directory)?,
                 BackboneSource::Embedded | BackboneSource::Hub(_) => BackboneFiles::embedded(),
             };
@@ -87,7 +87,7 @@ impl Backbone {
             .unwrap_or(Err(BackboneError::Cancelled))
     }
 
-    fn build(name: String, files: &BackboneFiles, device: Device) -> Result<Self, BackboneError> {
+    pub(super) fn build(name: String, files: &BackboneFiles, device: Device) -> Result<Self, BackboneError> {
         let config = ClipConfig::parse(&files.config)?;
         let tokenizer = ClipTokenizer::parse(&files.tokenizer, &config.text)?;
         let (file, preprocessor) = &files.preprocessor;

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, SafeTensorError, TensorView};
 use serde_json::json;
 
 /// A published shape.
@@ -26,7 +26,7 @@ pub enum Shape {
 impl Shape {
     const ALL: [Self; 3] = [Self::VitB32, Self::VitB16, Self::VitL14];
 
-    fn dimensions(self) -> Dimensions {
+    pub(super) fn dimensions(self) -> Dimensions {
         let base = |patch| Dimensions {
             patch,
             dim: 512,
@@ -81,7 +81,8 @@ impl FromStr for Shape {
     }
 }
 
-struct Dimensions {
+/// What a shape stands for.
+pub(super) struct Dimensions {
     patch: usize,
     dim: usize,
     vision: Tower,
@@ -104,13 +105,13 @@ const VOCABULARY: usize = 2048;
 const LOGIT_SCALE: f32 = 2.6592;
 
 /// `config.json` of a shape.
-pub(super) fn config(shape: Shape) -> Vec<u8> {
+pub(super) fn config(dimensions: &Dimensions) -> Vec<u8> {
     let Dimensions {
         patch,
         dim,
         vision,
         text,
-    } = shape.dimensions();
+    } = dimensions;
     let tower = |tower: &Tower| {
         json!({
             "hidden_size": tower.width,
@@ -122,8 +123,8 @@ pub(super) fn config(shape: Shape) -> Vec<u8> {
     let mut config = json!({
         "model_type": "clip",
         "projection_dim": dim,
-        "vision_config": tower(&vision),
-        "text_config": tower(&text),
+        "vision_config": tower(vision),
+        "text_config": tower(text),
     });
     config["vision_config"]["image_size"] = json!(IMAGE);
     config["vision_config"]["patch_size"] = json!(patch);
@@ -141,9 +142,9 @@ pub(super) fn preprocessor() -> Vec<u8> {
 }
 
 /// `model.safetensors` of a shape; the same every time.
-pub(super) fn weights(shape: Shape) -> Vec<u8> {
+pub(super) fn weights(dimensions: &Dimensions) -> Result<Vec<u8>, SafeTensorError> {
     let mut generator = ChaCha8Rng::seed_from_u64(0);
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(&shape.dimensions())
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(dimensions)
         .into_iter()
         .map(|(name, shape, (middle, spread))| {
             let values = (0..shape.iter().product())
@@ -151,11 +152,11 @@ pub(super) fn weights(shape: Shape) -> Vec<u8> {
             (name, shape, values.collect())
         })
         .collect();
-    let views = tensors.iter().filter_map(|(name, shape, bytes)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).ok()?;
-        Some((name, view))
-    });
-    safetensors::serialize(views, None).unwrap_or_default()
+    let views = tensors
+        .iter()
+        .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, SafeTensorError>>()?;
+    safetensors::serialize(views, None)
 }
 
 /// Names, shapes, and the middle and half the width of the range of their values.
@@ -246,4 +247,56 @@ fn norm(prefix: &str, width: usize) -> [(String, Vec<usize>, (f32, f32)); 2] {
         (format!("{prefix}.weight"), vec![width], (1.0, 0.1)),
         (format!("{prefix}.bias"), vec![width], (0.0, 0.05)),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+    use crate::clip::Backbone;
+    use crate::clip::source::BackboneFiles;
+
+    /// ViT-B/32, but for its size.
+    fn small() -> Dimensions {
+        let tower = |width| Tower {
+            width,
+            layers: 2,
+            heads: width / 64,
+        };
+        Dimensions {
+            vision: tower(128),
+            text: tower(64),
+            ..Shape::VitB32.dimensions()
+        }
+    }
+
+    #[test]
+    fn what_is_made_up_loads_and_computes_and_is_always_the_same() {
+        let files = || BackboneFiles::random(&small()).expect("files");
+        let backbone = Backbone::build("random".to_owned(), &files(), Device::Cpu).expect("a backbone");
+        assert_eq!(
+            (backbone.dim(), backbone.image_size(), backbone.context_length()),
+            (512, 224, 77)
+        );
+        let pixels = Tensor::ones((1, 3, 224, 224), DType::F32, &Device::Cpu).expect("pixels");
+        let ids = backbone.tokenizer().encode("a photo of an owl.").expect("ids");
+        for features in [backbone.encode_images(&pixels), backbone.encode_tokens(&[ids])] {
+            let row: Vec<f32> = features
+                .and_then(|features| Ok(features.flatten_all()?.to_vec1()?))
+                .expect("features");
+            let largest = row.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+            assert!(row.len() == 512 && (0.01..100.0).contains(&largest), "{largest}");
+        }
+        assert_eq!(files().digest, backbone.digest());
+    }
+
+    #[test]
+    fn shapes_are_named_as_they_are_read() {
+        for shape in Shape::ALL {
+            assert_eq!(shape.to_string().parse(), Ok(shape));
+            let Dimensions { vision, text, .. } = shape.dimensions();
+            assert!([vision, text].iter().all(|tower| tower.width == 64 * tower.heads));
+        }
+    }
 }

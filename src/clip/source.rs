@@ -14,7 +14,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::error::BackboneError;
-use super::random::{self, Shape};
+use super::random::{self, Dimensions, Shape};
 use super::{config, image_processor, tokenizer};
 use crate::domain::Digest;
 
@@ -126,17 +126,19 @@ impl BackboneFiles {
     }
 
     /// Made-up weights in a published shape, with the embedded tokenizer.
-    pub(super) fn random(shape: Shape) -> Self {
+    pub(super) fn random(dimensions: &Dimensions) -> Result<Self, BackboneError> {
         let made = |bytes: Vec<u8>| Hashed::of(Cow::Owned(bytes));
-        Self::assemble(
-            vec![(WEIGHTS.to_owned(), made(random::weights(shape)))],
-            [
-                made(random::config(shape)),
-                Hashed::of(Self::embedded().tokenizer),
-                made(random::preprocessor()),
-            ],
-            image_processor::FILE,
-        )
+        let weights = random::weights(dimensions).map_err(|source| BackboneError::WeightsHeader {
+            file: WEIGHTS.to_owned(),
+            source,
+        })?;
+        let small = [
+            made(random::config(dimensions)),
+            Hashed::of(Self::embedded().tokenizer),
+            made(random::preprocessor()),
+        ];
+        let weights = vec![(WEIGHTS.to_owned(), made(weights))];
+        Ok(Self::assemble(weights, small, image_processor::FILE))
     }
 
     /// The files of a local directory.

@@ -1,8 +1,8 @@
-//! The image tower: pixels to features.
+//! The image tower in tensors, pixels to features: on a GPU, and where [`clipkeep_vision`] does not suit its shape.
 //!
 //! Owner: the backbone. Source: `transformers`' `CLIPVisionModel` with `visual_projection`. Invariant: an image's
 //! features do not depend on the images that share its batch; on the CPU bit for bit, because each image is computed
-//! alone (see `Backbone::encode_images`).
+//! alone (see `Backbone::encode`).
 
 use candle_core::{Result, Tensor};
 
@@ -12,7 +12,7 @@ use super::error::BackboneError;
 use super::fused;
 use super::weights::Weights;
 
-/// The end of the image tower: how hidden states become features. The tensors are the tower's own.
+/// The end of the image tower: how hidden states become features.
 #[derive(Debug, Clone)]
 pub struct ImageReadout {
     /// t, tokens an image: the class token, then the patches.

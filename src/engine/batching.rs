@@ -92,18 +92,33 @@ fn fitting(time: Duration, image_time: Duration) -> usize {
 
 /// What an image takes on the device, by the batches of late.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Pace(Option<Duration>);
+pub enum Pace {
+    /// Nothing was encoded yet.
+    #[default]
+    Cold,
+    /// One batch was: it waited for memory, for threads, perhaps for a device to wake, and says nothing of those to come.
+    Warm,
+    /// Time an image.
+    Measured(Duration),
+}
 
 impl Pace {
     /// Time an image; zero while nobody knows.
     pub fn image_time(self) -> Duration {
-        self.0.unwrap_or_default()
+        match self {
+            Self::Cold | Self::Warm => Duration::ZERO,
+            Self::Measured(time) => time,
+        }
     }
 
     /// Takes in that a batch of so many images, at least one, took so long. The last eight or so weigh most.
     pub fn took(&mut self, images: usize, time: Duration) {
         let one = time / images.max(1) as u32;
-        self.0 = Some(self.0.map_or(one, |before| (before * 7 + one) / 8));
+        *self = match *self {
+            Self::Cold => Self::Warm,
+            Self::Warm => Self::Measured(one),
+            Self::Measured(before) => Self::Measured((before * 7 + one) / 8),
+        };
     }
 }
 
@@ -203,7 +218,12 @@ mod tests {
     #[test]
     fn the_pace_follows_what_batches_take() {
         let mut pace = Pace::default();
-        assert_eq!(pace.image_time(), Duration::ZERO);
+        pace.took(1, Duration::from_secs(9));
+        assert_eq!(
+            pace.image_time(),
+            Duration::ZERO,
+            "the first batch does not count"
+        );
         pace.took(4, Duration::from_millis(40));
         assert_eq!(pace.image_time(), Duration::from_millis(10));
         for _ in 0..50 {

@@ -85,6 +85,9 @@ impl Shared {
                 .map_err(|error| EngineError::Backbone(because(&error)))?
                 .concat(),
         };
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(EngineError::NotFinite);
+        }
         let head = started.elapsed();
         Ok(Output {
             values,

@@ -66,7 +66,7 @@ pub struct EngineConfig {
     pub limits: Limits,
     /// Text embeddings that are remembered; of texts up to a kilobyte.
     pub text_cache: usize,
-    /// Bytes that features of images may take that are remembered; none are where not one has room.
+    /// Bytes that features of images may take that are remembered, on the CPU; none are where not one has room.
     pub feature_cache_bytes: usize,
 }
 
@@ -199,7 +199,10 @@ impl Engine {
                 other => format!("{other:?}").to_lowercase(),
             },
         };
-        let features = FeatureCache::new(config.feature_cache_bytes, info.dim).map(Arc::new);
+        // Known features are answered about where images are decoded, and a GPU belongs to its thread alone.
+        let features = FeatureCache::new(config.feature_cache_bytes, info.dim)
+            .filter(|_| backbone.device().is_cpu())
+            .map(Arc::new);
         let shared = Shared {
             info,
             target: backbone.device().clone(),

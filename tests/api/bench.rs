@@ -2,8 +2,10 @@
 
 use std::process::{Command, Output};
 
+use reqwest::Method;
 use serde_json::Value;
 
+use crate::caller::Answer;
 use crate::database::Database;
 use crate::pictures::{SKIES, folders, png};
 use crate::process::Process;
@@ -89,7 +91,7 @@ async fn http_tells_latencies_and_stages_of_a_server() {
         bench(arguments).await
     };
     let path = format!("{CLASSIFY}?labels=owl,fox");
-    for flags in ["--clients 2", "--rate 20"] {
+    for flags in ["--clients 2", "--rate 20", "--form image"] {
         let told = told(&run(&path, flags).await);
         let answers = told["answers"].as_u64().expect("a number");
         assert!(answers > 0 && told["failures"] == serde_json::json!({}), "{told}");
@@ -99,11 +101,18 @@ async fn http_tells_latencies_and_stages_of_a_server() {
             "{told}"
         );
         let encode = told["stages"]["encode, a batch"].as_f64();
-        assert!(
-            encode.is_some_and(|time| time > 0.0),
-            "no image is like another to a cache: {told}"
-        );
+        assert!(encode.is_some_and(|time| time > 0.0), "{told}");
     }
+    let metrics = Answer::to(server.request(Method::GET, "/metrics")).await.text;
+    assert!(metrics.contains("clipkeep_feature_cache_requests_total{outcome=\"miss\"}"));
+    assert!(
+        !metrics.contains("outcome=\"hit\""),
+        "no image is like another to a cache: {metrics}"
+    );
+    let repeated = told(&run(&path, "--repeat").await);
+    assert!(repeated["answers"].as_u64().is_some_and(|answers| answers > 3));
+    let metrics = Answer::to(server.request(Method::GET, "/metrics")).await.text;
+    assert!(metrics.contains("outcome=\"hit\""), "{metrics}");
     let missing = run("/v1/models/nobody/classify", "--clients 1").await;
     let complaint = String::from_utf8_lossy(&missing.stderr).into_owned();
     assert!(

@@ -253,12 +253,13 @@ async fn the_callers_request_id_is_kept() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_is_sent_again_is_not_encoded_again() {
     let (app, _) = with_flora(&Database::sqlite(), &["--feature-cache-mib", "1"]).await;
-    let ask = async |app: &TestApp, image: Vec<u8>| {
-        let answer = Answer::to(app.post(CLASSIFY).body(image)).await;
+    let ask_at = async |app: &TestApp, path: &str, image: Vec<u8>| {
+        let answer = Answer::to(app.post(path).body(image)).await;
         let timing = answer.headers["server-timing"].to_str().expect("text").to_owned();
         let was_encoded = !timing.contains("encode;dur=0.000");
         (only(&answer.json(200)), was_encoded)
     };
+    let ask = async |app: &TestApp, image: Vec<u8>| ask_at(app, CLASSIFY, image).await;
     let (first, was_encoded) = ask(&app, png("poppy", 60)).await;
     assert!(was_encoded);
     assert_eq!(
@@ -270,10 +271,10 @@ async fn an_image_that_is_sent_again_is_not_encoded_again() {
     let longer = [png("poppy", 60), b"more".to_vec()].concat();
     assert_eq!(ask(&app, longer).await, (first.clone(), true));
     // Another head answers from the same features: its classes, not those of the first.
-    let texts = app
-        .classify(&format!("{CLASSIFY}?labels=owl,fox"), png("poppy", 60))
-        .await;
-    let mut labels: Vec<String> = only(&texts).into_iter().map(|(label, _)| label).collect();
+    let path = format!("{CLASSIFY}?labels=owl,fox");
+    let (texts, was_encoded) = ask_at(&app, &path, png("poppy", 60)).await;
+    assert!(!was_encoded);
+    let mut labels: Vec<String> = texts.into_iter().map(|(label, _)| label).collect();
     labels.sort();
     assert_eq!(labels, ["fox", "owl"]);
     // In one request, known images and others keep their places.

@@ -55,32 +55,51 @@ fn every_exception_is_needed() {
 
 #[test]
 fn files_are_short_or_have_a_reason() {
-    none_of(&rust(&["src"]), checks::size);
+    none_of(&rust(&["src", "crates"]), checks::size);
 }
 
 #[test]
 fn names_say_what_a_module_is_for() {
-    none_of(&rust(&["src", "tests", "benches"]), checks::name);
+    none_of(&rust(&["src", "crates", "tests", "benches"]), checks::name);
 }
 
 #[test]
 fn modules_open_with_their_purpose() {
-    none_of(&rust(&["src"]), checks::purpose);
+    none_of(&rust(&["src", "crates"]), checks::purpose);
 }
 
 #[test]
 fn code_has_no_unsafe_no_placeholders_and_no_silent_lint_exceptions() {
-    none_of(&rust(&["src", "tests", "benches"]), checks::words);
+    none_of(&rust(&["src", "crates", "tests", "benches"]), checks::words);
 }
 
 #[test]
 fn only_the_store_knows_sql() {
-    none_of(&rust(&["src"]), checks::sql);
+    none_of(&rust(&["src", "crates"]), checks::sql);
 }
 
 #[test]
 fn text_names_no_machine_and_leaves_nothing_to_fix() {
     none_of(&files_under(rules::TEXT), checks::text);
+}
+
+#[test]
+fn the_image_is_built_from_every_crate() {
+    let read = |path: &str| std::fs::read_to_string(path).expect("a file of the project");
+    let ignored = read(".dockerignore");
+    let manifest = read("Cargo.toml");
+    let members = manifest
+        .lines()
+        .find_map(|line| line.strip_prefix("members = ["))
+        .expect("the workspace's members");
+    for member in members.trim_end_matches(']').split(", ") {
+        let folder = member.trim_matches('"').split('/').next().expect("a folder");
+        let kept = format!("!{folder}");
+        assert!(
+            ignored.lines().any(|line| line == kept),
+            "{kept} is missing in .dockerignore"
+        );
+    }
 }
 
 #[test]

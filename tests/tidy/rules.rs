@@ -78,6 +78,7 @@ pub(crate) const TEXT: &[&str] = &[
     ".github",
     "bench",
     "benches",
+    "crates",
     "docker",
     "docs",
     "migrations",

@@ -6,13 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use reqwest::multipart::{Form, Part};
 use reqwest::{Client, Url};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
 
 /// How requests follow one another.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +32,11 @@ pub(super) struct Target {
     pub(super) images: Vec<Bytes>,
     /// Whether an image may be sent twice as it is.
     pub(super) repeat: bool,
+    /// Requests that were sent; and what no other run has.
+    pub(super) number: AtomicU64,
+    pub(super) run: Uuid,
+    /// The field of a form that an image is sent in; `None` for a body of its own.
+    pub(super) form: Option<String>,
 }
 
 /// What came back.
@@ -47,18 +54,17 @@ pub(super) struct Answers {
 pub(super) async fn run(target: &Arc<Target>, pace: Pace, time: Duration) -> Answers {
     let started = Instant::now();
     let end = started + time;
-    let number = Arc::new(AtomicUsize::new(0));
     let mut senders = JoinSet::new();
     let mut answers = Answers::default();
     match pace {
         Pace::Closed(clients) => {
             for _ in 0..clients {
-                let (target, number) = (Arc::clone(target), Arc::clone(&number));
+                let target = Arc::clone(target);
                 senders.spawn(async move {
                     let mut answers = Answers::default();
                     while Instant::now() < end {
                         let due = Instant::now();
-                        let outcome = target.send(number.fetch_add(1, Ordering::Relaxed)).await;
+                        let outcome = target.send().await;
                         answers.take(due, outcome);
                     }
                     answers
@@ -72,42 +78,49 @@ pub(super) async fn run(target: &Arc<Target>, pace: Pace, time: Duration) -> Ans
                     break;
                 }
                 sleep_until(due).await;
-                let (target, number) = (Arc::clone(target), number.fetch_add(1, Ordering::Relaxed));
+                let target = Arc::clone(target);
                 senders.spawn(async move {
                     let mut answers = Answers::default();
-                    let outcome = target.send(number).await;
+                    let outcome = target.send().await;
                     answers.take(due, outcome);
                     answers
                 });
                 // What is answered already need not be kept as a task.
                 while let Some(done) = senders.try_join_next() {
-                    answers.merge(done.unwrap_or_default());
+                    answers.merge(done);
                 }
             }
         }
     }
     while let Some(done) = senders.join_next().await {
-        answers.merge(done.unwrap_or_default());
+        answers.merge(done);
     }
     answers.took = started.elapsed();
     answers
 }
 
 impl Target {
-    /// Sends request `number` and reads the whole answer.
-    async fn send(&self, number: usize) -> Result<(), String> {
-        let image = &self.images[number % self.images.len()];
+    /// Sends the next image and reads the whole answer.
+    async fn send(&self) -> Result<(), String> {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let image = &self.images[number as usize % self.images.len()];
         let body = if self.repeat {
             image.clone()
         } else {
             // Behind its end a picture may carry anything: no cache has seen it, and it looks the same.
-            Bytes::from([image.as_ref(), number.to_le_bytes().as_slice()].concat())
+            let unique = [self.run.as_bytes().as_slice(), &number.to_le_bytes()].concat();
+            Bytes::from([image.as_ref(), &unique].concat())
         };
-        let request = self
-            .http
-            .post(self.url.clone())
-            .header("content-type", "application/octet-stream")
-            .body(body);
+        let request = self.http.post(self.url.clone());
+        let request = match &self.form {
+            Some(field) => {
+                let part = Part::stream_with_length(body.clone(), body.len() as u64).file_name("image");
+                request.multipart(Form::new().part(field.clone(), part))
+            }
+            None => request
+                .header("content-type", "application/octet-stream")
+                .body(body),
+        };
         let answer = request.send().await.map_err(|error| reason(&error))?;
         let status = answer.status();
         answer.bytes().await.map_err(|error| reason(&error))?;
@@ -137,7 +150,11 @@ impl Answers {
         }
     }
 
-    fn merge(&mut self, other: Self) {
+    fn merge(&mut self, other: Result<Self, JoinError>) {
+        let other = other.unwrap_or_else(|error| Self {
+            failures: BTreeMap::from([(error.to_string(), 1)]),
+            ..Self::default()
+        });
         self.latencies.extend(other.latencies);
         for (reason, count) in other.failures {
             *self.failures.entry(reason).or_default() += count;

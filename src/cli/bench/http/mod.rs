@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use clap::Args;
 use reqwest::{Client, Url};
 use serde::Serialize;
+use uuid::Uuid;
 
 use load::{Answers, Pace, Target};
 use stages::Stages;
@@ -21,7 +23,7 @@ use stages::Stages;
 /// Send photographs to a server that runs, and measure its answers.
 ///
 /// With --clients each client sends its next request when the last one is answered; with --rate requests are sent at a fixed
-/// rate, and latencies count from when a request was due. Any server that takes an image as the body of a POST can be measured;
+/// rate, and latencies count from when a request was due. Any server that takes an image by POST can be measured;
 /// of clipkeep the time of each stage is told, too. Prints a table and, last, everything as one JSON object.
 ///
 /// Example: clipkeep bench http 'http://127.0.0.1:8080/v1/models/default/classify?labels=cat,dog' --images photos --clients 64
@@ -47,6 +49,9 @@ pub(super) struct Http {
     /// Send images as they are, again and again. Otherwise no image is like another to a cache.
     #[arg(long)]
     repeat: bool,
+    /// Send an image in this field of a form, and not as the whole body.
+    #[arg(long, value_name = "FIELD")]
+    form: Option<String>,
     /// A task to be taught meanwhile, as a zip or tar: posted to the URL's `…/tasks` as the measurement begins.
     #[arg(long, value_name = "ARCHIVE")]
     teach: Option<PathBuf>,
@@ -119,6 +124,9 @@ impl Http {
             url: self.url.clone(),
             images: photographs(&self.images)?,
             repeat: self.repeat,
+            number: AtomicU64::new(0),
+            run: Uuid::now_v7(),
+            form: self.form.clone(),
         });
         let pace = match (self.rate, self.clients) {
             (Some(rate), _) => Pace::Open(rate),
