@@ -1,3 +1,5 @@
+//! Kernels against plain sums in f64, and towers against one another.
+
 use proptest::prelude::*;
 
 use super::*;
