@@ -8,6 +8,9 @@ import sys
 import venv
 from pathlib import Path
 
+# What serves and preprocesses.
+SERVING = ("bench-http-venv", ["torch", "torchvision", "transformers", "litserve", "python-multipart", "pillow"])
+
 
 def python_with(name, packages):
     """The Python of the environment target/{name}, with these packages: installed unless they are there already."""

@@ -11,10 +11,9 @@ import litserve
 import torch
 from fastapi import Request
 from PIL import Image
-from torchvision.transforms import v2
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+from clip_transform import clip_transform
 
 
 class Classify(litserve.LitAPI):
@@ -29,9 +28,7 @@ class Classify(litserve.LitAPI):
         model = CLIPVisionModelWithProjection._from_config(config, attn_implementation="sdpa")
         self.model = model.eval().to(self.dtype)
         self.anchors = torch.nn.functional.normalize(torch.randn(self.labels, 512), dim=1).to(self.dtype)
-        bicubic = v2.InterpolationMode.BICUBIC
-        steps = [v2.Resize(224, interpolation=bicubic, antialias=True), v2.CenterCrop(224), v2.PILToTensor()]
-        self.transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+        self.transform = clip_transform()
 
     def decode_request(self, request: Request):
         return self.transform(Image.open(request["image"].file).convert("RGB"))

@@ -18,9 +18,6 @@ from statistics import median
 
 import environment
 
-PACKAGES = ["torch", "torchvision", "transformers", "litserve", "python-multipart", "pillow"]
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
 
 def made_up(folder):
     """Photographs, as far as a decoder can tell: smooth shapes with grain, saved as cameras do."""
@@ -43,15 +40,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
-    environment.enter("bench-http-venv", PACKAGES)
+    environment.enter(*environment.SERVING)
 
     import torch
     from PIL import Image
-    from torchvision.transforms import v2
+
+    from clip_transform import clip_transform
 
     torch.set_num_threads(1)
-    steps = [v2.Resize(224, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224), v2.PILToTensor()]
-    transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    transform = clip_transform()
 
     def theirs(data):
         times = []

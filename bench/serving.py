@@ -22,7 +22,6 @@ from statistics import median
 
 import environment
 
-PACKAGES = ["torch", "torchvision", "transformers", "litserve", "python-multipart", "pillow"]
 LABELS = ",".join(f"label {number}" for number in range(10))
 
 
@@ -71,7 +70,7 @@ def main():
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="theirs (default: %(default)s)")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
-    python = environment.python_with("bench-http-venv", PACKAGES)
+    python = environment.python_with(*environment.SERVING)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         threads, ports = str(given.threads), [environment.free_port(), environment.free_port()]
         # No image comes twice, so that a cache would only cost.

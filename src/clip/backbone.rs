@@ -22,7 +22,6 @@ use super::source::{BackboneFiles, BackboneSource};
 use super::text::TextTower;
 use super::tokenizer::ClipTokenizer;
 use super::vision::{ImageReadout, VisionTower};
-use super::weights::{Weights, WeightsFile};
 use crate::domain::Digest;
 
 /// The embedded backbone's name.
@@ -62,26 +61,27 @@ impl Backbone {
     /// Loads a backbone that computes in f32 on `device`. Weights are converted from whatever the file holds.
     pub async fn load(source: &BackboneSource, device: &Device) -> Result<Self, BackboneError> {
         let name = name(source);
-        let source = match source {
+        let read: Box<dyn FnOnce() -> Result<BackboneFiles, BackboneError> + Send> = match source {
+            BackboneSource::Embedded => Box::new(|| Ok(BackboneFiles::embedded())),
+            BackboneSource::Directory(directory) => {
+                let directory = directory.clone();
+                Box::new(move || BackboneFiles::read(&directory))
+            }
             BackboneSource::Hub(id) => {
-                let fetched = hub::fetch(id).await;
-                BackboneSource::Directory(fetched.map_err(|source| BackboneError::Hub {
+                let fetched = hub::fetch(id).await.map_err(|source| BackboneError::Hub {
                     id: id.clone(),
                     source,
-                })?)
+                })?;
+                Box::new(move || BackboneFiles::read(&fetched))
             }
-            here => here.clone(),
+            BackboneSource::Random(shape) => {
+                let dimensions = shape.dimensions();
+                Box::new(move || BackboneFiles::random(&dimensions))
+            }
         };
         let device = device.clone();
         // Reading, hashing and converting take seconds for a large model.
-        let build = move || {
-            let files = match source {
-                BackboneSource::Random(shape) => BackboneFiles::random(&shape.dimensions())?,
-                BackboneSource::Directory(directory) => BackboneFiles::read(&directory)?,
-                BackboneSource::Embedded | BackboneSource::Hub(_) => BackboneFiles::embedded(),
-            };
-            Self::build(name, &files, device)
-        };
+        let build = move || Self::build(name, &read()?, device);
         tokio::task::spawn_blocking(build)
             .await
             .unwrap_or(Err(BackboneError::Cancelled))
@@ -92,15 +92,7 @@ impl Backbone {
         let tokenizer = ClipTokenizer::parse(&files.tokenizer, &config.text)?;
         let (file, preprocessor) = &files.preprocessor;
         let image_processor = ImageProcessor::parse(file, preprocessor, config.vision.image_size)?;
-        let shards: Vec<_> = files
-            .weights
-            .iter()
-            .map(|(name, bytes)| WeightsFile {
-                name: name.clone(),
-                bytes,
-            })
-            .collect();
-        let mut weights = Weights::open(&shards, &device)?;
+        let mut weights = files.tensors(&device)?;
         let readout = ImageReadout::load(&mut weights, &config)?;
         let shape = config.vision_shape();
         let instructions = Instructions::for_shape(&shape).into_iter().next();
@@ -194,7 +186,8 @@ impl Backbone {
             ImageTower::Tensors(tower) => {
                 let pixels = pixels.to_device(&self.device)?;
                 let features = self.encode(pixels.dim(0)?, |rows| {
-                    tower.features(&tower.states(&pixels.narrow(0, rows.start, rows.len())?)?)
+                    self.readout
+                        .features(&tower.states(&pixels.narrow(0, rows.start, rows.len())?)?)
                 })?;
                 self.stacked(&features, self.dim())
             }
@@ -219,7 +212,7 @@ impl Backbone {
                 let pixels = pixels.to_device(&self.device)?;
                 let parts = self.encode(pixels.dim(0)?, |rows| {
                     let states = tower.states(&pixels.narrow(0, rows.start, rows.len())?)?;
-                    Ok((tower.features(&states)?, states.flatten_from(1)?))
+                    Ok((self.readout.features(&states)?, states.flatten_from(1)?))
                 })?;
                 let (features, tokens): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
                 Ok(ImageStates {

@@ -191,7 +191,6 @@ mod tests {
 
     use super::super::config::ClipConfig;
     use super::super::source::BackboneFiles;
-    use super::super::weights::{Weights, WeightsFile};
     use super::*;
 
     /// A tiny text tower of `tests/backbone/data`, in f64.
@@ -201,15 +200,7 @@ mod tests {
             .join(name);
         let files = BackboneFiles::read(&directory).expect("a model");
         let config = ClipConfig::parse(&files.config).expect("a configuration");
-        let shards: Vec<_> = files
-            .weights
-            .iter()
-            .map(|(name, bytes)| WeightsFile {
-                name: name.clone(),
-                bytes,
-            })
-            .collect();
-        let weights = Weights::open(&shards, &Device::Cpu).expect("weights");
+        let weights = files.tensors(&Device::Cpu).expect("weights");
         let tower = TextTower::load(&mut weights.in_double(), &config).expect("a tower");
         let tokenizer = ClipTokenizer::parse(&files.tokenizer, &config.text).expect("a tokenizer");
         PromptTower::new(Arc::new(tower), tokenizer)

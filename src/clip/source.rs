@@ -10,11 +10,13 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use candle_core::Device;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::error::BackboneError;
 use super::random::{self, Dimensions, Shape};
+use super::weights::{Weights, WeightsFile};
 use super::{config, image_processor, tokenizer};
 use crate::domain::Digest;
 
@@ -195,6 +197,19 @@ impl BackboneFiles {
             Ok((name, shard))
         };
         shard_names(&index.bytes)?.into_iter().map(read).collect()
+    }
+
+    /// All tensors, to be placed on `device`.
+    pub(super) fn tensors(&self, device: &Device) -> Result<Weights<'_>, BackboneError> {
+        let files: Vec<_> = self
+            .weights
+            .iter()
+            .map(|(name, bytes)| WeightsFile {
+                name: name.clone(),
+                bytes,
+            })
+            .collect();
+        Weights::open(&files, device)
     }
 
     /// Of the weights and of config, tokenizer and preprocessor, which is named `file`.

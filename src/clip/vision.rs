@@ -44,9 +44,16 @@ impl ImageReadout {
             projection: projection.t()?.contiguous()?,
         })
     }
+
+    /// Hidden states `(n, t, width)` to features `(n, dim)`: the class token, normalised and projected.
+    pub(super) fn features(&self, states: &Tensor) -> Result<Tensor> {
+        let pooled = states.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
+        fused::layer_norm(&pooled, &self.norm_weight, &self.norm_bias, self.norm_epsilon)?
+            .matmul(&self.projection)
+    }
 }
 
-/// The image tower's weights.
+/// The image tower's weights, up to the readout.
 pub(super) struct VisionTower {
     patch_size: usize,
     grid: usize,
@@ -58,13 +65,10 @@ pub(super) struct VisionTower {
     positions: Tensor,
     pre_norm: LayerNorm,
     encoder: Encoder,
-    post_norm: LayerNorm,
-    /// `(width, dim)`.
-    projection: Tensor,
 }
 
 impl VisionTower {
-    /// Takes `vision_model.…` and `visual_projection`.
+    /// Takes `vision_model.…`, except what [`ImageReadout`] takes.
     pub(super) fn load(weights: &mut Weights, clip: &ClipConfig) -> std::result::Result<Self, BackboneError> {
         let config = &clip.vision;
         let (width, patch, grid) = (config.encoder.width, config.patch_size, config.grid());
@@ -78,7 +82,6 @@ impl VisionTower {
             "vision_model.embeddings.position_embedding.weight",
             &[patches + 1, width],
         )?;
-        let projection = weights.take("visual_projection.weight", &[clip.projection_dim, width])?;
         Ok(Self {
             patch_size: patch,
             grid,
@@ -88,8 +91,6 @@ impl VisionTower {
             // The missing letters are in the checkpoints.
             pre_norm: LayerNorm::load(weights, "vision_model.pre_layrnorm", &config.encoder)?,
             encoder: Encoder::load(weights, "vision_model.encoder", &config.encoder)?,
-            post_norm: LayerNorm::load(weights, "vision_model.post_layernorm", &config.encoder)?,
-            projection: projection.t()?.contiguous()?,
         })
     }
 
@@ -101,12 +102,6 @@ impl VisionTower {
         let class = self.class_token.broadcast_as((n, 1, self.class_token.dim(2)?))?;
         let tokens = Tensor::cat(&[&class, &patches], 1)?;
         self.encoder.forward(self.pre_norm.forward(&tokens)?, None)
-    }
-
-    /// Hidden states `(n, t, width)` to features `(n, dim)`: the class token, normalised and projected.
-    pub(super) fn features(&self, states: &Tensor) -> Result<Tensor> {
-        let pooled = states.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
-        self.post_norm.forward(&pooled)?.matmul(&self.projection)
     }
 
     /// Patches as rows, `(n, grid², 3 · patch²)`, each in the order of the convolution's weights. A product with
@@ -128,22 +123,14 @@ mod tests {
 
     use super::*;
     use crate::clip::source::BackboneFiles;
-    use crate::clip::weights::WeightsFile;
 
     #[test]
     fn packed_towers_give_what_tensors_give() -> Result<()> {
         let files = BackboneFiles::embedded();
         let config = ClipConfig::parse(&files.config).expect("a configuration");
-        let shards: Vec<_> = files
-            .weights
-            .iter()
-            .map(|(name, bytes)| WeightsFile {
-                name: name.clone(),
-                bytes,
-            })
-            .collect();
-        let mut weights = Weights::open(&shards, &Device::Cpu).expect("weights");
+        let mut weights = files.tensors(&Device::Cpu).expect("weights");
         let reference = VisionTower::load(&mut weights, &config).expect("a tower");
+        let readout = ImageReadout::load(&mut weights, &config).expect("its end");
         let (count, size) = (5, config.vision.image_size);
         let pixels: Vec<f32> = (0..count * 3 * size * size)
             .map(|i| (i as f32 * 12.9898).sin())
@@ -153,7 +140,7 @@ mod tests {
             (count, 3, size, size),
             &Device::Cpu,
         )?)?;
-        let wanted: Vec<f32> = reference.features(&wanted_states)?.flatten_all()?.to_vec1()?;
+        let wanted: Vec<f32> = readout.features(&wanted_states)?.flatten_all()?.to_vec1()?;
         let wanted_states: Vec<f32> = wanted_states.flatten_all()?.to_vec1()?;
         // Of the largest value.
         let apart = |a: &[f32], b: &[f32]| {

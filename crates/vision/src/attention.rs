@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::blocks::{Aligned, Blocks, Layout};
+use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise::Softmax;
 use crate::kernel::{Kernel, Product};
 
@@ -58,13 +58,13 @@ impl Attention {
     }
 
     /// `softmax(q · kᵀ) · v` of each head of each block into its columns of `out`. `qkv` has the panels of all queries, all
-    /// keys and all values. `queries` tells which rows of a block are asked for.
+    /// keys and all values. Of each block the first `queries` rows are asked for.
     pub(crate) fn attend(
         &mut self,
         kernel: &dyn Kernel,
         qkv: &Blocks,
-        rows: &[usize],
-        queries: impl Fn(usize) -> Range<usize> + Sync,
+        Extent { blocks, rows }: Extent,
+        queries: usize,
         out: &mut Blocks,
     ) {
         let (layout, heads) = (self.layout, self.heads);
@@ -73,7 +73,7 @@ impl Attention {
         let head_len = layout.len() / heads;
         let width = head_len / layout.stride;
         let room = Self::keys(layout, width) + Self::scores(layout);
-        let outputs = out.values[..rows.len() * layout.len()].par_chunks_mut(head_len);
+        let outputs = out.values[..blocks * layout.len()].par_chunks_mut(head_len);
         let scratch = self.scratch.par_chunks_mut(room);
         outputs
             .zip(scratch)
@@ -86,16 +86,15 @@ impl Attention {
                     kernel,
                     layout,
                     width,
-                    rows: rows[block],
+                    rows,
                     query: part(0),
                     key: part(1),
                     value: part(2),
                 };
                 let (keys, scores) = scratch.split_at_mut(Self::keys(layout, width));
                 head.transpose_keys(keys);
-                let queries = queries(block);
-                for from in queries.clone().step_by(QUERIES) {
-                    head.attend(from..queries.end.min(from + QUERIES), keys, scores, output);
+                for from in (0..queries).step_by(QUERIES) {
+                    head.attend(from..queries.min(from + QUERIES), keys, scores, output);
                 }
             });
     }

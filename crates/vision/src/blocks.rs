@@ -9,7 +9,8 @@
 //! block:  [columns / W] [stride rows] [W]        weights:  [outputs / W] [inputs] [W]
 //! ```
 //!
-//! Invariants: columns are padded to whole panels with zeros, rows to a multiple of W; memory starts at a cache line.
+//! Invariants: columns are padded to whole panels, rows to a multiple of W, with zeros that nobody overwrites where tokens are
+//! summed over; memory starts at a cache line.
 
 use std::ops::{Deref, DerefMut, Range};
 
@@ -81,6 +82,15 @@ impl Layout {
     pub(crate) fn row(self, row: usize) -> Range<usize> {
         row * self.panel..(row + 1) * self.panel
     }
+}
+
+/// The part of some blocks that is computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    /// The first so many blocks.
+    pub(crate) blocks: usize,
+    /// The first so many rows of each.
+    pub(crate) rows: usize,
 }
 
 /// Blocks of one layout, one after another.

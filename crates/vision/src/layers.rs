@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use crate::attention::Attention;
-use crate::blocks::{Aligned, Blocks, Layout};
+use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise;
 use crate::kernel::Kernel;
 use crate::matrix::{Matrix, Start};
@@ -35,20 +35,26 @@ impl LayerNorm {
         })
     }
 
-    /// Normalises the first rows of each block of `input` into `output`, which has its shape.
-    pub(crate) fn forward(&self, kernel: &dyn Kernel, input: &Blocks, rows: &[usize], output: &mut Blocks) {
+    /// Normalises rows of blocks of `input` into `output`, which has its layout.
+    pub(crate) fn forward(
+        &self,
+        kernel: &dyn Kernel,
+        input: &Blocks,
+        Extent { blocks, rows }: Extent,
+        output: &mut Blocks,
+    ) {
         let layout = input.layout;
         assert_eq!(
             (output.layout, layout.panels * layout.panel),
             (layout, self.weight.len())
         );
-        let outputs = output.values[..rows.len() * layout.len()].par_chunks_mut(layout.len());
+        let outputs = output.values[..blocks * layout.len()].par_chunks_mut(layout.len());
         outputs.enumerate().for_each(|(block, output)| {
             kernel.layer_norm(elementwise::LayerNorm {
                 input: input.block(block),
                 output,
                 stride: layout.stride,
-                rows: 0..rows[block],
+                rows: 0..rows,
                 weight: &self.weight,
                 bias: &self.bias,
                 epsilon: self.epsilon,
@@ -58,10 +64,7 @@ impl LayerNorm {
 }
 
 /// All layers of a tower.
-pub(crate) struct Layers {
-    layers: Vec<Layer>,
-    activation: Activation,
-}
+pub(crate) struct Layers(Vec<Layer>);
 
 struct Layer {
     norm1: LayerNorm,
@@ -70,54 +73,52 @@ struct Layer {
     out: Matrix,
     norm2: LayerNorm,
     fc1: Matrix,
+    activation: Activation,
     fc2: Matrix,
 }
 
-/// Room for the activations of a layer.
-pub(crate) struct Activations {
+/// Room for what flows through a layer.
+pub(crate) struct Stream {
     /// The residual stream: what goes in, and comes out.
     pub(crate) x: Blocks,
     pub(crate) normed: Blocks,
-    qkv: Blocks,
     attended: Blocks,
-    attention: Attention,
     hidden: Blocks,
 }
 
-impl Activations {
-    /// For at most `blocks` images.
-    pub(crate) fn new(shape: &Shape, panel: usize, blocks: usize) -> Self {
-        let layout = |columns| Layout::new(panel, shape.tokens(), columns);
-        let of = |columns| Blocks::zeros(layout(columns), blocks);
+impl Stream {
+    /// For at most `blocks` blocks of `rows` rows.
+    pub(crate) fn new(shape: &Shape, panel: usize, rows: usize, blocks: usize) -> Self {
+        let of = |columns| Blocks::zeros(Layout::new(panel, rows, columns), blocks);
         Self {
             x: of(shape.width),
             normed: of(shape.width),
-            qkv: of(3 * shape.width),
             attended: of(shape.width),
-            attention: Attention::new(layout(shape.width), shape.heads, blocks),
             hidden: of(shape.mlp_width),
+        }
+    }
+
+    /// Takes the first row of each of the first blocks of the residual stream of `other` as rows of one block.
+    pub(crate) fn pool(&mut self, other: &Self, blocks: usize) {
+        for block in 0..blocks {
+            self.x.copy_row(block, &other.x, block, 0);
         }
     }
 }
 
-/// Room for one row of each block, behind the attention of the last layer.
-pub(crate) struct Pooled {
-    /// One block with a row for each block of the tower: the residual stream.
-    pub(crate) x: Blocks,
-    pub(crate) normed: Blocks,
-    attended: Blocks,
-    hidden: Blocks,
+/// Room for attention.
+pub(crate) struct Attending {
+    qkv: Blocks,
+    attention: Attention,
 }
 
-impl Pooled {
-    /// For at most `blocks` rows.
+impl Attending {
+    /// For at most `blocks` images.
     pub(crate) fn new(shape: &Shape, panel: usize, blocks: usize) -> Self {
-        let of = |columns| Blocks::zeros(Layout::new(panel, blocks, columns), 1);
+        let layout = |columns| Layout::new(panel, shape.tokens(), columns);
         Self {
-            x: of(shape.width),
-            normed: of(shape.width),
-            attended: of(shape.width),
-            hidden: of(shape.mlp_width),
+            qkv: Blocks::zeros(layout(3 * shape.width), blocks),
+            attention: Attention::new(layout(shape.width), shape.heads, blocks),
         }
     }
 }
@@ -131,76 +132,58 @@ impl Layers {
         panel: usize,
     ) -> Result<Self, E> {
         let layer = |i| Layer::load(take, &format!("{prefix}.layers.{i}"), shape, panel);
-        Ok(Self {
-            layers: (0..shape.layers).map(layer).collect::<Result<_, _>>()?,
-            activation: shape.activation,
-        })
+        (0..shape.layers).map(layer).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Takes the first rows of each block of `room.x` through all layers.
-    pub(crate) fn forward(&self, kernel: &dyn Kernel, rows: &[usize], room: &mut Activations) {
-        for layer in &self.layers {
-            layer.attend(kernel, rows, |block| 0..rows[block], room);
-            let Activations {
-                x,
-                normed,
-                attended,
-                hidden,
-                ..
-            } = room;
-            layer.finish(kernel, rows, self.activation, [x, normed, attended, hidden]);
-        }
+    /// Takes all rows of an extent of `stream.x` through all layers.
+    pub(crate) fn forward(
+        &self,
+        kernel: &dyn Kernel,
+        extent: Extent,
+        stream: &mut Stream,
+        attending: &mut Attending,
+    ) {
+        through(&self.0, kernel, extent, stream, attending);
     }
 
-    /// As [`Self::forward`], but of the last layer only the first row of each block is wanted, into `pooled.x`. `room.x` is
+    /// As [`Self::forward`], but of the last layer only the first row of each block is wanted, into `pooled.x`. `stream.x` is
     /// left as it came into that layer.
     pub(crate) fn forward_first(
         &self,
         kernel: &dyn Kernel,
-        rows: &[usize],
-        room: &mut Activations,
-        pooled: &mut Pooled,
+        extent: Extent,
+        stream: &mut Stream,
+        attending: &mut Attending,
+        pooled: &mut Stream,
     ) {
-        let Some((last, before)) = self.layers.split_last() else {
-            return pooled.take(&room.x, rows.len());
+        let Some((last, before)) = self.0.split_last() else {
+            return pooled.pool(stream, extent.blocks);
         };
-        for layer in before {
-            layer.attend(kernel, rows, |block| 0..rows[block], room);
-            let Activations {
-                x,
-                normed,
-                attended,
-                hidden,
-                ..
-            } = room;
-            layer.finish(kernel, rows, self.activation, [x, normed, attended, hidden]);
+        through(before, kernel, extent, stream, attending);
+        last.attend(kernel, extent, 1, stream, attending);
+        pooled.pool(stream, extent.blocks);
+        for block in 0..extent.blocks {
+            pooled.attended.copy_row(block, &stream.attended, block, 0);
         }
-        last.attend(kernel, rows, |_| 0..1, room);
-        pooled.take(&room.x, rows.len());
-        for block in 0..rows.len() {
-            pooled.attended.copy_row(block, &room.attended, block, 0);
-        }
-        let Pooled {
-            x,
-            normed,
-            attended,
-            hidden,
-        } = pooled;
-        last.finish(
-            kernel,
-            &[rows.len()],
-            self.activation,
-            [x, normed, attended, hidden],
-        );
+        let rows = Extent {
+            blocks: 1,
+            rows: extent.blocks,
+        };
+        last.finish(kernel, rows, pooled);
     }
 }
 
-impl Pooled {
-    /// Takes the first row of each of the first blocks of the residual stream.
-    pub(crate) fn take(&mut self, x: &Blocks, blocks: usize) {
-        for block in 0..blocks {
-            self.x.copy_row(block, x, block, 0);
-        }
+/// Takes all rows of an extent through some layers.
+fn through(
+    layers: &[Layer],
+    kernel: &dyn Kernel,
+    extent: Extent,
+    stream: &mut Stream,
+    attending: &mut Attending,
+) {
+    for layer in layers {
+        layer.attend(kernel, extent, extent.rows, stream, attending);
+        layer.finish(kernel, extent, stream);
     }
 }
 
@@ -226,39 +209,44 @@ impl Layer {
             qkv,
             out: matrix("self_attn.out_proj", width, width)?,
             fc1: matrix("mlp.fc1", width, shape.mlp_width)?,
+            activation: shape.activation,
             fc2: matrix("mlp.fc2", shape.mlp_width, width)?,
             norm1: LayerNorm::load(take, &format!("{prefix}.layer_norm1"), shape)?,
             norm2: LayerNorm::load(take, &format!("{prefix}.layer_norm2"), shape)?,
         })
     }
 
-    /// Attention before the output projection, from the `queries` of each block, into `room.attended`.
+    /// Attention before the output projection, from the first `queries` rows of each block, into `stream.attended`.
     fn attend(
         &self,
         kernel: &dyn Kernel,
-        rows: &[usize],
-        queries: impl Fn(usize) -> std::ops::Range<usize> + Sync,
-        room: &mut Activations,
+        extent: Extent,
+        queries: usize,
+        stream: &mut Stream,
+        Attending { qkv, attention }: &mut Attending,
     ) {
-        self.norm1.forward(kernel, &room.x, rows, &mut room.normed);
-        self.qkv
-            .product(kernel, &room.normed, rows, &mut room.qkv, Start::Bias, None);
-        room.attention
-            .attend(kernel, &room.qkv, rows, queries, &mut room.attended);
+        let Stream {
+            x, normed, attended, ..
+        } = stream;
+        self.norm1.forward(kernel, x, extent, normed);
+        self.qkv.product(kernel, normed, extent, qkv, Start::Bias, None);
+        attention.attend(kernel, qkv, extent, queries, attended);
     }
 
     /// The output projection and the MLP.
-    fn finish(
-        &self,
-        kernel: &dyn Kernel,
-        rows: &[usize],
-        activation: Activation,
-        [x, normed, attended, hidden]: [&mut Blocks; 4],
-    ) {
-        self.out.product(kernel, attended, rows, x, Start::Residual, None);
-        self.norm2.forward(kernel, x, rows, normed);
+    fn finish(&self, kernel: &dyn Kernel, extent: Extent, stream: &mut Stream) {
+        let Stream {
+            x,
+            normed,
+            attended,
+            hidden,
+        } = stream;
+        self.out
+            .product(kernel, attended, extent, x, Start::Residual, None);
+        self.norm2.forward(kernel, x, extent, normed);
+        let activation = Some(self.activation);
         self.fc1
-            .product(kernel, normed, rows, hidden, Start::Bias, Some(activation));
-        self.fc2.product(kernel, hidden, rows, x, Start::Residual, None);
+            .product(kernel, normed, extent, hidden, Start::Bias, activation);
+        self.fc2.product(kernel, hidden, extent, x, Start::Residual, None);
     }
 }

@@ -31,9 +31,9 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::blocks::{Blocks, Layout};
+use crate::blocks::{Blocks, Extent, Layout};
 use crate::kernel::Kernel;
-use crate::layers::{Activations, LayerNorm, Layers, Pooled};
+use crate::layers::{Attending, LayerNorm, Layers, Stream};
 use crate::matrix::{Matrix, Start};
 
 /// The dimensions of an image tower.
@@ -124,10 +124,12 @@ pub struct Tower {
 /// Memory that forwards use again.
 struct Room {
     patches: Blocks,
-    activations: Activations,
-    pooled: Pooled,
+    /// A block an image.
+    stream: Stream,
+    attending: Attending,
+    /// One block with a row an image: its class token.
+    pooled: Stream,
     features: Blocks,
-    rows: Vec<usize>,
 }
 
 impl Tower {
@@ -163,10 +165,10 @@ impl Tower {
             chunk,
             room: Mutex::new(Room {
                 patches: Blocks::zeros(Layout::new(panel, tokens, inputs), chunk),
-                activations: Activations::new(&shape, panel, chunk),
-                pooled: Pooled::new(&shape, panel, chunk),
+                stream: Stream::new(&shape, panel, tokens, chunk),
+                attending: Attending::new(&shape, panel, chunk),
+                pooled: Stream::new(&shape, panel, chunk, 1),
                 features: Blocks::zeros(Layout::new(panel, chunk, shape.dim), 1),
-                rows: Vec::with_capacity(chunk),
             }),
             shape,
             instructions,
@@ -200,36 +202,44 @@ impl Tower {
         let kernel = self.instructions.0.as_ref();
         let Room {
             patches,
-            activations,
+            stream,
+            attending,
             pooled,
             features: projected,
-            rows,
         } = room;
-        let count = self.unfold(pixels, patches);
-        rows.clear();
-        rows.resize(count, self.shape.tokens());
+        let images = self.unfold(pixels, patches);
+        let extent = Extent {
+            blocks: images,
+            rows: self.shape.tokens(),
+        };
         let positions = Start::Block(self.positions.block(0));
         self.patches
-            .product(kernel, patches, rows, &mut activations.normed, positions, None);
+            .product(kernel, patches, extent, &mut stream.normed, positions, None);
         self.pre_norm
-            .forward(kernel, &activations.normed, rows, &mut activations.x);
+            .forward(kernel, &stream.normed, extent, &mut stream.x);
         match states {
-            None => self.layers.forward_first(kernel, rows, activations, pooled),
+            None => self
+                .layers
+                .forward_first(kernel, extent, stream, attending, pooled),
             Some(states) => {
-                self.layers.forward(kernel, rows, activations);
-                for block in 0..count {
-                    for token in 0..self.shape.tokens() {
-                        states.extend(activations.x.row(block, token).flatten());
+                self.layers.forward(kernel, extent, stream, attending);
+                for image in 0..images {
+                    for token in 0..extent.rows {
+                        states.extend(stream.x.row(image, token).flatten());
                     }
                 }
-                pooled.take(&activations.x, count);
+                pooled.pool(stream, images);
             }
         }
+        let rows = Extent {
+            blocks: 1,
+            rows: images,
+        };
         self.post_norm
-            .forward(kernel, &pooled.x, &[count], &mut pooled.normed);
+            .forward(kernel, &pooled.x, rows, &mut pooled.normed);
         self.projection
-            .product(kernel, &pooled.normed, &[count], projected, Start::Bias, None);
-        for image in 0..count {
+            .product(kernel, &pooled.normed, rows, projected, Start::Bias, None);
+        for image in 0..images {
             features.extend(projected.row(0, image).flatten().take(self.shape.dim));
         }
     }

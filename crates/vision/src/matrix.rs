@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::Activation;
-use crate::blocks::{Aligned, Blocks};
+use crate::blocks::{Aligned, Blocks, Extent};
 use crate::elementwise::Activate;
 use crate::kernel::{Kernel, Product};
 
@@ -52,12 +52,12 @@ impl Matrix {
         }
     }
 
-    /// Multiplies the first rows of each block of `left`, as many as `rows` has for it, into the same rows of `out`.
+    /// Multiplies rows of blocks of `left` into the same rows of `out`. Rows beyond stay as they are.
     pub(crate) fn product(
         &self,
         kernel: &dyn Kernel,
         left: &Blocks,
-        rows: &[usize],
+        Extent { blocks, rows }: Extent,
         out: &mut Blocks,
         start: Start<'_>,
         activation: Option<Activation>,
@@ -69,24 +69,16 @@ impl Matrix {
             (self.inputs, layout.stride)
         );
         assert_eq!(panels * panel, self.bias.len());
-        let out = &mut out.values[..rows.len() * layout.len()];
-        let pieces = out.par_chunks_mut(layout.panel_len()).enumerate();
-        pieces.for_each(|(index, piece)| {
+        let pieces = out.values[..blocks * layout.len()].par_chunks_mut(layout.panel_len());
+        pieces.enumerate().for_each(|(index, piece)| {
             let (block, column) = (index / panels, index % panels);
-            let rows = rows[block];
-            let (output, padding) = piece.split_at_mut(rows * panel);
+            let output = &mut piece[..rows * panel];
             let bias = &self.bias[column * panel..(column + 1) * panel];
+            let of_rows = output.chunks_exact_mut(panel);
             match start {
-                Start::Bias => {
-                    output
-                        .chunks_exact_mut(panel)
-                        .for_each(|row| row.copy_from_slice(bias));
-                    // What lay here may have been longer.
-                    padding.fill(0.0);
-                }
+                Start::Bias => of_rows.for_each(|row| row.copy_from_slice(bias)),
                 Start::Residual => {
-                    let rows = output.chunks_exact_mut(panel);
-                    rows.for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+                    of_rows.for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
                 }
                 Start::Block(block) => {
                     output.copy_from_slice(&block[column * layout.panel_len()..][..rows * panel]);

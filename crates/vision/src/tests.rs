@@ -46,7 +46,7 @@ proptest! {
             let panel = kernel.columns();
             let packed = Matrix::pack(&right.concat(), inputs, &bias, panel);
             let mut out = Blocks::zeros(Layout::new(panel, count, outputs), 1);
-            packed.product(kernel.as_ref(), &block(&left, panel), &[count], &mut out, Start::Bias, None);
+            packed.product(kernel.as_ref(), &block(&left, panel), Extent { blocks: 1, rows: count }, &mut out, Start::Bias, None);
             for (left, found) in left.iter().zip(rows(&out, count, outputs)) {
                 for ((right, bias), found) in right.iter().zip(&bias).zip(found) {
                     let products = left.iter().zip(right).map(|(l, r)| f64::from(*l) * f64::from(*r));

@@ -1,7 +1,5 @@
 //! `clipkeep bench encode`: images a second through the image tower.
 
-use std::time::{Duration, Instant};
-
 use candle_core::{Device, Tensor};
 use clap::Args;
 use rand::SeedableRng as _;
@@ -9,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, StandardNormal};
 use serde::Serialize;
 
+use super::timing::{self, median, milliseconds};
 use crate::app;
 use crate::config::BackboneArgs;
 
@@ -24,7 +23,7 @@ pub(super) struct Encode {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: u32,
     /// For how long to measure, in seconds; at least five batches.
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, value_parser = timing::seconds)]
     seconds: f64,
     /// A published shape with made-up weights instead of a backbone: vit-b-32, vit-b-16 or vit-l-14.
     #[arg(long, conflicts_with = "backbone")]
@@ -56,19 +55,12 @@ struct Measured {
 /// Batches before the first that counts.
 const WARM_UP: usize = 2;
 
-/// Fewest batches that count.
-const LEAST: usize = 5;
-
 impl Encode {
     pub(super) fn backbone(&self) -> &BackboneArgs {
         &self.backbone
     }
 
     pub(super) async fn run(mut self) -> anyhow::Result<()> {
-        anyhow::ensure!(
-            self.seconds.is_finite() && self.seconds >= 0.0,
-            "--seconds must be 0 or more"
-        );
         if let Some(shape) = &self.shape {
             self.backbone.backbone = Some(format!("random:{shape}").parse().map_err(anyhow::Error::msg)?);
         }
@@ -79,22 +71,12 @@ impl Encode {
             .take(self.batch as usize * 3 * side * side)
             .collect();
         let pixels = Tensor::from_vec(values, (self.batch as usize, 3, side, side), &Device::Cpu)?;
-        let (mut times, started) = (Vec::new(), Instant::now());
-        for batch in 0.. {
-            let before = Instant::now();
+        let times = timing::times(self.seconds, WARM_UP, || {
             let features = backbone.encode_images(&pixels)?;
             // A device works on while its host goes on.
-            features.device().synchronize()?;
-            if batch >= WARM_UP {
-                times.push(before.elapsed());
-            }
-            if times.len() >= LEAST && started.elapsed().as_secs_f64() >= self.seconds {
-                break;
-            }
-        }
-        times.sort_unstable();
-        let milliseconds = |time: Duration| 1e3 * time.as_secs_f64();
-        let median = milliseconds(times[times.len() / 2]);
+            Ok(features.device().synchronize()?)
+        })?;
+        let median = milliseconds(median(&times));
         let measured = Measured {
             backbone: backbone.name().to_owned(),
             instructions: backbone.instructions(),

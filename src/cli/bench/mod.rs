@@ -3,6 +3,7 @@
 mod encode;
 mod http;
 mod preprocess;
+mod timing;
 
 use clap::{Args, Subcommand};
 

@@ -1,12 +1,12 @@
 //! `clipkeep bench preprocess`: from an image file to normalised pixels.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
+use super::timing::{self, median, milliseconds};
 use crate::app;
 use crate::config::BackboneArgs;
 
@@ -19,7 +19,7 @@ pub(super) struct Preprocess {
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// For how long to measure each, in seconds; at least five times.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = timing::seconds)]
     seconds: f64,
     #[command(flatten)]
     backbone: BackboneArgs,
@@ -32,9 +32,6 @@ struct Measured {
     milliseconds: f64,
 }
 
-/// Fewest times that a file is processed.
-const LEAST: usize = 5;
-
 impl Preprocess {
     pub(super) fn backbone(&self) -> &BackboneArgs {
         &self.backbone
@@ -42,23 +39,17 @@ impl Preprocess {
 
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let backbone = app::load_backbone(&self.backbone).await?;
+        let processor = backbone.image_processor();
         let limits = self.backbone.offline_engine().limits;
         for file in self.files {
             let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            let processor = backbone.image_processor();
-            let (mut times, started) = (Vec::new(), Instant::now());
-            while times.len() < LEAST || started.elapsed().as_secs_f64() < self.seconds {
-                let before = Instant::now();
-                processor
-                    .process(&bytes, limits)
-                    .with_context(|| file.display().to_string())?;
-                times.push(before.elapsed());
-            }
-            times.sort_unstable();
-            let median: Duration = times[times.len() / 2];
+            let times = timing::times(self.seconds, 0, || {
+                let processed = processor.process(&bytes, limits);
+                processed.map(drop).with_context(|| file.display().to_string())
+            })?;
             let measured = Measured {
+                milliseconds: milliseconds(median(&times)),
                 file,
-                milliseconds: 1e3 * median.as_secs_f64(),
             };
             println!("{}", serde_json::to_string(&measured)?);
         }

@@ -17,6 +17,7 @@ use reqwest::{Client, Url};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::timing::milliseconds;
 use load::{Answers, Pace, Target};
 use stages::Stages;
 
@@ -38,13 +39,13 @@ pub(super) struct Http {
     #[arg(long, conflicts_with = "rate")]
     clients: Option<NonZeroUsize>,
     /// Requests a second, whether or not earlier ones are answered.
-    #[arg(long, value_parser = rate)]
+    #[arg(long, value_parser = positive)]
     rate: Option<f64>,
     /// For how long to send requests, in seconds.
-    #[arg(long, default_value_t = 10.0, value_parser = rate)]
+    #[arg(long, default_value_t = 10.0, value_parser = positive)]
     seconds: f64,
     /// For how long to send requests before those that count, in seconds.
-    #[arg(long, default_value_t = 1.0, value_parser = rate)]
+    #[arg(long, default_value_t = 1.0, value_parser = positive)]
     warm_up: f64,
     /// Send images as they are, again and again. Otherwise no image is like another to a cache.
     #[arg(long)]
@@ -60,7 +61,7 @@ pub(super) struct Http {
     json: bool,
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+fn positive(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
     (value.is_finite() && value > 0.0)
         .then_some(value)
@@ -97,7 +98,6 @@ struct Latencies {
 impl Latencies {
     fn of(mut latencies: Vec<Duration>) -> Option<Self> {
         latencies.sort_unstable();
-        let milliseconds = |time: Duration| 1e3 * time.as_secs_f64();
         // The smallest latency that so large a share of all does not exceed.
         let at = |share: f64| {
             let place = (share * latencies.len() as f64).ceil() as usize;
@@ -128,9 +128,10 @@ impl Http {
             run: Uuid::now_v7(),
             form: self.form.clone(),
         });
-        let pace = match (self.rate, self.clients) {
-            (Some(rate), _) => Pace::Open(rate),
-            (None, clients) => Pace::Closed(clients.map_or(1, NonZeroUsize::get)),
+        let clients = self.clients.map_or(1, NonZeroUsize::get);
+        let (pace, clients) = match self.rate {
+            Some(rate) => (Pace::Open(rate), None),
+            None => (Pace::Closed(clients), Some(clients)),
         };
         load::run(&target, pace, Duration::from_secs_f64(self.warm_up)).await;
         let teaching = match &self.teach {
@@ -154,7 +155,7 @@ impl Http {
         };
         let measured = Measured {
             url: self.url.to_string(),
-            clients: matches!(pace, Pace::Closed(_)).then(|| self.clients.map_or(1, NonZeroUsize::get)),
+            clients,
             rate: self.rate,
             answers,
             failures,
