@@ -8,6 +8,8 @@
 //! Targets are smoothed by as much as one example in n + 1 being of any class: where all examples are right already, no
 //! weight would be large enough otherwise (Platt 1999).
 
+use rayon::prelude::*;
+
 /// What several ways of scoring say about some examples.
 pub(super) struct Scores<'a> {
     /// Each way's scores, (n, C) row by row.
@@ -19,6 +21,9 @@ pub(super) struct Scores<'a> {
 }
 
 const STEPS: usize = 50;
+
+/// Rows whose loss is summed at a time.
+const PART: usize = 32;
 
 impl Scores<'_> {
     /// The best weight of each term; `None` where there is nothing to choose by.
@@ -71,17 +76,28 @@ impl Scores<'_> {
         weights
     }
 
-    /// The mean loss at some weights, with its first and second derivatives.
+    /// The mean loss at some weights, with its first and second derivatives. Parts are added in order, however many threads
+    /// make them.
     fn slope(&self, weights: &[f64]) -> Slope {
-        let terms = self.terms.len();
+        let parts: Vec<Slope> = self
+            .columns
+            .par_chunks(PART)
+            .enumerate()
+            .map(|(part, columns)| self.slope_of(weights, part * PART, columns))
+            .collect();
+        let mut all = Slope::zero(self.terms.len());
+        for part in &parts {
+            all.add(part);
+        }
+        all
+    }
+
+    /// What the rows from `first` on, whose right columns are `columns`, add to it.
+    fn slope_of(&self, weights: &[f64], first: usize, columns: &[u32]) -> Slope {
         let count = self.columns.len() as f64;
         let smoothing = 1.0 / (count + 1.0);
-        let mut slope = Slope {
-            loss: 0.0,
-            first: vec![0.0; terms],
-            second: vec![vec![0.0; terms]; terms],
-        };
-        for (row, own) in self.columns.iter().enumerate() {
+        let mut slope = Slope::zero(self.terms.len());
+        for (row, own) in (first..).zip(columns) {
             let scores: Vec<&[f64]> = self
                 .terms
                 .iter()
@@ -104,12 +120,12 @@ impl Scores<'_> {
             };
             slope.loss += (highest + sum.ln() - target(&logits)) / count;
             let means: Vec<f64> = scores.iter().map(|s| dot(s, &chances)).collect();
-            for k in 0..terms {
-                slope.first[k] += (means[k] - target(scores[k])) / count;
-                for l in 0..terms {
+            for (k, first) in slope.first.iter_mut().enumerate() {
+                *first += (means[k] - target(scores[k])) / count;
+                for (l, second) in slope.second[k].iter_mut().enumerate() {
                     let products = scores[k].iter().zip(scores[l]).zip(&chances);
                     let product: f64 = products.map(|((a, b), chance)| a * b * chance).sum();
-                    slope.second[k][l] += (product - means[k] * means[l]) / count;
+                    *second += (product - means[k] * means[l]) / count;
                 }
             }
         }
@@ -121,6 +137,27 @@ struct Slope {
     loss: f64,
     first: Vec<f64>,
     second: Vec<Vec<f64>>,
+}
+
+impl Slope {
+    fn zero(terms: usize) -> Self {
+        Self {
+            loss: 0.0,
+            first: vec![0.0; terms],
+            second: vec![vec![0.0; terms]; terms],
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.loss += other.loss;
+        let firsts = self.first.iter_mut().zip(&other.first);
+        let seconds = self
+            .second
+            .iter_mut()
+            .flatten()
+            .zip(other.second.iter().flatten());
+        firsts.chain(seconds).for_each(|(sum, value)| *sum += value);
+    }
 }
 
 /// The step that Newton's method takes against the slope, in the `free` directions: one or two.

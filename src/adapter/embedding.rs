@@ -5,7 +5,7 @@ use candle_core::{D, Device, Result, Tensor};
 use crate::domain::Features;
 
 /// Lengths below this count as this, so that an all-zero row stays zero instead of becoming not-a-number.
-const SHORTEST: f64 = 1e-12;
+pub(super) const SHORTEST: f64 = 1e-12;
 
 /// Stored features as one tensor (n, D) of f32.
 ///

@@ -38,18 +38,32 @@ impl Gram {
     pub(super) fn of(classes: &[Tensor], size: usize) -> Result<Self> {
         let mut square = Mat::<f64>::zeros(size, size);
         let mut sums = Vec::with_capacity(classes.len() * size);
-        for rows in classes {
+        // Each pass over G costs as much as some hundred examples do, so that small classes share one.
+        let mut chunk = Mat::<f64>::zeros(CHUNK, size);
+        let mut filled = 0;
+        for class in classes {
             let mut sum = vec![0.0; size];
-            let count = rows.dim(0)?;
-            for start in (0..count).step_by(CHUNK) {
-                let chunk = matrix(&rows.narrow(0, start, CHUNK.min(count - start))?)?;
-                for (column, sum) in sum.iter_mut().enumerate() {
-                    *sum += chunk.col(column).iter().sum::<f64>();
+            let count = class.dim(0)?;
+            let mut done = 0;
+            while done < count {
+                let taken = (CHUNK - filled).min(count - done);
+                let rows = class.narrow(0, done, taken)?.flatten_all()?.to_vec1::<f32>()?;
+                for (row, values) in (filled..).zip(rows.chunks_exact(size)) {
+                    for (column, (sum, value)) in sum.iter_mut().zip(values).enumerate() {
+                        *sum += f64::from(*value);
+                        chunk[(row, column)] = f64::from(*value);
+                    }
                 }
-                add_products(square.as_mut(), chunk.as_ref());
+                done += taken;
+                filled += taken;
+                if filled == CHUNK {
+                    add_products(square.as_mut(), chunk.as_ref());
+                    filled = 0;
+                }
             }
             sums.extend(sum);
         }
+        add_products(square.as_mut(), chunk.as_ref().subrows(0, filled));
         let packed = (0..size).flat_map(|row| (0..=row).map(move |column| (row, column)));
         Ok(Self {
             packed: packed.map(|place| square[place]).collect(),

@@ -5,6 +5,7 @@ use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
 use super::objective::Targets;
+use super::rowwise::{Number, Pass, each_row_beside};
 use super::trainable::{Gradient, Trainable};
 use crate::domain::Initialisation;
 
@@ -43,12 +44,29 @@ impl Linear {
 
     /// Rows (n, D) to rows (n, D).
     pub fn apply(&self, rows: &Tensor) -> Result<Tensor> {
-        rows.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
+        let moved = rows.matmul(&self.weight.t()?)?;
+        if !moved.device().is_cpu() {
+            return moved.broadcast_add(&self.bias);
+        }
+        each_row_beside(&moved, &self.bias.unsqueeze(0)?, &Add)?;
+        Ok(moved)
     }
 
     /// D.
     pub fn dim(&self) -> Result<usize> {
         self.bias.dims1()
+    }
+}
+
+/// Adds the row beside it.
+struct Add;
+
+impl Pass for Add {
+    fn row<T: Number>(&self, _: usize, row: &mut [T], other: &[T]) -> f64 {
+        row.iter_mut()
+            .zip(other)
+            .for_each(|(value, other)| *value += *other);
+        0.0
     }
 }
 

@@ -9,7 +9,8 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::embedding::lengths;
+use super::embedding::{SHORTEST, lengths};
+use super::rowwise::{Number, Pass, each_row, each_row_beside, sum};
 use crate::domain::Hinge;
 
 /// What a batch is compared with.
@@ -29,8 +30,8 @@ pub(super) struct Slope {
     pub(super) loss: f64,
     /// u, (n, D).
     unit: Tensor,
-    /// |y|, (n, 1).
-    length: Tensor,
+    /// |y|, (n).
+    lengths: Vec<f64>,
     /// ∂cos, (n, C).
     cosines: Tensor,
 }
@@ -38,13 +39,53 @@ pub(super) struct Slope {
 impl Targets<'_> {
     /// The loss of outputs y (n, D), whose classes are the `columns` (n).
     pub(super) fn slope(&self, y: &Tensor, columns: &[u32]) -> Result<Slope> {
-        let count = columns.len() as f64;
-        let length = lengths(y)?;
-        let unit = y.broadcast_div(&length)?;
+        let on_cpu = y.device().is_cpu();
+        let (unit, lengths) = if on_cpu {
+            let unit = y.force_contiguous()?;
+            let lengths = each_row(&unit, &Normalise)?;
+            (unit, lengths)
+        } else {
+            let lengths = lengths(y)?;
+            let unit = y.broadcast_div(&lengths)?;
+            (unit, lengths.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
+        };
         let cosines = unit.matmul(&self.anchors.t()?)?;
-        let logits = (&cosines * self.scale)?;
+        let hinge = match self.pairs {
+            Some(pairs) => pairs.open(&cosines, columns)?,
+            None => None,
+        };
+        let count = columns.len() as f64;
+        let (loss, cosines) = if on_cpu {
+            let scale = self.scale;
+            let share = scale / count;
+            let entropies = CrossEntropy {
+                scale,
+                share,
+                columns,
+            };
+            (
+                each_row(&cosines, &entropies)?.iter().sum::<f64>() / count,
+                cosines,
+            )
+        } else {
+            self.cross_entropy(&cosines, columns)?
+        };
+        let slope = Slope {
+            loss,
+            unit,
+            lengths,
+            cosines,
+        };
+        match hinge {
+            Some(hinge) => slope.with(hinge, columns),
+            None => Ok(slope),
+        }
+    }
 
-        let index = Tensor::new(columns, y.device())?.unsqueeze(1)?;
+    /// The mean cross-entropy of cosines (n, C), and its slope by them.
+    fn cross_entropy(&self, cosines: &Tensor, columns: &[u32]) -> Result<(f64, Tensor)> {
+        let index = Tensor::new(columns, cosines.device())?.unsqueeze(1)?;
+        let logits = (cosines * self.scale)?;
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
         let exponentials = shifted.exp()?;
         let sums = exponentials.sum_keepdim(D::Minus1)?;
@@ -52,25 +93,67 @@ impl Targets<'_> {
             .mean_all()?
             .to_dtype(DType::F64)?
             .to_scalar()?;
-        let minus_one = (index.ones_like()?.to_dtype(y.dtype())? * -1.0)?;
-        let by_cosines = (exponentials
+        let minus_one = (index.ones_like()?.to_dtype(cosines.dtype())? * -1.0)?;
+        let slope = exponentials
             .broadcast_div(&sums)?
-            .scatter_add(&index, &minus_one, 1)?
-            * (self.scale / count))?;
-        let slope = Slope {
-            loss,
-            unit,
-            length,
-            cosines: by_cosines,
-        };
-        match self
-            .pairs
-            .map(|pairs| pairs.open(&cosines, columns))
-            .transpose()?
-        {
-            Some(Some(hinge)) => slope.with(hinge, &index),
-            Some(None) | None => Ok(slope),
+            .scatter_add(&index, &minus_one, 1)?;
+        Ok((loss, (slope * (self.scale / columns.len() as f64))?))
+    }
+}
+
+/// Makes rows unit rows, and says their lengths.
+struct Normalise;
+
+impl Pass for Normalise {
+    fn row<T: Number>(&self, _: usize, row: &mut [T], _: &[T]) -> f64 {
+        let length = sum(row, row, |a, b| a * b).sqrt().max(T::of(SHORTEST));
+        for value in row {
+            *value /= length;
         }
+        length.double()
+    }
+}
+
+/// Makes cosines the slope of their mean cross-entropy by them, and says that of each row.
+struct CrossEntropy<'a> {
+    scale: f64,
+    /// s / n.
+    share: f64,
+    columns: &'a [u32],
+}
+
+impl Pass for CrossEntropy<'_> {
+    fn row<T: Number>(&self, number: usize, row: &mut [T], _: &[T]) -> f64 {
+        let own = self.columns[number] as usize;
+        let (scale, share) = (T::of(self.scale), T::of(self.share));
+        let most = row
+            .iter()
+            .fold(T::neg_infinity(), |most, cosine| most.max(*cosine));
+        let own_logit = (row[own] - most) * scale;
+        for value in row.iter_mut() {
+            *value = ((*value - most) * scale).exp();
+        }
+        let all = sum(row, row, |exponential, _| exponential);
+        let factor = share / all;
+        for value in row.iter_mut() {
+            *value *= factor;
+        }
+        row[own] -= share;
+        (all.ln() - own_logit).double()
+    }
+}
+
+/// Makes ∂u (n, D) beside u what it is by y.
+struct ByOutputs<'a>(&'a [f64]);
+
+impl Pass for ByOutputs<'_> {
+    fn row<T: Number>(&self, number: usize, row: &mut [T], unit: &[T]) -> f64 {
+        let along = sum(row, unit, |a, b| a * b);
+        let share = T::of(self.0[number].recip());
+        for (value, unit) in row.iter_mut().zip(unit) {
+            *value = (*value - along * *unit) * share;
+        }
+        along.double()
     }
 }
 
@@ -78,8 +161,13 @@ impl Slope {
     /// ∂y, (n, D), for the `anchors` it was measured against.
     pub(super) fn by_outputs(&self, anchors: &Tensor) -> Result<Tensor> {
         let by_unit = self.cosines.matmul(anchors)?;
+        if by_unit.device().is_cpu() {
+            each_row_beside(&by_unit, &self.unit, &ByOutputs(&self.lengths))?;
+            return Ok(by_unit);
+        }
+        let lengths = Tensor::new(self.lengths.as_slice(), by_unit.device())?.unsqueeze(1)?;
         let along = (&by_unit * &self.unit)?.sum_keepdim(D::Minus1)?;
-        (by_unit - self.unit.broadcast_mul(&along)?)?.broadcast_div(&self.length)
+        (by_unit - self.unit.broadcast_mul(&along)?)?.broadcast_div(&lengths.to_dtype(self.unit.dtype())?)
     }
 
     /// ∂T, (C, D), as if the anchors were free to have any length.
@@ -88,10 +176,11 @@ impl Slope {
     }
 
     /// With the hinge added.
-    fn with(self, hinge: OpenHinge, index: &Tensor) -> Result<Self> {
+    fn with(self, hinge: OpenHinge, columns: &[u32]) -> Result<Self> {
         let OpenHinge { shortfall, open } = hinge;
+        let index = Tensor::new(columns, open.device())?.unsqueeze(1)?;
         let own = (open.sum_keepdim(D::Minus1)? * -1.0)?;
-        let cosines = (self.cosines + &open)?.scatter_add(index, &own, 1)?;
+        let cosines = (self.cosines + &open)?.scatter_add(&index, &own, 1)?;
         Ok(Self {
             loss: self.loss + shortfall,
             cosines,
