@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::io::Cursor;
 
 use candle_core::{Device, Tensor};
-use clipkeep::clip::{Backbone, BackboneSource, Limits};
+use clipkeep::clip::{Backbone, BackboneSource, Dtype, Limits};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 criterion_group!(benches, images, texts, preprocessing);
@@ -67,5 +67,7 @@ fn backbone() -> Backbone {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(Backbone::load(&source, &Device::Cpu)).unwrap()
+    runtime
+        .block_on(Backbone::load(&source, &Device::Cpu, Dtype::F32))
+        .unwrap()
 }

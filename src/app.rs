@@ -219,7 +219,7 @@ pub(crate) async fn load_backbone(args: &BackboneArgs) -> anyhow::Result<Backbon
     }
     let device = open_device(args.device)?;
     let source = args.backbone.clone().unwrap_or_default();
-    Backbone::load(&source, &device)
+    Backbone::load(&source, &device, args.dtype)
         .await
         .context("cannot load the backbone")
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::clip::{self, BackboneSource};
+use crate::clip::{self, BackboneSource, Dtype};
 use crate::engine::EngineConfig;
 use crate::engine::batching::Policy;
 use crate::http;
@@ -65,6 +65,15 @@ pub struct BackboneArgs {
         value_name = "auto|cpu|cuda:N"
     )]
     pub device: DeviceChoice,
+    /// What images are encoded in, f32 or bf16. `auto` takes bf16 on a GPU, and on the CPU where it has instructions for it, if
+    /// that is faster and features keep a cosine of 0.999 with those of f32.
+    #[arg(
+        long,
+        env = "CLIPKEEP_DTYPE",
+        default_value = "auto",
+        value_name = "auto|f32|bf16"
+    )]
+    pub dtype: Dtype,
     /// Threads for tensors on the CPU, and as many again for decoding. As many as there are cores unless given.
     #[arg(long, env = "CLIPKEEP_THREADS")]
     pub threads: Option<NonZeroUsize>,
@@ -194,6 +203,16 @@ impl std::str::FromStr for DeviceChoice {
 }
 
 impl BackboneArgs {
+    /// The same backbone, as it is when nothing is rounded.
+    #[must_use]
+    pub fn exact(&self) -> Self {
+        Self {
+            device: DeviceChoice::Cpu,
+            dtype: Dtype::F32,
+            ..self.clone()
+        }
+    }
+
     /// Threads for tensors, and as many for decoding.
     pub fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);

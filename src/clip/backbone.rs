@@ -10,10 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use clipkeep_vision::{Instructions, Tower};
+use clipkeep_vision::Tower;
 use rayon::prelude::*;
 
 use super::config::ClipConfig;
+use super::dtype::Dtype;
 use super::error::{BackboneError, EncodeError};
 use super::hub;
 use super::image_processor::ImageProcessor;
@@ -57,9 +58,58 @@ pub struct ImageStates {
     pub tokens: Tensor,
 }
 
+/// What is made of a checkpoint's tensors.
+struct Parts {
+    vision: ImageTower,
+    readout: ImageReadout,
+    text: TextTower,
+    logit_scale: f32,
+}
+
+impl Parts {
+    fn load(
+        files: &BackboneFiles,
+        config: &ClipConfig,
+        device: &Device,
+        dtype: Dtype,
+    ) -> Result<Self, BackboneError> {
+        let mut weights = files.tensors(device)?;
+        let readout = ImageReadout::load(&mut weights, config)?;
+        let packed = if device.is_cpu() {
+            dtype.tower(config.vision_shape(), &mut |key, shape| {
+                weights.values(key, shape)
+            })?
+        } else {
+            None
+        };
+        let vision = match packed {
+            Some(tower) => ImageTower::Cpu(Box::new(tower)),
+            None => {
+                let dtype = dtype.of_tensors(device);
+                let tower = weights.in_dtype(dtype, |weights| VisionTower::load(weights, config))?;
+                ImageTower::Tensors(tower)
+            }
+        };
+        let text = TextTower::load(&mut weights, config)?;
+        let exponent = weights.scalar("logit_scale")?;
+        let logit_scale = exponent.exp();
+        if !(logit_scale.is_finite() && logit_scale > 0.0) {
+            return Err(BackboneError::LogitScale(exponent));
+        }
+        weights.finish()?;
+        Ok(Self {
+            vision,
+            readout,
+            text,
+            logit_scale,
+        })
+    }
+}
+
 impl Backbone {
-    /// Loads a backbone that computes in f32 on `device`. Weights are converted from whatever the file holds.
-    pub async fn load(source: &BackboneSource, device: &Device) -> Result<Self, BackboneError> {
+    /// Loads a backbone that computes on `device`, images in `dtype` and all else in f32. Weights are
+    /// converted from whatever the file holds.
+    pub async fn load(source: &BackboneSource, device: &Device, dtype: Dtype) -> Result<Self, BackboneError> {
         let name = name(source);
         let read: Box<dyn FnOnce() -> Result<BackboneFiles, BackboneError> + Send> = match source {
             BackboneSource::Embedded => Box::new(|| Ok(BackboneFiles::embedded())),
@@ -81,39 +131,33 @@ impl Backbone {
         };
         let device = device.clone();
         // Reading, hashing and converting take seconds for a large model.
-        let build = move || Self::build(name, &read()?, device);
+        let build = move || Self::build(name, &read()?, device, dtype);
         tokio::task::spawn_blocking(build)
             .await
             .unwrap_or(Err(BackboneError::Cancelled))
     }
 
-    pub(super) fn build(name: String, files: &BackboneFiles, device: Device) -> Result<Self, BackboneError> {
+    pub(super) fn build(
+        name: String,
+        files: &BackboneFiles,
+        device: Device,
+        dtype: Dtype,
+    ) -> Result<Self, BackboneError> {
         let config = ClipConfig::parse(&files.config)?;
         let tokenizer = ClipTokenizer::parse(&files.tokenizer, &config.text)?;
         let (file, preprocessor) = &files.preprocessor;
         let image_processor = ImageProcessor::parse(file, preprocessor, config.vision.image_size)?;
-        let mut weights = files.tensors(&device)?;
-        let readout = ImageReadout::load(&mut weights, &config)?;
-        let shape = config.vision_shape();
-        let instructions = Instructions::for_shape(&shape).into_iter().next();
-        let vision = match instructions.filter(|_| device.is_cpu()) {
-            Some(instructions) => {
-                ImageTower::Cpu(Box::new(Tower::load(shape, instructions, &mut |key, shape| {
-                    weights.values(key, shape)
-                })?))
-            }
-            None => ImageTower::Tensors(VisionTower::load(&mut weights, &config)?),
-        };
-        let text = TextTower::load(&mut weights, &config)?;
-        let exponent = weights.scalar("logit_scale")?;
-        let logit_scale = exponent.exp();
-        if !(logit_scale.is_finite() && logit_scale > 0.0) {
-            return Err(BackboneError::LogitScale(exponent));
-        }
-        weights.finish()?;
+        // Beside one another: each takes about a second for a large model.
+        let (digest, parts) = rayon::join(|| files.digest(), || Parts::load(files, &config, &device, dtype));
+        let Parts {
+            vision,
+            readout,
+            text,
+            logit_scale,
+        } = parts?;
         Ok(Self {
             name,
-            digest: files.digest,
+            digest,
             config,
             logit_scale,
             vision,
@@ -131,7 +175,7 @@ impl Backbone {
     }
 
     /// SHA-256 over weights, configuration, tokenizer and preprocessing: equal digests mean equal features
-    /// on one machine.
+    /// on one machine, in one dtype.
     pub fn digest(&self) -> Digest {
         self.digest
     }
@@ -231,7 +275,7 @@ impl Backbone {
     /// What the image tower computes with: instructions of the processor, or tensors.
     pub fn instructions(&self) -> String {
         match &self.vision {
-            ImageTower::Cpu(tower) => tower.instructions().to_string(),
+            ImageTower::Cpu(tower) => tower.to_string(),
             ImageTower::Tensors(_) => "tensors".to_owned(),
         }
     }

@@ -17,6 +17,7 @@
 mod backbone;
 mod config;
 mod decode;
+mod dtype;
 mod encoder;
 mod error;
 mod frozen;
@@ -35,6 +36,7 @@ mod weights;
 
 pub use backbone::{Backbone, ImageStates};
 pub use decode::{ImageError, Limits};
+pub use dtype::Dtype;
 pub use error::{BackboneError, EncodeError};
 pub use hub::HubError;
 pub use image_processor::ImageProcessor;

@@ -187,7 +187,7 @@ impl Tail {
 mod tests {
     use std::path::Path;
 
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
 
     use super::super::config::ClipConfig;
     use super::super::source::BackboneFiles;
@@ -200,8 +200,9 @@ mod tests {
             .join(name);
         let files = BackboneFiles::read(&directory).expect("a model");
         let config = ClipConfig::parse(&files.config).expect("a configuration");
-        let weights = files.tensors(&Device::Cpu).expect("weights");
-        let tower = TextTower::load(&mut weights.in_double(), &config).expect("a tower");
+        let mut weights = files.tensors(&Device::Cpu).expect("weights");
+        let tower = weights.in_dtype(DType::F64, |weights| TextTower::load(weights, &config));
+        let tower = tower.expect("a tower");
         let tokenizer = ClipTokenizer::parse(&files.tokenizer, &config.text).expect("a tokenizer");
         PromptTower::new(Arc::new(tower), tokenizer)
     }

@@ -254,8 +254,8 @@ mod tests {
     use candle_core::{DType, Device, Tensor};
 
     use super::*;
-    use crate::clip::Backbone;
     use crate::clip::source::BackboneFiles;
+    use crate::clip::{Backbone, Dtype};
 
     /// ViT-B/32, but for its size.
     fn small() -> Dimensions {
@@ -274,7 +274,8 @@ mod tests {
     #[test]
     fn what_is_made_up_loads_and_computes_and_is_always_the_same() {
         let files = || BackboneFiles::random(&small()).expect("files");
-        let backbone = Backbone::build("random".to_owned(), &files(), Device::Cpu).expect("a backbone");
+        let backbone =
+            Backbone::build("random".to_owned(), &files(), Device::Cpu, Dtype::F32).expect("a backbone");
         assert_eq!(
             (backbone.dim(), backbone.image_size(), backbone.context_length()),
             (512, 224, 77)
@@ -288,7 +289,7 @@ mod tests {
             let largest = row.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
             assert!(row.len() == 512 && (0.01..100.0).contains(&largest), "{largest}");
         }
-        assert_eq!(files().digest, backbone.digest());
+        assert_eq!(files().digest(), backbone.digest());
     }
 
     #[test]

@@ -1,12 +1,10 @@
 //! Where a backbone comes from, and its files in memory.
 //!
-//! Owner: the loader. Invariant: the digest covers exactly the bytes that are parsed, because each file is hashed
-//! while it is read and never read twice.
+//! Owner: the loader. Invariant: the digest covers exactly the bytes that are parsed, because no file is read twice.
 
 use std::borrow::Cow;
 use std::fmt;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -98,8 +96,6 @@ pub(super) struct BackboneFiles {
     pub(super) preprocessor: (&'static str, Bytes),
     /// File name and bytes; one, or the shards in the order of their names.
     pub(super) weights: Vec<(String, Bytes)>,
-    /// SHA-256 over the SHA-256 of weights, config, tokenizer and preprocessor, in this order.
-    pub(super) digest: Digest,
 }
 
 type Bytes = Cow<'static, [u8]>;
@@ -109,38 +105,33 @@ impl BackboneFiles {
     pub(super) fn embedded() -> Self {
         macro_rules! asset {
             ($file:literal) => {
-                Hashed::of(Cow::Borrowed(include_bytes!(concat!(
+                Cow::Borrowed(include_bytes!(concat!(
                     env!("CARGO_MANIFEST_DIR"),
                     "/assets/mini-clip/",
                     $file
-                ))))
+                )))
             };
         }
-        Self::assemble(
-            vec![(WEIGHTS.to_owned(), asset!("model.safetensors"))],
-            [
-                asset!("config.json"),
-                asset!("tokenizer.json"),
-                asset!("preprocessor_config.json"),
-            ],
-            image_processor::FILE,
-        )
+        Self {
+            config: asset!("config.json"),
+            tokenizer: asset!("tokenizer.json"),
+            preprocessor: (image_processor::FILE, asset!("preprocessor_config.json")),
+            weights: vec![(WEIGHTS.to_owned(), asset!("model.safetensors"))],
+        }
     }
 
     /// Made-up weights in a published shape, with the embedded tokenizer.
     pub(super) fn random(dimensions: &Dimensions) -> Result<Self, BackboneError> {
-        let made = |bytes: Vec<u8>| Hashed::of(Cow::Owned(bytes));
         let weights = random::weights(dimensions).map_err(|source| BackboneError::WeightsHeader {
             file: WEIGHTS.to_owned(),
             source,
         })?;
-        let small = [
-            made(random::config(dimensions)),
-            Hashed::of(Self::embedded().tokenizer),
-            made(random::preprocessor()),
-        ];
-        let weights = vec![(WEIGHTS.to_owned(), made(weights))];
-        Ok(Self::assemble(weights, small, image_processor::FILE))
+        Ok(Self {
+            config: Cow::Owned(random::config(dimensions)),
+            tokenizer: Self::embedded().tokenizer,
+            preprocessor: (image_processor::FILE, Cow::Owned(random::preprocessor())),
+            weights: vec![(WEIGHTS.to_owned(), Cow::Owned(weights))],
+        })
     }
 
     /// The files of a local directory.
@@ -148,8 +139,8 @@ impl BackboneFiles {
         if !directory.is_dir() {
             return Err(BackboneError::NoDirectory(directory.to_owned()));
         }
-        let required = |file, hint| match Hashed::read(&directory.join(file))? {
-            Some(hashed) => Ok(hashed),
+        let required = |file, hint| match read(&directory.join(file))? {
+            Some(bytes) => Ok(bytes),
             None => Err(BackboneError::MissingFile {
                 directory: directory.to_owned(),
                 file,
@@ -161,26 +152,30 @@ impl BackboneFiles {
         let tokenizer = required(tokenizer::FILE, "; save it with transformers' CLIPTokenizerFast")?;
         // Where both are, the first is the whole and the other often has no word on images.
         let nested = image_processor::NESTED_FILE;
-        let (file, preprocessor) = match Hashed::read(&directory.join(image_processor::FILE))? {
+        let (file, preprocessor) = match read(&directory.join(image_processor::FILE))? {
             Some(plain) => (image_processor::FILE, plain),
             None if directory.join(nested).exists() => (nested, required(nested, "")?),
             None => (image_processor::FILE, required(image_processor::FILE, "")?),
         };
-        let small = [config, tokenizer, preprocessor];
-        let weights = match Hashed::read(&directory.join(WEIGHTS))? {
+        let weights = match read(&directory.join(WEIGHTS))? {
             Some(single) => vec![(WEIGHTS.to_owned(), single)],
             None => Self::read_shards(directory)?,
         };
-        Ok(Self::assemble(weights, small, file))
+        Ok(Self {
+            config,
+            tokenizer,
+            preprocessor: (file, preprocessor),
+            weights,
+        })
     }
 
-    fn read_shards(directory: &Path) -> Result<Vec<(String, Hashed)>, BackboneError> {
+    fn read_shards(directory: &Path) -> Result<Vec<(String, Bytes)>, BackboneError> {
         let missing = |file, hint| BackboneError::MissingFile {
             directory: directory.to_owned(),
             file,
             hint,
         };
-        let Some(index) = Hashed::read(&directory.join(WEIGHTS_INDEX))? else {
+        let Some(index) = read(&directory.join(WEIGHTS_INDEX))? else {
             let hint = if directory.join("pytorch_model.bin").exists() {
                 "; pytorch_model.bin is not read, convert it with transformers' save_pretrained"
             } else {
@@ -188,15 +183,15 @@ impl BackboneFiles {
             };
             return Err(missing(WEIGHTS, hint));
         };
-        let read = |name: String| {
+        let shard = |name: String| {
             let absent = || BackboneError::Invalid {
                 file: WEIGHTS_INDEX,
                 reason: format!("it lists {name}, which is not there"),
             };
-            let shard = Hashed::read(&directory.join(&name))?.ok_or_else(absent)?;
+            let shard = read(&directory.join(&name))?.ok_or_else(absent)?;
             Ok((name, shard))
         };
-        shard_names(&index.bytes)?.into_iter().map(read).collect()
+        shard_names(&index)?.into_iter().map(shard).collect()
     }
 
     /// All tensors, to be placed on `device`.
@@ -212,23 +207,15 @@ impl BackboneFiles {
         Weights::open(&files, device)
     }
 
-    /// Of the weights and of config, tokenizer and preprocessor, which is named `file`.
-    fn assemble(weights: Vec<(String, Hashed)>, small: [Hashed; 3], file: &'static str) -> Self {
+    /// SHA-256 over the SHA-256 of weights, config, tokenizer and preprocessor, in this order: a second for a large model.
+    pub(super) fn digest(&self) -> Digest {
+        let weights = self.weights.iter().map(|(_, bytes)| bytes);
+        let (_, preprocessor) = &self.preprocessor;
         let mut digest = Sha256::new();
-        for hashed in weights.iter().map(|(_, hashed)| hashed).chain(&small) {
-            digest.update(hashed.digest);
+        for bytes in weights.chain([&self.config, &self.tokenizer, preprocessor]) {
+            digest.update(Sha256::digest(bytes));
         }
-        let [config, tokenizer, preprocessor] = small.map(|hashed| hashed.bytes);
-        Self {
-            config,
-            tokenizer,
-            preprocessor: (file, preprocessor),
-            weights: weights
-                .into_iter()
-                .map(|(name, hashed)| (name, hashed.bytes))
-                .collect(),
-            digest: Digest(digest.finalize().into()),
-        }
+        Digest(digest.finalize().into())
     }
 }
 
@@ -260,48 +247,14 @@ pub(super) fn shard_names(index: &[u8]) -> Result<Vec<String>, BackboneError> {
     }
 }
 
-/// A file's bytes with their SHA-256.
-struct Hashed {
-    bytes: Bytes,
-    digest: [u8; 32],
-}
-
-impl Hashed {
-    fn of(bytes: Bytes) -> Self {
-        Self {
-            digest: Sha256::digest(&bytes).into(),
-            bytes,
-        }
-    }
-
-    /// Reads and hashes in one pass; `None` if there is no such file.
-    fn read(path: &Path) -> Result<Option<Self>, BackboneError> {
-        match read_and_hash(path) {
-            Ok(hashed) => Ok(Some(hashed)),
-            Err(source) if source.kind() == ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(BackboneError::Read {
-                path: path.to_owned(),
-                source,
-            }),
-        }
-    }
-}
-
-/// Bytes that are hashed while they are still in the cache.
-const CHUNK: usize = 1 << 20;
-
-fn read_and_hash(path: &Path) -> std::io::Result<Hashed> {
-    let mut file = File::open(path)?;
-    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
-    let mut hasher = Sha256::new();
-    loop {
-        let before = bytes.len();
-        if file.by_ref().take(CHUNK as u64).read_to_end(&mut bytes)? == 0 {
-            return Ok(Hashed {
-                bytes: Cow::Owned(bytes),
-                digest: hasher.finalize().into(),
-            });
-        }
-        hasher.update(&bytes[before..]);
+/// A file's bytes; `None` if there is no such file.
+fn read(path: &Path) -> Result<Option<Bytes>, BackboneError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
+        Err(source) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(BackboneError::Read {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }

@@ -4,7 +4,7 @@
 //! features do not depend on the images that share its batch; on the CPU bit for bit, because each image is computed
 //! alone (see `Backbone::encode`).
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::config::ClipConfig;
 use super::encoder::{Encoder, LayerNorm};
@@ -94,14 +94,18 @@ impl VisionTower {
         })
     }
 
-    /// `(n, 3, image_size, image_size)` pixels to the last layer's hidden states `(n, t, width)`, class token first.
+    /// `(n, 3, image_size, image_size)` f32 pixels to the last layer's hidden states `(n, t, width)`, class token first, in f32
+    /// whatever the weights are in.
     pub(super) fn states(&self, pixels: &Tensor) -> Result<Tensor> {
         let n = pixels.dim(0)?;
+        let pixels = &pixels.to_dtype(self.patch_weight.dtype())?;
         let patches = self.unfold(pixels)?.broadcast_matmul(&self.patch_weight)?;
         let patches = fused::add_repeated(patches, &self.positions)?;
         let class = self.class_token.broadcast_as((n, 1, self.class_token.dim(2)?))?;
         let tokens = Tensor::cat(&[&class, &patches], 1)?;
-        self.encoder.forward(self.pre_norm.forward(&tokens)?, None)
+        self.encoder
+            .forward(self.pre_norm.forward(&tokens)?, None)?
+            .to_dtype(DType::F32)
     }
 
     /// Patches as rows, `(n, grid², 3 · patch²)`, each in the order of the convolution's weights. A product with
@@ -119,10 +123,31 @@ impl VisionTower {
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
-    use clipkeep_vision::{Instructions, Tower};
+    use clipkeep_vision::{Instructions, Precision, Tower};
 
     use super::*;
     use crate::clip::source::BackboneFiles;
+
+    /// As it is on a GPU, by candle's slow products.
+    #[test]
+    fn tensors_in_bfloat16_keep_the_directions_of_features() -> Result<()> {
+        let files = BackboneFiles::embedded();
+        let config = ClipConfig::parse(&files.config).expect("a configuration");
+        let mut weights = files.tensors(&Device::Cpu).expect("weights");
+        let readout = ImageReadout::load(&mut weights, &config).expect("its end");
+        let size = config.vision.image_size;
+        let pixels = Tensor::randn(0_f32, 1.0, (3, 3, size, size), &Device::Cpu)?;
+        let [wanted, found] = [DType::F32, DType::BF16].map(|dtype| {
+            let tower = weights.in_dtype(dtype, |weights| VisionTower::load(weights, &config));
+            let states = tower.expect("a tower").states(&pixels).expect("states");
+            readout.features(&states).expect("features")
+        });
+        let lengths = (wanted.sqr()?.sum(1)?.sqrt()? * found.sqr()?.sum(1)?.sqrt()?)?;
+        for cosine in ((wanted * found)?.sum(1)? / lengths)?.to_vec1::<f32>()? {
+            assert!((0.999..1.0).contains(&cosine), "{cosine}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn packed_towers_give_what_tensors_give() -> Result<()> {
@@ -151,7 +176,12 @@ mod tests {
                 .fold(0.0, f32::max)
         };
         let shape = config.vision_shape();
-        for instructions in Instructions::for_shape(&shape) {
+        let towers = [(Precision::F32, 1e-5), (Precision::Bf16, 2e-2)];
+        let towers = towers.into_iter().flat_map(|(precision, most)| {
+            let instructions = Instructions::for_shape(&shape, precision).into_iter();
+            instructions.map(move |instructions| (instructions, most))
+        });
+        for (instructions, most) in towers {
             let name = instructions.to_string();
             let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
             let tower = Tower::load(shape, instructions, &mut take).expect("a tower");
@@ -162,7 +192,7 @@ mod tests {
                 (wanted.len(), wanted_states.len())
             );
             let found = [apart(&features, &wanted), apart(&states, &wanted_states)];
-            assert!(found.iter().all(|apart| *apart < 1e-5), "{name}: {found:?}");
+            assert!(found.iter().all(|apart| *apart < most), "{name}: {found:?}");
         }
         Ok(())
     }

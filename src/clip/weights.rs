@@ -48,13 +48,12 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// Places tensors as f64 instead, for tests that compare gradients with differences.
-    #[cfg(test)]
-    pub(super) fn in_double(self) -> Self {
-        Self {
-            dtype: DType::F64,
-            ..self
-        }
+    /// Places the tensors that `load` takes in another type: bf16 on a GPU, f64 where gradients are compared with differences.
+    pub(super) fn in_dtype<T>(&mut self, dtype: DType, load: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.dtype, dtype);
+        let loaded = load(self);
+        self.dtype = before;
+        loaded
     }
 
     /// The tensor `key` with exactly `shape`.

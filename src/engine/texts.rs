@@ -117,11 +117,11 @@ mod tests {
     use super::super::EngineConfig;
     use super::super::batching::Policy;
     use super::*;
-    use crate::clip::{Backbone, BackboneSource, Limits};
+    use crate::clip::{Backbone, BackboneSource, Dtype, Limits};
 
     /// An engine whose queue holds two batches of two.
     async fn engine() -> Engine {
-        let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu).await;
+        let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu, Dtype::F32).await;
         let config = EngineConfig {
             policy: Policy {
                 max_batch: 2,

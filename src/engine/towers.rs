@@ -100,11 +100,11 @@ mod tests {
     use super::super::batching::Policy;
     use super::super::{Asked, EngineConfig, Pixels};
     use super::*;
-    use crate::clip::{Backbone, BackboneSource, Limits};
+    use crate::clip::{Backbone, BackboneSource, Dtype, Limits};
 
     /// An engine that waits for a whole batch of `max_batch` images.
     async fn engine(max_batch: usize) -> Engine {
-        let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu).await;
+        let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu, Dtype::F32).await;
         let config = EngineConfig {
             policy: Policy {
                 max_batch,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use clipkeep::clip::{Backbone, BackboneError, BackboneSource};
+use clipkeep::clip::{Backbone, BackboneError, BackboneSource, Dtype};
 use tempfile::TempDir;
 
 /// A file or folder that `make_reference.py` wrote.
@@ -60,5 +60,5 @@ pub(crate) fn load_source(source: &BackboneSource) -> Result<Backbone, BackboneE
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(Backbone::load(source, &Device::Cpu))
+    runtime.block_on(Backbone::load(source, &Device::Cpu, Dtype::F32))
 }

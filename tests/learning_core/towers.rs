@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use clipkeep::adapter::embedding::normalise;
 use clipkeep::adapter::{Base, FitInput, Fitted, Prompts, Readout, Towers, fit};
-use clipkeep::clip::{Backbone, BackboneSource, ImageReadout, PromptTower};
+use clipkeep::clip::{Backbone, BackboneSource, Dtype, ImageReadout, PromptTower};
 use clipkeep::domain::{Initialisation, ModelConfig, Reads, Strategy, VersionNumber};
 use clipkeep::engine::read_out;
 use rand::SeedableRng;
@@ -28,9 +28,11 @@ pub(crate) struct Towered {
 impl Towered {
     pub(crate) fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let loaded = runtime
-            .expect("a runtime")
-            .block_on(Backbone::load(&BackboneSource::Embedded, &Device::Cpu));
+        let loaded = runtime.expect("a runtime").block_on(Backbone::load(
+            &BackboneSource::Embedded,
+            &Device::Cpu,
+            Dtype::F32,
+        ));
         let backbone = loaded.expect("the embedded backbone");
         let ImageReadout {
             tokens,

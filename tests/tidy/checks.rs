@@ -2,7 +2,7 @@
 
 use proc_macro2::{Delimiter, TokenTree};
 
-use crate::rules::{BANNED_NAMES, BANNED_TEXT, IMPORT_EXCEPTIONS, IMPORTS, LONG_FILES, MOST_LINES};
+use crate::rules::{BANNED_NAMES, BANNED_TEXT, IMPORT_EXCEPTIONS, IMPORTS, LONG_FILES, MOST_LINES, UNSAFE};
 use crate::source::{Source, line, test_item, walk};
 
 /// An import: the line and the path from the crate's root.
@@ -113,10 +113,14 @@ pub(crate) fn purpose(file: &Source) -> Vec<String> {
     vec![file.finding(1, "a module opens with `//!` and its purpose")]
 }
 
-/// `unsafe`, placeholders, and lint exceptions that are silent or have no reason.
+/// `unsafe` where it is not allowed, placeholders, and lint exceptions that are silent or have no reason.
 pub(crate) fn words(file: &Source) -> Vec<String> {
     let mut findings = Vec::new();
+    let may_be_unsafe = UNSAFE.iter().any(|(path, _)| *path == file.path);
     walk(file.tokens(), &[], &mut |tokens, _| {
+        if matches!(&tokens[0], TokenTree::Ident(word) if word == "unsafe") && may_be_unsafe {
+            return;
+        }
         if let Some(what) = banned_word(tokens) {
             findings.push(file.finding(line(&tokens[0]), what));
         }

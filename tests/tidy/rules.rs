@@ -38,6 +38,12 @@ pub(crate) const IMPORTS: &[(&str, &[&str])] = &[
     ("domain", &[]),
 ];
 
+/// Modules that may have unsafe code, each with the reason.
+pub(crate) const UNSAFE: &[(&str, &str)] = &[(
+    "crates/vision/src/bf16.rs",
+    "instructions of the processor that have no safe form",
+)];
+
 /// Single items that a module may import besides, each with the reason: module, item, reason.
 pub(crate) const IMPORT_EXCEPTIONS: &[(&str, &str, &str)] = &[
     (

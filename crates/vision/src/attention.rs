@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise::Softmax;
-use crate::kernel::{Kernel, Product};
+use crate::kernel::{Product, Vectors};
+use crate::operand::Operand;
 
 /// Queries whose scores are held at a time.
 const QUERIES: usize = 64;
@@ -25,7 +26,7 @@ pub(crate) struct Attention {
 
 /// One head of one block.
 struct Head<'a> {
-    kernel: &'a dyn Kernel,
+    vectors: &'a dyn Vectors,
     layout: Layout,
     /// Columns of the head.
     width: usize,
@@ -59,21 +60,28 @@ impl Attention {
 
     /// `softmax(q · kᵀ) · v` of each head of each block into its columns of `out`. `qkv` has the panels of all queries, all
     /// keys and all values. Of each block the first `queries` rows are asked for.
-    pub(crate) fn attend(
+    pub(crate) fn attend<O: Operand>(
         &mut self,
-        kernel: &dyn Kernel,
+        vectors: &dyn Vectors,
         qkv: &Blocks,
         Extent { blocks, rows }: Extent,
         queries: usize,
-        out: &mut Blocks,
+        out: &mut Blocks<O>,
     ) {
         let (layout, heads) = (self.layout, self.heads);
-        assert_eq!((out.layout, qkv.layout.stride), (layout, layout.stride));
-        assert_eq!(qkv.layout.panels, 3 * layout.panels);
+        assert_eq!(
+            (out.layout.panels, out.layout.stride),
+            (layout.panels, layout.stride)
+        );
+        assert_eq!(
+            (qkv.layout.panels, qkv.layout.stride),
+            (3 * layout.panels, layout.stride)
+        );
         let head_len = layout.len() / heads;
         let width = head_len / layout.stride;
         let room = Self::keys(layout, width) + Self::scores(layout);
-        let outputs = out.values[..blocks * layout.len()].par_chunks_mut(head_len);
+        let (out_len, out_panel) = (out.layout.len(), out.layout.panel_len());
+        let outputs = out.values[..blocks * out_len].par_chunks_mut(out_len / heads);
         let scratch = self.scratch.par_chunks_mut(room);
         outputs
             .zip(scratch)
@@ -83,7 +91,7 @@ impl Attention {
                 let part =
                     |which: usize| &qkv.block(block)[(which * heads + number) * head_len..][..head_len];
                 let head = Head {
-                    kernel,
+                    vectors,
                     layout,
                     width,
                     rows,
@@ -94,7 +102,8 @@ impl Attention {
                 let (keys, scores) = scratch.split_at_mut(Self::keys(layout, width));
                 head.transpose_keys(keys);
                 for from in (0..queries).step_by(QUERIES) {
-                    head.attend(from..queries.min(from + QUERIES), keys, scores, output);
+                    let outputs = output.chunks_exact_mut(out_panel);
+                    head.attend(from..queries.min(from + QUERIES), keys, scores, outputs);
                 }
             });
     }
@@ -119,8 +128,14 @@ impl Head<'_> {
         }
     }
 
-    /// Attends from some queries.
-    fn attend(&self, queries: Range<usize>, keys: &[f32], scores: &mut [f32], output: &mut [f32]) {
+    /// Attends from some queries into the head's panels.
+    fn attend<'o, O: Operand>(
+        &self,
+        queries: Range<usize>,
+        keys: &[f32],
+        scores: &mut [f32],
+        outputs: impl Iterator<Item = &'o mut [O]>,
+    ) {
         let (layout, panel, padded) = (self.layout, self.layout.panel, self.padded());
         let stride = QUERIES.min(layout.stride);
         let scores = &mut scores[..padded * stride];
@@ -133,7 +148,7 @@ impl Head<'_> {
                 row[..tokens].fill(0.0);
                 row[tokens..].fill(f32::NEG_INFINITY);
             }
-            self.kernel.multiply(Product {
+            self.vectors.multiply(Product {
                 left: self.query,
                 stride: layout.stride,
                 rows: queries.clone(),
@@ -141,21 +156,23 @@ impl Head<'_> {
                 output: scores,
             });
         }
-        self.kernel.softmax(Softmax {
+        self.vectors.softmax(Softmax {
             block: scores,
             stride,
             rows: 0..queries.len(),
         });
-        let outputs = output.chunks_exact_mut(layout.panel_len());
         for (output, values) in outputs.zip(self.value.chunks_exact(layout.panel_len())) {
-            let output = &mut output[queries.start * panel..queries.end * panel];
-            output.fill(0.0);
-            self.kernel.multiply(Product {
-                left: scores,
-                stride,
-                rows: 0..queries.len(),
-                panel: &values[..padded * panel],
-                output,
+            let panel_of_output = output.len() / layout.stride;
+            let output = &mut output[queries.start * panel_of_output..queries.end * panel_of_output];
+            O::filled(output, self.vectors, |output| {
+                output.fill(0.0);
+                self.vectors.multiply(Product {
+                    left: scores,
+                    stride,
+                    rows: 0..queries.len(),
+                    panel: &values[..padded * panel],
+                    output,
+                });
             });
         }
     }

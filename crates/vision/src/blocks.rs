@@ -9,40 +9,46 @@
 //! block:  [columns / W] [stride rows] [W]        weights:  [outputs / W] [inputs] [W]
 //! ```
 //!
+//! What a product multiplies may be *pairs* of bfloat16 (see [`crate::operand`]): W columns are W / 2 of them, and so are W
+//! inputs of a column of weights.
+//!
 //! Invariants: columns are padded to whole panels, rows to a multiple of W, with zeros that nobody overwrites where tokens are
 //! summed over; memory starts at a cache line.
 
 use std::ops::{Deref, DerefMut, Range};
 
+use crate::operand::Operand;
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
 /// Numbers that start at a cache line, so that no vector of them lies across two.
-pub(crate) struct Aligned {
-    values: Vec<f32>,
+pub(crate) struct Aligned<T = f32> {
+    values: Vec<T>,
     start: usize,
     len: usize,
 }
 
-impl Aligned {
+impl<T: Copy + Default> Aligned<T> {
     /// So many zeros.
     pub(crate) fn zeros(len: usize) -> Self {
-        let values = vec![0.0; len + LINE / size_of::<f32>()];
-        let start = values.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
+        let spare = LINE / size_of::<T>();
+        let values = vec![T::default(); len + spare];
+        let start = values.as_ptr().align_offset(LINE).min(spare);
         Self { values, start, len }
     }
 }
 
-impl Deref for Aligned {
-    type Target = [f32];
+impl<T> Deref for Aligned<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         &self.values[self.start..self.start + self.len]
     }
 }
 
-impl DerefMut for Aligned {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         &mut self.values[self.start..self.start + self.len]
     }
 }
@@ -50,7 +56,7 @@ impl DerefMut for Aligned {
 /// The shape of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// W.
+    /// Operands of a row of a panel: W, or W / 2 pairs.
     pub(crate) panel: usize,
     /// Rows of a panel, those that pad it included.
     pub(crate) stride: usize,
@@ -59,21 +65,21 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// For `rows` rows of `columns` values.
-    pub(crate) fn new(panel: usize, rows: usize, columns: usize) -> Self {
+    /// For `rows` rows of `columns` values in panels of `width` columns.
+    pub(crate) fn new<T: Operand>(width: usize, rows: usize, columns: usize) -> Self {
         Self {
-            panel,
-            stride: rows.next_multiple_of(panel),
-            panels: columns.div_ceil(panel),
+            panel: width / T::VALUES,
+            stride: rows.next_multiple_of(width),
+            panels: columns.div_ceil(width),
         }
     }
 
-    /// Values of a panel.
+    /// Operands of a panel.
     pub(crate) fn panel_len(self) -> usize {
         self.stride * self.panel
     }
 
-    /// Values of a block.
+    /// Operands of a block.
     pub(crate) fn len(self) -> usize {
         self.panels * self.panel_len()
     }
@@ -94,14 +100,15 @@ pub(crate) struct Extent {
 }
 
 /// Blocks of one layout, one after another.
-pub(crate) struct Blocks {
+pub(crate) struct Blocks<T = f32> {
     pub(crate) layout: Layout,
-    pub(crate) values: Aligned,
+    pub(crate) values: Aligned<T>,
 }
 
-impl Blocks {
-    /// Of zeros.
-    pub(crate) fn zeros(layout: Layout, count: usize) -> Self {
+impl<T: Operand> Blocks<T> {
+    /// `count` of zeros, each of `rows` rows and `columns` values in panels of `width` columns.
+    pub(crate) fn zeros(width: usize, rows: usize, columns: usize, count: usize) -> Self {
+        let layout = Layout::new::<T>(width, rows, columns);
         Self {
             layout,
             values: Aligned::zeros(layout.len() * count),
@@ -109,12 +116,12 @@ impl Blocks {
     }
 
     /// One of them.
-    pub(crate) fn block(&self, index: usize) -> &[f32] {
+    pub(crate) fn block(&self, index: usize) -> &[T] {
         &self.values[index * self.layout.len()..(index + 1) * self.layout.len()]
     }
 
     /// The columns of a row of a block, panel by panel.
-    pub(crate) fn row(&self, block: usize, row: usize) -> impl Iterator<Item = &[f32]> {
+    pub(crate) fn row(&self, block: usize, row: usize) -> impl Iterator<Item = &[T]> {
         let panels = self.block(block).chunks_exact(self.layout.panel_len());
         panels.map(move |panel| &panel[self.layout.row(row)])
     }
@@ -126,5 +133,25 @@ impl Blocks {
         for (panel, piece) in panels.zip(other.row(block, from)) {
             panel[layout.row(to)].copy_from_slice(piece);
         }
+    }
+}
+
+/// Copies `values` into a row of a block, from column `first` on.
+pub(crate) fn copy_columns<T: Operand>(
+    block: &mut [T],
+    layout: Layout,
+    row: usize,
+    first: usize,
+    values: &[f32],
+) {
+    let width = layout.panel * T::VALUES;
+    let (mut column, mut rest) = (first, values);
+    while !rest.is_empty() {
+        let within = column % width;
+        let (piece, after) = rest.split_at(rest.len().min(width - within));
+        let start = column / width * layout.panel_len();
+        T::put(&mut block[start..][layout.row(row)], within, piece);
+        column += piece.len();
+        rest = after;
     }
 }

@@ -12,13 +12,14 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use crate::Activation;
+use crate::operand::{Pair, UPPER};
 
 /// `(x − mean) / √(variance + ε) · weight + bias` of rows of a block, into the same rows of another.
-pub(crate) struct LayerNorm<'a> {
+pub(crate) struct LayerNorm<'a, T> {
     /// Panels of `stride` rows.
     pub(crate) input: &'a [f32],
     /// As `input`.
-    pub(crate) output: &'a mut [f32],
+    pub(crate) output: &'a mut [T],
     /// Rows of a panel.
     pub(crate) stride: usize,
     /// The rows to normalise.
@@ -34,55 +35,158 @@ pub(crate) struct LayerNorm<'a> {
 /// A step on panels of `W` columns.
 pub(crate) struct InPanels<T, const W: usize>(pub(crate) T);
 
-impl<const W: usize> WithSimd for InPanels<LayerNorm<'_>, W> {
+/// A step from panels of `W` columns to panels of `HALF` pairs.
+pub(crate) struct InPairs<T, const W: usize, const HALF: usize>(pub(crate) T);
+
+/// Rows of W values to pairs.
+pub(crate) struct Round<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) operands: &'a mut [Pair],
+}
+
+impl<const W: usize> WithSimd for InPanels<LayerNorm<'_, f32>, W> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let LayerNorm {
-            input,
-            output,
-            stride,
-            rows,
-            weight,
-            bias,
-            epsilon,
-        } = self.0;
-        let input = input.as_chunks::<W>().0;
-        let output = output.as_chunks_mut::<W>().0;
-        let (weight, bias) = (weight.as_chunks::<W>().0, bias.as_chunks::<W>().0);
-        let width = (weight.len() * W) as f32;
-        for row in rows {
-            // Two passes: the variance in one pass loses digits where the mean is far from zero, and CLIP's residual
-            // stream has channels of that kind.
-            let mut sum = simd.splat_f32s(0.0);
-            for piece in input.iter().skip(row).step_by(stride) {
-                for x in S::as_simd_f32s(piece).0 {
-                    sum = simd.add_f32s(sum, *x);
-                }
+        let outputs = self.0.output.as_chunks_mut::<W>().0;
+        let norm = Norm::<W> {
+            input: self.0.input.as_chunks().0,
+            stride: self.0.stride,
+            weight: self.0.weight.as_chunks().0,
+            bias: self.0.bias.as_chunks().0,
+            epsilon: self.0.epsilon,
+        };
+        for row in self.0.rows {
+            let pieces = norm.row(simd, row);
+            let outputs = outputs.iter_mut().skip(row).step_by(norm.stride);
+            for (piece, out) in pieces.zip(outputs) {
+                let vectors = S::as_mut_simd_f32s(out).0.iter_mut().enumerate();
+                vectors.for_each(|(vector, out)| *out = piece.vector(simd, vector));
             }
-            let mean = simd.splat_f32s(simd.reduce_sum_f32s(sum) / width);
-            let mut squares = simd.splat_f32s(0.0);
-            for piece in input.iter().skip(row).step_by(stride) {
-                for x in S::as_simd_f32s(piece).0 {
-                    let apart = simd.sub_f32s(*x, mean);
-                    squares = simd.mul_add_e_f32s(apart, apart, squares);
-                }
-            }
-            let variance = simd.reduce_sum_f32s(squares) / width;
-            let scale = simd.splat_f32s((variance + epsilon).sqrt().recip());
-            let pieces = input.iter().skip(row).step_by(stride);
-            let outputs = output.iter_mut().skip(row).step_by(stride);
-            for (((piece, out), weight), bias) in pieces.zip(outputs).zip(weight).zip(bias) {
-                let (x, out) = (S::as_simd_f32s(piece).0, S::as_mut_simd_f32s(out).0);
-                let (weight, bias) = (S::as_simd_f32s(weight).0, S::as_simd_f32s(bias).0);
-                for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
-                    let normal = simd.mul_f32s(simd.sub_f32s(*x, mean), scale);
-                    *out = simd.mul_add_e_f32s(normal, *weight, *bias);
+        }
+    }
+}
+
+impl<const W: usize, const HALF: usize> WithSimd for InPairs<LayerNorm<'_, Pair>, W, HALF> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let outputs = self.0.output.as_chunks_mut::<HALF>().0;
+        let norm = Norm::<W> {
+            input: self.0.input.as_chunks().0,
+            stride: self.0.stride,
+            weight: self.0.weight.as_chunks().0,
+            bias: self.0.bias.as_chunks().0,
+            epsilon: self.0.epsilon,
+        };
+        for row in self.0.rows {
+            let pieces = norm.row(simd, row);
+            let outputs = outputs.iter_mut().skip(row).step_by(norm.stride);
+            for (piece, out) in pieces.zip(outputs) {
+                let out = S::as_mut_simd_u32s(out).0;
+                let half = out.len();
+                for (vector, out) in out.iter_mut().enumerate() {
+                    let values = [vector, vector + half].map(|vector| piece.vector(simd, vector));
+                    *out = paired(simd, values);
                 }
             }
         }
     }
+}
+
+impl<const W: usize, const HALF: usize> WithSimd for InPairs<Round<'_>, W, HALF> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let rows = self.0.values.as_chunks::<W>().0;
+        for (row, out) in rows.iter().zip(self.0.operands.as_chunks_mut::<HALF>().0) {
+            let (lower, upper) = row.split_at(HALF);
+            let halves = S::as_simd_f32s(lower).0.iter().zip(S::as_simd_f32s(upper).0);
+            for ((lower, upper), out) in halves.zip(S::as_mut_simd_u32s(out).0) {
+                *out = paired(simd, [*lower, *upper]);
+            }
+        }
+    }
+}
+
+/// A layer norm over panels.
+struct Norm<'a, const W: usize> {
+    input: &'a [[f32; W]],
+    stride: usize,
+    weight: &'a [[f32; W]],
+    bias: &'a [[f32; W]],
+    epsilon: f32,
+}
+
+/// A panel's part of a row, with what it is normalised by.
+struct Piece<'a, S: Simd> {
+    x: &'a [S::f32s],
+    weight: &'a [S::f32s],
+    bias: &'a [S::f32s],
+    mean: S::f32s,
+    scale: S::f32s,
+}
+
+impl<'a, const W: usize> Norm<'a, W> {
+    /// A row, panel by panel.
+    #[inline(always)]
+    fn row<S: Simd>(&self, simd: S, row: usize) -> impl Iterator<Item = Piece<'a, S>> + use<'a, S, W> {
+        let width = (self.weight.len() * W) as f32;
+        let pieces = self.input.iter().skip(row).step_by(self.stride);
+        // Two passes: the variance in one pass loses digits where the mean is far from zero, and CLIP's residual stream
+        // has channels of that kind.
+        let mut sum = simd.splat_f32s(0.0);
+        for piece in pieces.clone() {
+            for x in S::as_simd_f32s(piece).0 {
+                sum = simd.add_f32s(sum, *x);
+            }
+        }
+        let mean = simd.splat_f32s(simd.reduce_sum_f32s(sum) / width);
+        let mut squares = simd.splat_f32s(0.0);
+        for piece in pieces.clone() {
+            for x in S::as_simd_f32s(piece).0 {
+                let apart = simd.sub_f32s(*x, mean);
+                squares = simd.mul_add_e_f32s(apart, apart, squares);
+            }
+        }
+        let variance = simd.reduce_sum_f32s(squares) / width;
+        let scale = simd.splat_f32s((variance + self.epsilon).sqrt().recip());
+        let parameters = self.weight.iter().zip(self.bias);
+        pieces.zip(parameters).map(move |(x, (weight, bias))| Piece {
+            x: S::as_simd_f32s(x).0,
+            weight: S::as_simd_f32s(weight).0,
+            bias: S::as_simd_f32s(bias).0,
+            mean,
+            scale,
+        })
+    }
+}
+
+impl<S: Simd> Piece<'_, S> {
+    /// A vector of the result.
+    #[inline(always)]
+    fn vector(&self, simd: S, number: usize) -> S::f32s {
+        let normal = simd.mul_f32s(simd.sub_f32s(self.x[number], self.mean), self.scale);
+        simd.mul_add_e_f32s(normal, self.weight[number], self.bias[number])
+    }
+}
+
+/// Two vectors as pairs: each value rounded to the nearest bfloat16, and to even. What is no number stays none.
+#[inline(always)]
+fn paired<S: Simd>(simd: S, [lower, upper]: [S::f32s; 2]) -> S::u32s {
+    let sixteen = simd.splat_u32s(16);
+    let rounded = |values: S::f32s| {
+        let bits = simd.transmute_u32s_f32s(values);
+        let odd = simd.and_u32s(simd.wrapping_dyn_shr_u32s(bits, sixteen), simd.splat_u32s(1));
+        let up = simd.add_u32s(bits, simd.add_u32s(odd, simd.splat_u32s(0x7fff)));
+        let quiet = simd.or_u32s(bits, simd.splat_u32s(1 << 22));
+        simd.select_u32s(simd.equal_f32s(values, values), up, quiet)
+    };
+    let lower = simd.wrapping_dyn_shr_u32s(rounded(lower), sixteen);
+    simd.or_u32s(lower, simd.and_u32s(rounded(upper), simd.splat_u32s(UPPER)))
 }
 
 /// The softmax of rows of a block over all its panels, in place.

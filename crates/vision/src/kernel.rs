@@ -1,7 +1,7 @@
 //! What a processor does fast, by run-time choice of its instructions: AVX-512, AVX2 with FMA, NEON, or whatever the
 //! compiler makes of portable code.
 //!
-//! Owner: the CPU tower. One source for all of them: [`Lanes`] is written over `pulp`'s vectors, and `pulp` looks at the
+//! Owner: the CPU tower. One source for all of them: `Lanes` is written over `pulp`'s vectors, and `pulp` looks at the
 //! processor. Everything is laid out in *panels* of W columns (see [`super::blocks`]). Invariant: a row's result depends on
 //! that row alone, bit for bit: whatever rows are computed beside it, its sums run in the same order.
 
@@ -10,25 +10,29 @@
     reason = "a step is compiled for the instructions of whoever calls it, which it has to be part of"
 )]
 
+use std::fmt;
 use std::ops::Range;
 
 use pulp::{Scalar, Simd, WithSimd};
 
-use crate::elementwise::{Activate, InPanels, LayerNorm, Softmax};
+#[cfg(target_arch = "x86_64")]
+use crate::bf16;
+use crate::elementwise::{Activate, InPairs, InPanels, LayerNorm, Round, Softmax};
+use crate::operand::{Pair, UPPER};
 
-/// Instructions, and the width of the panels they like.
-pub(crate) trait Kernel: Send + Sync {
-    /// The name of the instructions.
-    fn name(&self) -> &'static str;
-
+/// Instructions, and the width of the panels they like: all but the products with weights, in f32.
+pub(crate) trait Vectors: Multiply<f32> {
     /// W, columns of a panel.
     fn columns(&self) -> usize;
 
-    /// Adds a product to a panel of the output.
-    fn multiply(&self, product: Product<'_>);
-
     /// Normalises rows of a block.
-    fn layer_norm(&self, norm: LayerNorm<'_>);
+    fn layer_norm(&self, norm: LayerNorm<'_, f32>);
+
+    /// Normalises rows of a block to pairs.
+    fn layer_norm_pairs(&self, norm: LayerNorm<'_, Pair>);
+
+    /// Makes rows of W values rows of pairs.
+    fn round(&self, round: Round<'_>);
 
     /// Applies an activation to every value of whole panels.
     fn activate(&self, activate: Activate<'_>);
@@ -37,75 +41,176 @@ pub(crate) trait Kernel: Send + Sync {
     fn softmax(&self, softmax: Softmax<'_>);
 }
 
+/// Products of operands of one type.
+pub(crate) trait Multiply<T>: Send + Sync {
+    /// Adds a product to a panel of the output.
+    fn multiply(&self, product: Product<'_, T>);
+}
+
+/// What a tower computes with whose weights are of one type.
+pub(crate) struct Kernel<T> {
+    /// The name of the instructions that multiply weights.
+    pub(crate) name: &'static str,
+    pub(crate) vectors: Box<dyn Vectors>,
+    pub(crate) products: Box<dyn Multiply<T>>,
+}
+
+impl<T> Kernel<T> {
+    /// W, columns of a panel.
+    pub(crate) fn columns(&self) -> usize {
+        self.vectors.columns()
+    }
+}
+
+impl<T> fmt::Display for Kernel<T> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}×{}", self.name, self.columns())
+    }
+}
+
 /// `output[r] += Σ_k left[r, k] · panel[k]` for some rows r.
-pub(crate) struct Product<'a> {
+pub(crate) struct Product<'a, T> {
     /// A block: panels of `stride` rows.
-    pub(crate) left: &'a [f32],
+    pub(crate) left: &'a [T],
     /// Rows of a panel of `left`.
     pub(crate) stride: usize,
     /// The rows to multiply.
     pub(crate) rows: Range<usize>,
-    /// The columns of the right matrix that the output's panel has: a row of W values for each k.
-    pub(crate) panel: &'a [f32],
+    /// The columns of the right matrix that the output's panel has: a row of W operands for each k, or for each pair.
+    pub(crate) panel: &'a [T],
     /// A row of W values for each of `rows`.
     pub(crate) output: &'a mut [f32],
 }
 
-/// All that runs here, the best first.
-pub(crate) fn all() -> Vec<Box<dyn Kernel>> {
-    let mut all: Vec<Box<dyn Kernel>> = Vec::new();
+/// All that runs here with weights in f32, the best first.
+pub(crate) fn all() -> Vec<Kernel<f32>> {
+    let mut all = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(simd) = pulp::x86::V4::try_new() {
-            all.push(Box::new(Lanes::<_, 64, 4>("avx512", simd)));
-            all.push(Box::new(Lanes::<_, 32, 2>("avx512", simd)));
-            all.push(Box::new(Lanes::<_, 16, 1>("avx512", simd)));
+            all.push(Lanes::<_, 64, 32, 4>(simd).kernel("avx512"));
+            all.push(Lanes::<_, 32, 16, 2>(simd).kernel("avx512"));
+            all.push(Lanes::<_, 16, 8, 1>(simd).kernel("avx512"));
         }
         if let Some(simd) = pulp::x86::V3::try_new() {
-            all.push(Box::new(Lanes::<_, 16, 2>("avx2", simd)));
-            all.push(Box::new(Lanes::<_, 8, 1>("avx2", simd)));
+            all.push(Lanes::<_, 16, 8, 2>(simd).kernel("avx2"));
+            all.push(Lanes::<_, 8, 4, 1>(simd).kernel("avx2"));
         }
     }
     #[cfg(target_arch = "aarch64")]
     if let Some(simd) = pulp::aarch64::Neon::try_new() {
-        all.push(Box::new(Lanes::<_, 16, 4>("neon", simd)));
-        all.push(Box::new(Lanes::<_, 8, 2>("neon", simd)));
+        all.push(Lanes::<_, 16, 8, 4>(simd).kernel("neon"));
+        all.push(Lanes::<_, 8, 4, 2>(simd).kernel("neon"));
     }
-    all.push(Box::new(Lanes::<_, 8, 8>("portable", Scalar)));
+    all.push(Lanes::<_, 8, 4, 8>(Scalar).kernel("portable"));
     if cfg!(test) {
         // The panels of processors that tests may not run on.
-        all.push(Box::new(Lanes::<_, 32, 32>("portable", Scalar)));
-        all.push(Box::new(Lanes::<_, 64, 64>("portable", Scalar)));
+        all.push(Lanes::<_, 32, 16, 32>(Scalar).kernel("portable"));
+        all.push(Lanes::<_, 64, 32, 64>(Scalar).kernel("portable"));
     }
     all
 }
 
-/// Panels of `W` columns in `VECTORS` vectors.
-struct Lanes<S, const W: usize, const VECTORS: usize>(&'static str, S);
-
-impl<S: Simd, const W: usize, const VECTORS: usize> Kernel for Lanes<S, W, VECTORS> {
-    fn name(&self) -> &'static str {
-        self.0
+/// All that runs here with weights in bfloat16, the best first: the `fast` ones, which have instructions for it, and then those
+/// that have not.
+pub(crate) fn all_bf16(fast: bool) -> Vec<Kernel<Pair>> {
+    let mut all = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V4::try_new() {
+        let kernel = |name, products| Kernel {
+            name,
+            vectors: Box::new(Lanes::<_, { bf16::COLUMNS }, { bf16::PAIRS }, 2>(simd)),
+            products,
+        };
+        if let Some(amx) = bf16::Amx::try_new() {
+            all.push(kernel("amx", Box::new(amx)));
+        }
+        if let Some(products) = bf16::DotProducts::try_new() {
+            all.push(kernel("avx512bf16", Box::new(products)));
+        }
     }
+    if fast {
+        return all;
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(simd) = pulp::x86::V4::try_new() {
+            all.push(Lanes::<_, 32, 16, 2>(simd).kernel("avx512"));
+        }
+        if let Some(simd) = pulp::x86::V3::try_new() {
+            all.push(Lanes::<_, 16, 8, 2>(simd).kernel("avx2"));
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(simd) = pulp::aarch64::Neon::try_new() {
+        all.push(Lanes::<_, 16, 8, 4>(simd).kernel("neon"));
+    }
+    all.push(Lanes::<_, 8, 4, 8>(Scalar).kernel("portable"));
+    if cfg!(test) {
+        all.push(Lanes::<_, 32, 16, 32>(Scalar).kernel("portable"));
+    }
+    all
+}
 
+/// Panels of `W` columns, or `HALF` pairs, in `VECTORS` vectors.
+#[derive(Clone, Copy)]
+struct Lanes<S, const W: usize, const HALF: usize, const VECTORS: usize>(S);
+
+impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Lanes<S, W, HALF, VECTORS> {
+    fn kernel<T>(self, name: &'static str) -> Kernel<T>
+    where
+        Self: Multiply<T>,
+    {
+        Kernel {
+            name,
+            vectors: Box::new(self),
+            products: Box::new(self),
+        }
+    }
+}
+
+impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Vectors
+    for Lanes<S, W, HALF, VECTORS>
+{
     fn columns(&self) -> usize {
         W
     }
 
-    fn multiply(&self, product: Product<'_>) {
-        self.1.vectorize(Multiply::<'_, W, VECTORS>(product));
+    fn layer_norm(&self, norm: LayerNorm<'_, f32>) {
+        self.0.vectorize(InPanels::<_, W>(norm));
     }
 
-    fn layer_norm(&self, norm: LayerNorm<'_>) {
-        self.1.vectorize(InPanels::<_, W>(norm));
+    fn layer_norm_pairs(&self, norm: LayerNorm<'_, Pair>) {
+        self.0.vectorize(InPairs::<_, W, HALF>(norm));
+    }
+
+    fn round(&self, round: Round<'_>) {
+        self.0.vectorize(InPairs::<_, W, HALF>(round));
     }
 
     fn activate(&self, activate: Activate<'_>) {
-        self.1.vectorize(activate);
+        self.0.vectorize(activate);
     }
 
     fn softmax(&self, softmax: Softmax<'_>) {
-        self.1.vectorize(InPanels::<_, W>(softmax));
+        self.0.vectorize(InPanels::<_, W>(softmax));
+    }
+}
+
+impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Multiply<f32>
+    for Lanes<S, W, HALF, VECTORS>
+{
+    fn multiply(&self, product: Product<'_, f32>) {
+        self.0.vectorize(Singly::<'_, W, VECTORS>(product));
+    }
+}
+
+impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Multiply<Pair>
+    for Lanes<S, W, HALF, VECTORS>
+{
+    fn multiply(&self, product: Product<'_, Pair>) {
+        self.0
+            .vectorize(InPairs::<_, W, HALF>(ByHalves::<'_, VECTORS>(product)));
     }
 }
 
@@ -116,9 +221,10 @@ const ROWS: usize = 6;
 /// Values of k between two visits to the output: such a part of a panel stays in the first cache while all rows pass.
 const DEPTH: usize = 256;
 
-struct Multiply<'a, const W: usize, const VECTORS: usize>(Product<'a>);
+/// f32 against f32.
+struct Singly<'a, const W: usize, const VECTORS: usize>(Product<'a, f32>);
 
-impl<const W: usize, const VECTORS: usize> WithSimd for Multiply<'_, W, VECTORS> {
+impl<const W: usize, const VECTORS: usize> WithSimd for Singly<'_, W, VECTORS> {
     type Output = ();
 
     #[inline(always)]
@@ -185,4 +291,54 @@ fn micro<S: Simd, const W: usize, const VECTORS: usize, const M: usize>(
     for (sums, output) in sums.iter().zip(output) {
         S::as_mut_simd_f32s(output).0.copy_from_slice(sums);
     }
+}
+
+/// Pairs against pairs where no instruction multiplies them: as two products in f32 each.
+struct ByHalves<'a, const VECTORS: usize>(Product<'a, Pair>);
+
+impl<const W: usize, const HALF: usize, const VECTORS: usize> WithSimd
+    for InPairs<ByHalves<'_, VECTORS>, W, HALF>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Product {
+            left,
+            stride,
+            rows,
+            panel,
+            output,
+        } = self.0.0;
+        let (left, panel) = (left.as_chunks::<HALF>().0, panel.as_chunks::<W>().0);
+        let output = output.as_chunks_mut::<W>().0;
+        for (row, output) in rows.zip(output) {
+            let mut sums = [simd.splat_f32s(0.0); VECTORS];
+            sums.copy_from_slice(S::as_simd_f32s(output).0);
+            for (left, panel) in left
+                .iter()
+                .skip(row)
+                .step_by(stride)
+                .zip(panel.chunks_exact(HALF))
+            {
+                for (pair, right) in left.iter().zip(panel) {
+                    let value = halves(simd, simd.splat_u32s(*pair));
+                    for (sum, right) in sums.iter_mut().zip(S::as_simd_u32s(right).0) {
+                        let right = halves(simd, *right);
+                        *sum = simd.mul_add_e_f32s(value[0], right[0], *sum);
+                        *sum = simd.mul_add_e_f32s(value[1], right[1], *sum);
+                    }
+                }
+            }
+            S::as_mut_simd_f32s(output).0.copy_from_slice(&sums);
+        }
+    }
+}
+
+/// The two values of each pair.
+#[inline(always)]
+fn halves<S: Simd>(simd: S, pairs: S::u32s) -> [S::f32s; 2] {
+    let lower = simd.wrapping_dyn_shl_u32s(pairs, simd.splat_u32s(16));
+    let upper = simd.and_u32s(pairs, simd.splat_u32s(UPPER));
+    [lower, upper].map(|bits| simd.transmute_f32s_u32s(bits))
 }

@@ -8,8 +8,9 @@ use rayon::prelude::*;
 use crate::attention::Attention;
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Vectors};
 use crate::matrix::{Matrix, Start};
+use crate::operand::Operand;
 use crate::{Activation, Shape, Take};
 
 /// A layer norm's parameters, one value a column each.
@@ -36,62 +37,61 @@ impl LayerNorm {
     }
 
     /// Normalises rows of blocks of `input` into `output`, which has its layout.
-    pub(crate) fn forward(
+    pub(crate) fn forward<O: Operand>(
         &self,
-        kernel: &dyn Kernel,
+        vectors: &dyn Vectors,
         input: &Blocks,
         Extent { blocks, rows }: Extent,
-        output: &mut Blocks,
+        output: &mut Blocks<O>,
     ) {
-        let layout = input.layout;
-        assert_eq!(
-            (output.layout, layout.panels * layout.panel),
-            (layout, self.weight.len())
-        );
-        let outputs = output.values[..blocks * layout.len()].par_chunks_mut(layout.len());
+        let (from, to) = (input.layout, output.layout);
+        assert_eq!((from.panels, from.stride), (to.panels, to.stride));
+        assert_eq!(from.panels * from.panel, self.weight.len());
+        let outputs = output.values[..blocks * to.len()].par_chunks_mut(to.len());
         outputs.enumerate().for_each(|(block, output)| {
-            kernel.layer_norm(elementwise::LayerNorm {
+            let norm = elementwise::LayerNorm {
                 input: input.block(block),
                 output,
-                stride: layout.stride,
+                stride: from.stride,
                 rows: 0..rows,
                 weight: &self.weight,
                 bias: &self.bias,
                 epsilon: self.epsilon,
-            });
+            };
+            O::layer_norm(vectors, norm);
         });
     }
 }
 
 /// All layers of a tower.
-pub(crate) struct Layers(Vec<Layer>);
+pub(crate) struct Layers<T>(Vec<Layer<T>>);
 
-struct Layer {
+struct Layer<T> {
     norm1: LayerNorm,
     /// Query (scaled), key and value side by side.
-    qkv: Matrix,
-    out: Matrix,
+    qkv: Matrix<T>,
+    out: Matrix<T>,
     norm2: LayerNorm,
-    fc1: Matrix,
+    fc1: Matrix<T>,
     activation: Activation,
-    fc2: Matrix,
+    fc2: Matrix<T>,
 }
 
 /// Room for what flows through a layer.
-pub(crate) struct Stream {
+pub(crate) struct Stream<T> {
     /// The residual stream: what goes in, and comes out.
     pub(crate) x: Blocks,
-    pub(crate) normed: Blocks,
-    attended: Blocks,
-    hidden: Blocks,
+    pub(crate) normed: Blocks<T>,
+    attended: Blocks<T>,
+    hidden: Blocks<T>,
 }
 
-impl Stream {
-    /// For at most `blocks` blocks of `rows` rows.
+impl<T: Operand> Stream<T> {
+    /// For at most `blocks` blocks of `rows` rows, in panels of `panel` columns.
     pub(crate) fn new(shape: &Shape, panel: usize, rows: usize, blocks: usize) -> Self {
-        let of = |columns| Blocks::zeros(Layout::new(panel, rows, columns), blocks);
+        let of = |columns| Blocks::zeros(panel, rows, columns, blocks);
         Self {
-            x: of(shape.width),
+            x: Blocks::zeros(panel, rows, shape.width, blocks),
             normed: of(shape.width),
             attended: of(shape.width),
             hidden: of(shape.mlp_width),
@@ -115,15 +115,15 @@ pub(crate) struct Attending {
 impl Attending {
     /// For at most `blocks` images.
     pub(crate) fn new(shape: &Shape, panel: usize, blocks: usize) -> Self {
-        let layout = |columns| Layout::new(panel, shape.tokens(), columns);
+        let layout = Layout::new::<f32>(panel, shape.tokens(), shape.width);
         Self {
-            qkv: Blocks::zeros(layout(3 * shape.width), blocks),
-            attention: Attention::new(layout(shape.width), shape.heads, blocks),
+            qkv: Blocks::zeros(panel, shape.tokens(), 3 * shape.width, blocks),
+            attention: Attention::new(layout, shape.heads, blocks),
         }
     }
 }
 
-impl Layers {
+impl<T: Operand> Layers<T> {
     /// Takes `{prefix}.layers.{i}.…` for every layer.
     pub(crate) fn load<E>(
         take: &mut Take<'_, E>,
@@ -138,9 +138,9 @@ impl Layers {
     /// Takes all rows of an extent of `stream.x` through all layers.
     pub(crate) fn forward(
         &self,
-        kernel: &dyn Kernel,
+        kernel: &Kernel<T>,
         extent: Extent,
-        stream: &mut Stream,
+        stream: &mut Stream<T>,
         attending: &mut Attending,
     ) {
         through(&self.0, kernel, extent, stream, attending);
@@ -150,11 +150,11 @@ impl Layers {
     /// left as it came into that layer.
     pub(crate) fn forward_first(
         &self,
-        kernel: &dyn Kernel,
+        kernel: &Kernel<T>,
         extent: Extent,
-        stream: &mut Stream,
+        stream: &mut Stream<T>,
         attending: &mut Attending,
-        pooled: &mut Stream,
+        pooled: &mut Stream<T>,
     ) {
         let Some((last, before)) = self.0.split_last() else {
             return pooled.pool(stream, extent.blocks);
@@ -174,11 +174,11 @@ impl Layers {
 }
 
 /// Takes all rows of an extent through some layers.
-fn through(
-    layers: &[Layer],
-    kernel: &dyn Kernel,
+fn through<T: Operand>(
+    layers: &[Layer<T>],
+    kernel: &Kernel<T>,
     extent: Extent,
-    stream: &mut Stream,
+    stream: &mut Stream<T>,
     attending: &mut Attending,
 ) {
     for layer in layers {
@@ -187,7 +187,7 @@ fn through(
     }
 }
 
-impl Layer {
+impl<T: Operand> Layer<T> {
     fn load<E>(take: &mut Take<'_, E>, prefix: &str, shape: &Shape, panel: usize) -> Result<Self, E> {
         let width = shape.width;
         let scale = ((width / shape.heads) as f64).sqrt().recip() as f32;
@@ -219,22 +219,22 @@ impl Layer {
     /// Attention before the output projection, from the first `queries` rows of each block, into `stream.attended`.
     fn attend(
         &self,
-        kernel: &dyn Kernel,
+        kernel: &Kernel<T>,
         extent: Extent,
         queries: usize,
-        stream: &mut Stream,
+        stream: &mut Stream<T>,
         Attending { qkv, attention }: &mut Attending,
     ) {
         let Stream {
             x, normed, attended, ..
         } = stream;
-        self.norm1.forward(kernel, x, extent, normed);
+        self.norm1.forward(kernel.vectors.as_ref(), x, extent, normed);
         self.qkv.product(kernel, normed, extent, qkv, Start::Bias, None);
-        attention.attend(kernel, qkv, extent, queries, attended);
+        attention.attend(kernel.vectors.as_ref(), qkv, extent, queries, attended);
     }
 
     /// The output projection and the MLP.
-    fn finish(&self, kernel: &dyn Kernel, extent: Extent, stream: &mut Stream) {
+    fn finish(&self, kernel: &Kernel<T>, extent: Extent, stream: &mut Stream<T>) {
         let Stream {
             x,
             normed,
@@ -243,7 +243,7 @@ impl Layer {
         } = stream;
         self.out
             .product(kernel, attended, extent, x, Start::Residual, None);
-        self.norm2.forward(kernel, x, extent, normed);
+        self.norm2.forward(kernel.vectors.as_ref(), x, extent, normed);
         let activation = Some(self.activation);
         self.fc1
             .product(kernel, normed, extent, hidden, Start::Bias, activation);

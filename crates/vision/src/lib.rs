@@ -6,35 +6,38 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `operand` | what products multiply: f32, or bfloat16 in pairs |
 //! | `blocks` | how activations and weights lie in memory |
 //! | `kernel` | products of rows and panels, by the processor's instructions |
+//! | `bf16` | those of pairs, by the instructions that x86 has for them |
 //! | `elementwise` | layer norm, softmax, activations, by the same |
 //! | `matrix` | a packed matrix and its products, on all threads |
 //! | `attention` | the heads of a layer, on all threads |
 //! | `layers` | the transformer |
+//! | `tower` | all of it, from pixels to features |
 //!
 //! Invariants: weights never change; an image's features depend on it alone, bit for bit, whatever shares its batch and
 //! however many threads there are; slices bound every access. Threads are those of the rayon pool that the caller runs in.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod blocks;
 mod elementwise;
 mod kernel;
 mod layers;
 mod matrix;
+mod operand;
+mod tower;
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
-use rayon::prelude::*;
-
-use crate::blocks::{Blocks, Extent, Layout};
 use crate::kernel::Kernel;
-use crate::layers::{Attending, LayerNorm, Layers, Stream};
-use crate::matrix::{Matrix, Start};
+use crate::operand::Pair;
+use crate::tower::Packed;
 
 /// The dimensions of an image tower.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -80,21 +83,63 @@ pub enum Activation {
     Gelu,
 }
 
+/// The type that weights are multiplied in. What is between the products, and their sums, is f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// bfloat16: 16 bits, of which 8 are the exponent, as in f32.
+    Bf16,
+}
+
 /// Instructions of this processor, and how wide the panels are that they multiply.
-pub struct Instructions(Box<dyn Kernel>);
+pub struct Instructions(By);
+
+enum By {
+    F32(Kernel<f32>),
+    Bf16(Kernel<Pair>),
+}
 
 impl Instructions {
     /// Those that suit a tower, the best first. None do where its heads or its MLP are no multiple of eight values wide.
-    pub fn for_shape(shape: &Shape) -> Vec<Self> {
-        let columns = [shape.width / shape.heads, shape.mlp_width];
-        let suits = |found: &Self| columns.iter().all(|of| of.is_multiple_of(found.0.columns()));
-        kernel::all().into_iter().map(Self).filter(suits).collect()
+    pub fn for_shape(shape: &Shape, precision: Precision) -> Vec<Self> {
+        match precision {
+            Precision::F32 => suiting(shape, kernel::all(), By::F32),
+            Precision::Bf16 => suiting(shape, kernel::all_bf16(false), By::Bf16),
+        }
     }
+
+    /// Those that suit a tower and that the processor has for this precision, the best first: where there are none, there is
+    /// no gain in it.
+    pub fn made_for(shape: &Shape, precision: Precision) -> Vec<Self> {
+        match precision {
+            Precision::F32 => Self::for_shape(shape, precision),
+            Precision::Bf16 => suiting(shape, kernel::all_bf16(true), By::Bf16),
+        }
+    }
+
+    /// The precision of products with weights.
+    pub fn precision(&self) -> Precision {
+        match self.0 {
+            By::F32(_) => Precision::F32,
+            By::Bf16(_) => Precision::Bf16,
+        }
+    }
+}
+
+fn suiting<T>(shape: &Shape, kernels: Vec<Kernel<T>>, by: fn(Kernel<T>) -> By) -> Vec<Instructions> {
+    let columns = [shape.width / shape.heads, shape.mlp_width];
+    let suits = |found: &Kernel<T>| columns.iter().all(|of| of.is_multiple_of(found.columns()));
+    let kernels = kernels.into_iter().filter(suits);
+    kernels.map(|kernel| Instructions(by(kernel))).collect()
 }
 
 impl fmt::Display for Instructions {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}×{}", self.0.name(), self.0.columns())
+        match &self.0 {
+            By::F32(kernel) => write!(out, "{kernel} f32"),
+            By::Bf16(kernel) => write!(out, "{kernel} bf16"),
+        }
     }
 }
 
@@ -102,34 +147,15 @@ impl fmt::Display for Instructions {
 /// Hugging Face's checkpoints.
 pub type Take<'a, E> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>, E> + 'a;
 
-/// Tokens of the images that are computed at a time, for each thread: their activations stay in the caches.
-const TOKENS: usize = 256;
-
-/// The image tower's weights, packed, and room for its activations.
+/// An image tower, ready to be used.
 pub struct Tower {
-    instructions: Instructions,
     shape: Shape,
-    patches: Matrix,
-    /// A block: the class token with its position, then the positions of patches.
-    positions: Blocks,
-    pre_norm: LayerNorm,
-    layers: Layers,
-    post_norm: LayerNorm,
-    projection: Matrix,
-    /// Images that are computed at a time.
-    chunk: usize,
-    room: Mutex<Room>,
+    by: Weights,
 }
 
-/// Memory that forwards use again.
-struct Room {
-    patches: Blocks,
-    /// A block an image.
-    stream: Stream,
-    attending: Attending,
-    /// One block with a row an image: its class token.
-    pooled: Stream,
-    features: Blocks,
+enum Weights {
+    F32(Packed<f32>),
+    Bf16(Packed<Pair>),
 }
 
 impl Tower {
@@ -138,154 +164,42 @@ impl Tower {
     /// # Errors
     /// Whatever `take` says.
     pub fn load<E>(shape: Shape, instructions: Instructions, take: &mut Take<'_, E>) -> Result<Self, E> {
-        let (width, patch, tokens) = (shape.width, shape.patch_size, shape.tokens());
-        let (panel, inputs) = (instructions.0.columns(), 3 * patch * patch);
-        let embeddings = "vision_model.embeddings";
-        let patches = take(
-            &format!("{embeddings}.patch_embedding.weight"),
-            &[width, 3, patch, patch],
-        )?;
-        let class = take(&format!("{embeddings}.class_embedding"), &[width])?;
-        let mut positions = take(
-            &format!("{embeddings}.position_embedding.weight"),
-            &[tokens, width],
-        )?;
-        let first = positions.iter_mut().zip(class);
-        first.for_each(|(position, class)| *position += class);
-        let projection = take("visual_projection.weight", &[shape.dim, width])?;
-        let chunk = (TOKENS * rayon::current_num_threads()).div_ceil(tokens);
-        Ok(Self {
-            patches: Matrix::pack(&patches, inputs, &[], panel),
-            positions: in_panels(&positions, width, panel),
-            // The missing letters are in the checkpoints.
-            pre_norm: LayerNorm::load(take, "vision_model.pre_layrnorm", &shape)?,
-            layers: Layers::load(take, "vision_model.encoder", &shape, panel)?,
-            post_norm: LayerNorm::load(take, "vision_model.post_layernorm", &shape)?,
-            projection: Matrix::pack(&projection, width, &[], panel),
-            chunk,
-            room: Mutex::new(Room {
-                patches: Blocks::zeros(Layout::new(panel, tokens, inputs), chunk),
-                stream: Stream::new(&shape, panel, tokens, chunk),
-                attending: Attending::new(&shape, panel, chunk),
-                pooled: Stream::new(&shape, panel, chunk, 1),
-                features: Blocks::zeros(Layout::new(panel, chunk, shape.dim), 1),
-            }),
-            shape,
-            instructions,
-        })
+        let by = match instructions.0 {
+            By::F32(kernel) => Weights::F32(Packed::load(shape, kernel, take)?),
+            By::Bf16(kernel) => Weights::Bf16(Packed::load(shape, kernel, take)?),
+        };
+        Ok(Self { shape, by })
     }
 
-    /// The instructions it uses.
-    pub fn instructions(&self) -> &Instructions {
-        &self.instructions
+    /// The precision of products with weights.
+    pub fn precision(&self) -> Precision {
+        match self.by {
+            Weights::F32(_) => Precision::F32,
+            Weights::Bf16(_) => Precision::Bf16,
+        }
     }
 
     /// `(n, 3, image_size, image_size)` pixels, one after another, to features `(n, dim)`, not normalised. Where `states` is
     /// given, the last layer's hidden states `(n, t, width)`, class token first, are put behind what it holds.
-    pub fn forward(&self, pixels: &[f32], mut states: Option<&mut Vec<f32>>) -> Vec<f32> {
-        let image = 3 * self.shape.image_size.pow(2);
-        let mut features = Vec::with_capacity(pixels.len() / image * self.shape.dim);
-        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
-        for images in pixels.chunks(self.chunk * image) {
-            self.forward_chunk(images, &mut room, &mut features, states.as_deref_mut());
-        }
-        features
-    }
-
-    fn forward_chunk(
-        &self,
-        pixels: &[f32],
-        room: &mut Room,
-        features: &mut Vec<f32>,
-        states: Option<&mut Vec<f32>>,
-    ) {
-        let kernel = self.instructions.0.as_ref();
-        let Room {
-            patches,
-            stream,
-            attending,
-            pooled,
-            features: projected,
-        } = room;
-        let images = self.unfold(pixels, patches);
-        let extent = Extent {
-            blocks: images,
-            rows: self.shape.tokens(),
-        };
-        let positions = Start::Block(self.positions.block(0));
-        self.patches
-            .product(kernel, patches, extent, &mut stream.normed, positions, None);
-        self.pre_norm
-            .forward(kernel, &stream.normed, extent, &mut stream.x);
-        match states {
-            None => self
-                .layers
-                .forward_first(kernel, extent, stream, attending, pooled),
-            Some(states) => {
-                self.layers.forward(kernel, extent, stream, attending);
-                for image in 0..images {
-                    for token in 0..extent.rows {
-                        states.extend(stream.x.row(image, token).flatten());
-                    }
-                }
-                pooled.pool(stream, images);
-            }
-        }
-        let rows = Extent {
-            blocks: 1,
-            rows: images,
-        };
-        self.post_norm
-            .forward(kernel, &pooled.x, rows, &mut pooled.normed);
-        self.projection
-            .product(kernel, &pooled.normed, rows, projected, Start::Bias, None);
-        for image in 0..images {
-            features.extend(projected.row(0, image).flatten().take(self.shape.dim));
+    pub fn forward(&self, pixels: &[f32], states: Option<&mut Vec<f32>>) -> Vec<f32> {
+        match &self.by {
+            Weights::F32(packed) => packed.forward(pixels, states),
+            Weights::Bf16(packed) => packed.forward(pixels, states),
         }
     }
 
-    /// Patches as rows behind an empty one for the class token, each in the order of the convolution's weights; how many
-    /// images they are of.
-    fn unfold(&self, pixels: &[f32], patches: &mut Blocks) -> usize {
-        let (size, patch, grid) = (self.shape.image_size, self.shape.patch_size, self.shape.grid());
-        let layout = patches.layout;
-        let images = pixels.par_chunks_exact(3 * size * size);
-        let count = images.len();
-        let blocks = patches.values.par_chunks_mut(layout.len());
-        blocks.zip(images).for_each(|(block, image)| {
-            for (channel, plane) in image.chunks_exact(size * size).enumerate() {
-                for (y, line) in plane.chunks_exact(size).take(grid * patch).enumerate() {
-                    let first = (channel * patch + y % patch) * patch;
-                    for (x, piece) in line.chunks_exact(patch).enumerate() {
-                        let token = 1 + y / patch * grid + x;
-                        copy_columns(block, layout, token, first, piece);
-                    }
-                }
-            }
-        });
-        count
+    /// The dimensions.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
     }
 }
 
-/// Copies `values` into a row of a block, from column `first` on.
-fn copy_columns(block: &mut [f32], layout: Layout, row: usize, first: usize, values: &[f32]) {
-    let (mut column, mut rest) = (first, values);
-    while !rest.is_empty() {
-        let within = column % layout.panel;
-        let (piece, after) = rest.split_at(rest.len().min(layout.panel - within));
-        let start = column / layout.panel * layout.panel_len() + row * layout.panel + within;
-        block[start..start + piece.len()].copy_from_slice(piece);
-        column += piece.len();
-        rest = after;
+impl fmt::Display for Tower {
+    /// The instructions it uses.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.by {
+            Weights::F32(packed) => write!(out, "{} f32", packed.kernel()),
+            Weights::Bf16(packed) => write!(out, "{} bf16", packed.kernel()),
+        }
     }
-}
-
-/// Rows of `width` values as a block.
-fn in_panels(values: &[f32], width: usize, panel: usize) -> Blocks {
-    let layout = Layout::new(panel, values.len() / width, width);
-    let mut blocks = Blocks::zeros(layout, 1);
-    for (row, values) in values.chunks_exact(width).enumerate() {
-        copy_columns(&mut blocks.values, layout, row, 0, values);
-    }
-    blocks
 }

@@ -6,11 +6,12 @@ use crate::Activation;
 use crate::blocks::{Aligned, Blocks, Extent};
 use crate::elementwise::Activate;
 use crate::kernel::{Kernel, Product};
+use crate::operand::Operand;
 
 /// `x ↦ x · Wᵀ + b`.
-pub(crate) struct Matrix {
+pub(crate) struct Matrix<T> {
     /// Panels `[outputs / W] [inputs] [W]`, padded with zeros.
-    panels: Aligned,
+    panels: Aligned<T>,
     /// Inputs, those that pad them to whole panels included.
     inputs: usize,
     /// One value an output, padded with zeros.
@@ -28,22 +29,30 @@ pub(crate) enum Start<'a> {
     Block(&'a [f32]),
 }
 
-impl Matrix {
-    /// From weights `(outputs, inputs)`, row by row, as checkpoints have them, and a bias of `outputs` values, or none.
-    pub(crate) fn pack(weights: &[f32], inputs: usize, bias: &[f32], panel: usize) -> Self {
+impl<T: Operand> Matrix<T> {
+    /// From weights `(outputs, inputs)`, row by row, as checkpoints have them, and a bias of `outputs` values, or none, in
+    /// panels of `width` columns.
+    pub(crate) fn pack(weights: &[f32], inputs: usize, bias: &[f32], width: usize) -> Self {
         let outputs = weights.len() / inputs;
-        let padded = inputs.next_multiple_of(panel);
-        let mut panels = Aligned::zeros(outputs.next_multiple_of(panel) * padded);
-        let pieces = panels.par_chunks_mut(panel * padded);
+        let padded = inputs.next_multiple_of(width);
+        let mut panels = Aligned::<T>::zeros(outputs.next_multiple_of(width) * padded / T::VALUES);
+        let pieces = panels.par_chunks_mut(width * padded / T::VALUES);
         pieces
-            .zip(weights.par_chunks(panel * inputs))
+            .zip(weights.par_chunks(width * inputs))
             .for_each(|(piece, rows)| {
-                for (output, row) in rows.chunks_exact(inputs).enumerate() {
-                    let column = piece.iter_mut().skip(output).step_by(panel);
-                    column.zip(row).for_each(|(to, from)| *to = *from);
+                // W inputs of all its columns, by turns: they stay in the first cache.
+                let mut column = vec![T::default(); width / T::VALUES];
+                for (part, piece) in piece.chunks_exact_mut(width * column.len()).enumerate() {
+                    for (output, row) in rows.chunks_exact(inputs).enumerate() {
+                        let values = &row[part * width..inputs.min((part + 1) * width)];
+                        column.fill(T::default());
+                        T::put(&mut column, 0, values);
+                        let places = piece.iter_mut().skip(output).step_by(width);
+                        places.zip(&column).for_each(|(to, from)| *to = *from);
+                    }
                 }
             });
-        let mut padded_bias = Aligned::zeros(outputs.next_multiple_of(panel));
+        let mut padded_bias = Aligned::zeros(outputs.next_multiple_of(width));
         padded_bias[..bias.len()].copy_from_slice(bias);
         Self {
             panels,
@@ -53,50 +62,85 @@ impl Matrix {
     }
 
     /// Multiplies rows of blocks of `left` into the same rows of `out`. Rows beyond stay as they are.
-    pub(crate) fn product(
+    pub(crate) fn product<O: Operand>(
         &self,
-        kernel: &dyn Kernel,
-        left: &Blocks,
-        Extent { blocks, rows }: Extent,
-        out: &mut Blocks,
+        kernel: &Kernel<T>,
+        left: &Blocks<T>,
+        extent: Extent,
+        out: &mut Blocks<O>,
         start: Start<'_>,
         activation: Option<Activation>,
     ) {
         let layout = out.layout;
-        let (panel, panels) = (layout.panel, layout.panels);
         assert_eq!(
-            (left.layout.panels * panel, left.layout.stride),
+            (left.layout.panels * kernel.columns(), left.layout.stride),
             (self.inputs, layout.stride)
         );
-        assert_eq!(panels * panel, self.bias.len());
-        let pieces = out.values[..blocks * layout.len()].par_chunks_mut(layout.panel_len());
-        pieces.enumerate().for_each(|(index, piece)| {
-            let (block, column) = (index / panels, index % panels);
-            let output = &mut piece[..rows * panel];
-            let bias = &self.bias[column * panel..(column + 1) * panel];
-            let of_rows = output.chunks_exact_mut(panel);
-            match start {
-                Start::Bias => of_rows.for_each(|row| row.copy_from_slice(bias)),
-                Start::Residual => {
-                    of_rows.for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
-                }
-                Start::Block(block) => {
-                    output.copy_from_slice(&block[column * layout.panel_len()..][..rows * panel]);
-                }
-            }
-            kernel.multiply(Product {
-                left: left.block(block),
-                stride: left.layout.stride,
-                rows: 0..rows,
-                panel: &self.panels[column * self.inputs * panel..][..self.inputs * panel],
-                output,
+        assert_eq!(layout.panels * kernel.columns(), self.bias.len());
+        let piece = |block: usize, column: usize, output: &mut [O]| {
+            let output = &mut output[..extent.rows * layout.panel];
+            O::filled(output, kernel.vectors.as_ref(), |output| {
+                self.piece(kernel, (left, block), column, output, start, activation);
             });
-            if let Some(activation) = activation {
-                kernel.activate(Activate {
-                    values: output,
-                    activation,
-                });
+        };
+        // Where a matrix is read faster than it is multiplied, a thread reads it once for all its blocks.
+        let together = if T::VALUES > 1 {
+            (extent.blocks / rayon::current_num_threads()).max(1)
+        } else {
+            1
+        };
+        let blocks = out.values[..extent.blocks * layout.len()].par_chunks_mut(together * layout.len());
+        blocks.enumerate().for_each(|(number, blocks)| {
+            let first = number * together;
+            if blocks.len() == layout.len() {
+                let pieces = blocks.par_chunks_mut(layout.panel_len()).enumerate();
+                return pieces.for_each(|(column, output)| piece(first, column, output));
+            }
+            for column in 0..layout.panels {
+                let outputs = blocks.chunks_exact_mut(layout.panel_len());
+                let outputs = outputs.skip(column).step_by(layout.panels);
+                (first..)
+                    .zip(outputs)
+                    .for_each(|(block, output)| piece(block, column, output));
             }
         });
+    }
+
+    /// A panel of a block.
+    fn piece(
+        &self,
+        kernel: &Kernel<T>,
+        (left, block): (&Blocks<T>, usize),
+        column: usize,
+        output: &mut [f32],
+        start: Start<'_>,
+        activation: Option<Activation>,
+    ) {
+        let (width, stride) = (kernel.columns(), left.layout.stride);
+        let bias = &self.bias[column * width..(column + 1) * width];
+        let of_rows = output.chunks_exact_mut(width);
+        match start {
+            Start::Bias => of_rows.for_each(|row| row.copy_from_slice(bias)),
+            Start::Residual => {
+                of_rows.for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+            }
+            Start::Block(block) => {
+                output.copy_from_slice(&block[column * stride * width..][..output.len()]);
+            }
+        }
+        let panel = self.inputs / T::VALUES * width;
+        kernel.products.multiply(Product {
+            left: left.block(block),
+            stride,
+            rows: 0..output.len() / width,
+            panel: &self.panels[column * panel..][..panel],
+            output,
+        });
+        if let Some(activation) = activation {
+            kernel.vectors.activate(Activate {
+                values: output,
+                activation,
+            });
+        }
     }
 }

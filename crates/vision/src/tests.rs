@@ -3,9 +3,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::blocks::Aligned;
-use crate::elementwise::{self, Activate, Softmax};
-use crate::kernel::all;
+use crate::blocks::{Aligned, Blocks, Extent};
+use crate::elementwise::{self, Activate, Round, Softmax};
+use crate::kernel::{Vectors, all, all_bf16};
+use crate::matrix::{Matrix, Start};
+use crate::operand::Operand;
+use crate::tower::in_panels;
 
 /// Numbers without a pattern, between -1 and 1.
 fn noise(seed: usize, len: usize) -> Vec<f32> {
@@ -15,8 +18,33 @@ fn noise(seed: usize, len: usize) -> Vec<f32> {
 }
 
 /// Rows of values as one block.
-fn block(rows: &[Vec<f32>], panel: usize) -> Blocks {
+fn block<T: Operand>(rows: &[Vec<f32>], panel: usize) -> Blocks<T> {
     in_panels(&rows.concat(), rows[0].len(), panel)
+}
+
+/// Vectors of every width that runs here.
+fn vectors() -> Vec<Box<dyn Vectors>> {
+    let vectors = all().into_iter().map(|kernel| kernel.vectors);
+    vectors
+        .chain(all_bf16(false).into_iter().map(|kernel| kernel.vectors))
+        .collect()
+}
+
+/// The values that pairs hold, row by row.
+fn unpaired(blocks: &Blocks<Pair>, count: usize, columns: usize) -> Vec<Vec<f32>> {
+    let values = |piece: &[Pair]| {
+        let lower = piece.iter().map(|pair| f32::from_bits(pair << 16));
+        let upper = piece.iter().map(|pair| f32::from_bits(pair & 0xffff_0000));
+        lower.chain(upper).collect::<Vec<_>>()
+    };
+    let row = |row| blocks.row(0, row).flat_map(values).take(columns).collect();
+    (0..count).map(row).collect()
+}
+
+/// The nearest bfloat16, by way of whole numbers of units in its last place; ties to even.
+fn nearest(value: f32) -> f32 {
+    let unit = 2_f64.powi(f64::from(value.abs()).log2().floor() as i32 - 7);
+    ((f64::from(value) / unit).round_ties_even() * unit) as f32
 }
 
 fn rows(blocks: &Blocks, count: usize, columns: usize) -> Vec<Vec<f32>> {
@@ -43,19 +71,41 @@ proptest! {
         let right = matrix(seed + 7, outputs, inputs);
         let bias = noise(seed + 3, outputs);
         for kernel in all() {
-            let panel = kernel.columns();
-            let packed = Matrix::pack(&right.concat(), inputs, &bias, panel);
-            let mut out = Blocks::zeros(Layout::new(panel, count, outputs), 1);
-            packed.product(kernel.as_ref(), &block(&left, panel), Extent { blocks: 1, rows: count }, &mut out, Start::Bias, None);
-            for (left, found) in left.iter().zip(rows(&out, count, outputs)) {
-                for ((right, bias), found) in right.iter().zip(&bias).zip(found) {
-                    let products = left.iter().zip(right).map(|(l, r)| f64::from(*l) * f64::from(*r));
-                    let wanted = f64::from(*bias) + products.clone().sum::<f64>();
-                    let size = 1.0 + products.map(f64::abs).sum::<f64>();
-                    let apart = (wanted - f64::from(found)).abs();
-                    prop_assert!(apart < 1e-5 * size, "{}: {found}, not {wanted}", kernel.name());
-                }
-            }
+            let found = product(&kernel, &left, &right, &bias);
+            let wrong = furthest_product(&left, &right, &bias, &found);
+            prop_assert!(wrong < 1e-5, "{kernel}: {wrong}");
+        }
+        let [left, right] = [left, right].map(|rows| {
+            let nearest = |row: Vec<f32>| row.into_iter().map(nearest).collect();
+            rows.into_iter().map(nearest).collect::<Vec<Vec<f32>>>()
+        });
+        for kernel in all_bf16(false) {
+            let found = product(&kernel, &left, &right, &bias);
+            let wrong = furthest_product(&left, &right, &bias, &found);
+            prop_assert!(wrong < 1e-5, "{kernel}: {wrong}");
+        }
+    }
+
+    #[test]
+    fn pairs_hold_the_nearest_numbers(
+        count in 1_usize..9,
+        panels in 1_usize..4,
+        seed in 0_usize..1000,
+        power in -30_i32..30,
+    ) {
+        for vectors in all_bf16(false).into_iter().map(|kernel| kernel.vectors) {
+            let panel = vectors.columns();
+            let columns = panels * panel;
+            let values: Vec<Vec<f32>> = matrix(seed, count, columns)
+                .into_iter()
+                .map(|row| row.into_iter().map(|x| x * 2_f32.powi(power)).collect())
+                .collect();
+            let wanted: Vec<Vec<f32>> = values.iter().map(|row| row.iter().copied().map(nearest).collect()).collect();
+            prop_assert_eq!(&unpaired(&block(&values, panel), count, columns), &wanted);
+            let from: Blocks = block(&values, panel);
+            let mut to = Blocks::<Pair>::zeros(panel, count, columns, 1);
+            vectors.round(Round { values: &from.values, operands: &mut to.values });
+            prop_assert_eq!(&unpaired(&to, count, columns), &wanted);
         }
     }
 
@@ -66,28 +116,28 @@ proptest! {
         seed in 0_usize..1000,
         offset in -20_f32..20.0,
     ) {
-        for kernel in all() {
-            let panel = kernel.columns();
+        for vectors in vectors() {
+            let panel = vectors.columns();
             let columns = panels * panel;
             let input: Vec<Vec<f32>> = matrix(seed, count, columns)
                 .into_iter()
                 .map(|row| row.into_iter().map(|x| 4.0 * x + offset).collect())
                 .collect();
             let (weight, bias) = (noise(seed + 5, columns), noise(seed + 6, columns));
-            let from = block(&input, panel);
-            let mut to = Blocks::zeros(from.layout, 1);
-            kernel.layer_norm(elementwise::LayerNorm {
+            let from: Blocks = block(&input, panel);
+            let stride = from.layout.stride;
+            let mut to = Blocks::<f32>::zeros(panel, count, columns, 1);
+            vectors.layer_norm(elementwise::LayerNorm {
                 input: &from.values,
                 output: &mut to.values,
-                stride: from.layout.stride,
+                stride,
                 rows: 0..count,
                 weight: &weight,
                 bias: &bias,
                 epsilon: 1e-5,
             });
-            let mut soft = block(&input, panel);
-            let stride = soft.layout.stride;
-            kernel.softmax(Softmax { block: &mut soft.values, stride, rows: 0..count });
+            let mut soft: Blocks = block(&input, panel);
+            vectors.softmax(Softmax { block: &mut soft.values, stride, rows: 0..count });
             let (normed, soft) = (rows(&to, count, columns), rows(&soft, count, columns));
             for ((input, normed), soft) in input.iter().zip(normed).zip(soft) {
                 let x: Vec<f64> = input.iter().copied().map(f64::from).collect();
@@ -97,13 +147,46 @@ proptest! {
                 let sum: f64 = x.iter().map(|x| (x - most).exp()).sum();
                 for i in 0..columns {
                     let wanted = (x[i] - mean) / (variance + 1e-5).sqrt() * f64::from(weight[i]) + f64::from(bias[i]);
-                    prop_assert!((wanted - f64::from(normed[i])).abs() < 2e-5, "{}", kernel.name());
+                    prop_assert!((wanted - f64::from(normed[i])).abs() < 2e-5, "{panel} columns");
                     let wanted = (x[i] - most).exp() / sum;
-                    prop_assert!((wanted - f64::from(soft[i])).abs() < 1e-6, "{}", kernel.name());
+                    prop_assert!((wanted - f64::from(soft[i])).abs() < 1e-6, "{panel} columns");
                 }
             }
         }
     }
+}
+
+/// `left · rightᵀ + bias` by a kernel.
+fn product<T: Operand>(
+    kernel: &Kernel<T>,
+    left: &[Vec<f32>],
+    right: &[Vec<f32>],
+    bias: &[f32],
+) -> Vec<Vec<f32>> {
+    let panel = kernel.columns();
+    let (count, inputs) = (left.len(), left[0].len());
+    let packed = Matrix::<T>::pack(&right.concat(), inputs, bias, panel);
+    let mut out = Blocks::<f32>::zeros(panel, count, right.len(), 1);
+    let extent = Extent {
+        blocks: 1,
+        rows: count,
+    };
+    packed.product(kernel, &block(left, panel), extent, &mut out, Start::Bias, None);
+    rows(&out, count, right.len())
+}
+
+/// How far a product is from what it should be, against the sizes of what is summed.
+fn furthest_product(left: &[Vec<f32>], right: &[Vec<f32>], bias: &[f32], found: &[Vec<f32>]) -> f64 {
+    let mut furthest = 0.0_f64;
+    for (left, found) in left.iter().zip(found) {
+        for ((right, bias), found) in right.iter().zip(bias).zip(found) {
+            let products = left.iter().zip(right).map(|(l, r)| f64::from(*l) * f64::from(*r));
+            let wanted = f64::from(*bias) + products.clone().sum::<f64>();
+            let size = 1.0 + products.map(f64::abs).sum::<f64>();
+            furthest = furthest.max((wanted - f64::from(*found)).abs() / size);
+        }
+    }
+    furthest
 }
 
 /// The error function, by its series and, where that cancels, by its limit.
@@ -122,11 +205,12 @@ fn erf(x: f64) -> f64 {
 #[test]
 fn activations_are_those_of_their_formulas() {
     let inputs: Vec<f32> = (-1280..1280).map(|i| i as f32 / 64.0).collect();
-    for kernel in all() {
+    for vectors in vectors() {
+        let columns = vectors.columns();
         let of = |activation| {
             let mut values = Aligned::zeros(inputs.len());
             values.copy_from_slice(&inputs);
-            kernel.activate(Activate {
+            vectors.activate(Activate {
                 values: &mut values,
                 activation,
             });
@@ -136,16 +220,14 @@ fn activations_are_those_of_their_formulas() {
             let wanted = f64::from(*x) / (1.0 + (-1.702 * f64::from(*x)).exp());
             assert!(
                 (wanted - f64::from(y)).abs() < 2e-6 * wanted.abs().max(1.0),
-                "{}: {x}",
-                kernel.name()
+                "{columns} columns: {x}"
             );
         }
         for (x, y) in inputs.iter().zip(of(Activation::Gelu)) {
             let wanted = f64::from(*x) * (1.0 + erf(f64::from(*x) / 2_f64.sqrt())) / 2.0;
             assert!(
                 (wanted - f64::from(y)).abs() < 2e-6 * wanted.abs().max(1.0),
-                "{}: {x}",
-                kernel.name()
+                "{columns} columns: {x}"
             );
         }
     }
@@ -167,7 +249,7 @@ const SMALL: Shape = Shape {
 const PIXELS: usize = 3 * SMALL.image_size * SMALL.image_size;
 
 /// The tower by each kind of instructions that suits it, with the same weights.
-fn towers() -> Vec<Tower> {
+fn towers(precision: Precision) -> Vec<Tower> {
     let tower = |instructions| {
         let mut seed = 0;
         let mut take = |_: &str, shape: &[usize]| {
@@ -182,65 +264,108 @@ fn towers() -> Vec<Tower> {
         };
         Tower::load(SMALL, instructions, &mut take).expect("made-up weights")
     };
-    Instructions::for_shape(&SMALL).into_iter().map(tower).collect()
+    let instructions = Instructions::for_shape(&SMALL, precision);
+    instructions.into_iter().map(tower).collect()
+}
+
+fn all_towers() -> Vec<Tower> {
+    let mut all = towers(Precision::F32);
+    all.extend(towers(Precision::Bf16));
+    all
+}
+
+/// The largest difference of two rows.
+fn furthest(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot =
+        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 #[test]
 fn all_instructions_give_the_same() {
-    let towers = towers();
-    assert!(towers.len() > 1, "there are portable ones and others");
     let pixels = noise(1, 3 * PIXELS);
-    let mut states = Vec::new();
-    let features = towers[0].forward(&pixels, Some(&mut states));
-    assert_eq!(features.len(), 3 * SMALL.dim);
-    assert_eq!(states.len(), 3 * SMALL.tokens() * SMALL.width);
-    let close =
-        |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
-    for tower in &towers {
-        let mut others = Vec::new();
-        let found = tower.forward(&pixels, Some(&mut others));
-        assert!(
-            close(&found, &features) && close(&others, &states),
-            "{}",
-            tower.instructions()
-        );
-        assert_eq!(
-            tower.forward(&pixels, None),
-            found,
-            "the same bits without the states"
-        );
+    // What is rounded in between is rounded to the other side now and then.
+    for (precision, apart) in [(Precision::F32, 1e-4), (Precision::Bf16, 3e-2)] {
+        let towers = towers(precision);
+        assert!(towers.len() > 1, "there are portable ones and others");
+        let mut states = Vec::new();
+        let features = towers[0].forward(&pixels, Some(&mut states));
+        assert_eq!(features.len(), 3 * SMALL.dim);
+        assert_eq!(states.len(), 3 * SMALL.tokens() * SMALL.width);
+        for tower in &towers {
+            assert_eq!(tower.precision(), precision);
+            let mut others = Vec::new();
+            let found = tower.forward(&pixels, Some(&mut others));
+            let differences = (furthest(&found, &features), furthest(&others, &states));
+            assert!(
+                differences.0 < apart && differences.1 < apart,
+                "{tower}: {differences:?}"
+            );
+            assert_eq!(
+                tower.forward(&pixels, None),
+                found,
+                "{tower}: the same bits without the states"
+            );
+        }
+    }
+}
+
+#[test]
+fn bfloat16_keeps_directions() {
+    let pixels = noise(4, 5 * PIXELS);
+    let wanted = towers(Precision::F32)[0].forward(&pixels, None);
+    for tower in towers(Precision::Bf16) {
+        let found = tower.forward(&pixels, None);
+        assert_ne!(found, wanted, "{tower} rounds");
+        for (found, wanted) in found.chunks(SMALL.dim).zip(wanted.chunks(SMALL.dim)) {
+            let cosine = cosine(found, wanted);
+            assert!(cosine > 0.9995, "{tower}: {cosine}");
+        }
     }
 }
 
 #[test]
 fn features_depend_on_neither_neighbours_nor_the_number_of_threads() {
     let pixels = noise(2, 70 * PIXELS);
-    for tower in towers() {
+    for tower in all_towers() {
         let together = tower.forward(&pixels, None);
         let alone: Vec<f32> = pixels
             .chunks(PIXELS)
             .flat_map(|image| tower.forward(image, None))
             .collect();
-        assert_eq!(together, alone);
+        assert_eq!(together, alone, "{tower}");
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(3)
             .build()
             .expect("threads");
-        assert_eq!(pool.install(|| tower.forward(&pixels, None)), together);
+        assert_eq!(pool.install(|| tower.forward(&pixels, None)), together, "{tower}");
+        assert!(tower.forward(&[], None).is_empty());
     }
-    assert!(towers()[0].forward(&[], None).is_empty());
 }
 
 #[test]
-fn what_is_no_number_reaches_the_features() {
-    let mut pixels = noise(3, PIXELS);
-    pixels[1000] = f32::NAN;
-    for tower in towers() {
-        let features = tower.forward(&pixels, None);
+fn what_is_no_number_reaches_the_features_of_its_image_alone() {
+    let mut pixels = noise(3, 3 * PIXELS);
+    pixels[PIXELS + 1000] = f32::NAN;
+    for tower in all_towers() {
+        // Twice: what the first leaves behind must not matter.
+        for _ in 0..2 {
+            let features = tower.forward(&pixels, None);
+            for (image, features) in features.chunks(SMALL.dim).enumerate() {
+                let is_wrong = |value: &f32| value.is_nan() == (image == 1);
+                assert!(features.iter().all(is_wrong), "{tower}: image {image}");
+            }
+        }
         assert!(
-            features.iter().all(|value| value.is_nan()),
-            "{}",
-            tower.instructions()
+            tower
+                .forward(&pixels[..PIXELS], None)
+                .iter()
+                .all(|value| !value.is_nan())
         );
     }
 }

@@ -1,0 +1,184 @@
+//! An image tower whose weights are of one type, from pixels to features.
+
+use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use crate::blocks::{Blocks, Extent, copy_columns};
+use crate::kernel::Kernel;
+use crate::layers::{Attending, LayerNorm, Layers, Stream};
+use crate::matrix::{Matrix, Start};
+use crate::operand::Operand;
+use crate::{Shape, Take};
+
+/// Tokens of the images that are computed at a time, for each thread: their activations stay in the caches.
+const TOKENS: usize = 256;
+
+/// The weights, packed, and room for activations.
+pub(crate) struct Packed<T> {
+    kernel: Kernel<T>,
+    shape: Shape,
+    patches: Matrix<T>,
+    /// A block: the class token with its position, then the positions of patches.
+    positions: Blocks,
+    pre_norm: LayerNorm,
+    layers: Layers<T>,
+    post_norm: LayerNorm,
+    projection: Matrix<T>,
+    /// Images that are computed at a time.
+    chunk: usize,
+    room: Mutex<Room<T>>,
+}
+
+/// Memory that forwards use again.
+struct Room<T> {
+    patches: Blocks<T>,
+    /// Patches, projected.
+    embedded: Blocks,
+    /// A block an image.
+    stream: Stream<T>,
+    attending: Attending,
+    /// One block with a row an image: its class token.
+    pooled: Stream<T>,
+    features: Blocks,
+}
+
+impl<T: Operand> Packed<T> {
+    pub(crate) fn load<E>(shape: Shape, kernel: Kernel<T>, take: &mut Take<'_, E>) -> Result<Self, E> {
+        let (width, patch, tokens) = (shape.width, shape.patch_size, shape.tokens());
+        let (panel, inputs) = (kernel.columns(), 3 * patch * patch);
+        let embeddings = "vision_model.embeddings";
+        let patches = take(
+            &format!("{embeddings}.patch_embedding.weight"),
+            &[width, 3, patch, patch],
+        )?;
+        let class = take(&format!("{embeddings}.class_embedding"), &[width])?;
+        let mut positions = take(
+            &format!("{embeddings}.position_embedding.weight"),
+            &[tokens, width],
+        )?;
+        let first = positions.iter_mut().zip(class);
+        first.for_each(|(position, class)| *position += class);
+        let projection = take("visual_projection.weight", &[shape.dim, width])?;
+        let chunk = (TOKENS * rayon::current_num_threads()).div_ceil(tokens);
+        Ok(Self {
+            patches: Matrix::pack(&patches, inputs, &[], panel),
+            positions: in_panels(&positions, width, panel),
+            // The missing letters are in the checkpoints.
+            pre_norm: LayerNorm::load(take, "vision_model.pre_layrnorm", &shape)?,
+            layers: Layers::load(take, "vision_model.encoder", &shape, panel)?,
+            post_norm: LayerNorm::load(take, "vision_model.post_layernorm", &shape)?,
+            projection: Matrix::pack(&projection, width, &[], panel),
+            chunk,
+            room: Mutex::new(Room {
+                patches: Blocks::zeros(panel, tokens, inputs, chunk),
+                embedded: Blocks::zeros(panel, tokens, width, chunk),
+                stream: Stream::new(&shape, panel, tokens, chunk),
+                attending: Attending::new(&shape, panel, chunk),
+                pooled: Stream::new(&shape, panel, chunk, 1),
+                features: Blocks::zeros(panel, chunk, shape.dim, 1),
+            }),
+            shape,
+            kernel,
+        })
+    }
+
+    pub(crate) fn kernel(&self) -> &Kernel<T> {
+        &self.kernel
+    }
+
+    pub(crate) fn forward(&self, pixels: &[f32], mut states: Option<&mut Vec<f32>>) -> Vec<f32> {
+        let image = 3 * self.shape.image_size.pow(2);
+        let mut features = Vec::with_capacity(pixels.len() / image * self.shape.dim);
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        for images in pixels.chunks(self.chunk * image) {
+            self.forward_chunk(images, &mut room, &mut features, states.as_deref_mut());
+        }
+        features
+    }
+
+    fn forward_chunk(
+        &self,
+        pixels: &[f32],
+        room: &mut Room<T>,
+        features: &mut Vec<f32>,
+        states: Option<&mut Vec<f32>>,
+    ) {
+        let kernel = &self.kernel;
+        let vectors = kernel.vectors.as_ref();
+        let Room {
+            patches,
+            embedded,
+            stream,
+            attending,
+            pooled,
+            features: projected,
+        } = room;
+        let images = self.unfold(pixels, patches);
+        let extent = Extent {
+            blocks: images,
+            rows: self.shape.tokens(),
+        };
+        let positions = Start::Block(self.positions.block(0));
+        self.patches
+            .product(kernel, patches, extent, embedded, positions, None);
+        self.pre_norm.forward(vectors, embedded, extent, &mut stream.x);
+        match states {
+            None => self
+                .layers
+                .forward_first(kernel, extent, stream, attending, pooled),
+            Some(states) => {
+                self.layers.forward(kernel, extent, stream, attending);
+                for image in 0..images {
+                    for token in 0..extent.rows {
+                        states.extend(stream.x.row(image, token).flatten());
+                    }
+                }
+                pooled.pool(stream, images);
+            }
+        }
+        let rows = Extent {
+            blocks: 1,
+            rows: images,
+        };
+        self.post_norm
+            .forward(vectors, &pooled.x, rows, &mut pooled.normed);
+        self.projection
+            .product(kernel, &pooled.normed, rows, projected, Start::Bias, None);
+        for image in 0..images {
+            features.extend(projected.row(0, image).flatten().take(self.shape.dim));
+        }
+    }
+
+    /// Patches as rows behind an empty one for the class token, each in the order of the convolution's weights; how many
+    /// images they are of.
+    fn unfold(&self, pixels: &[f32], patches: &mut Blocks<T>) -> usize {
+        let (size, patch, grid) = (self.shape.image_size, self.shape.patch_size, self.shape.grid());
+        let layout = patches.layout;
+        let images = pixels.par_chunks_exact(3 * size * size);
+        let count = images.len();
+        let blocks = patches.values.par_chunks_mut(layout.len());
+        blocks.zip(images).for_each(|(block, image)| {
+            for (channel, plane) in image.chunks_exact(size * size).enumerate() {
+                for (y, line) in plane.chunks_exact(size).take(grid * patch).enumerate() {
+                    let first = (channel * patch + y % patch) * patch;
+                    for (x, piece) in line.chunks_exact(patch).enumerate() {
+                        let token = 1 + y / patch * grid + x;
+                        copy_columns(block, layout, token, first, piece);
+                    }
+                }
+            }
+        });
+        count
+    }
+}
+
+/// Rows of `width` values as a block.
+pub(crate) fn in_panels<T: Operand>(values: &[f32], width: usize, panel: usize) -> Blocks<T> {
+    let mut blocks = Blocks::zeros(panel, values.len() / width, width, 1);
+    let layout = blocks.layout;
+    for (row, values) in values.chunks_exact(width).enumerate() {
+        copy_columns(&mut blocks.values, layout, row, 0, values);
+    }
+    blocks
+}
