@@ -51,6 +51,19 @@ async fn encode_tells_images_a_second() {
     let milliseconds = told["milliseconds"].as_f64().expect("a number");
     assert!((rate * milliseconds - 3000.0).abs() < 1e-6, "{told}");
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("clipkeep/mini-clip: "));
+    let folder = tempfile::tempdir().expect("a folder");
+    for (number, class) in [(0, "poppy"), (1, "snow")] {
+        std::fs::write(folder.path().join(format!("{number}.png")), png(class, number)).expect("written");
+    }
+    for dtype in ["f32", "bf16"] {
+        let flags = format!("encode --batch 3 --seconds 0 --device cpu --json --cosine --dtype {dtype}");
+        let images = ["--images".to_owned(), folder.path().display().to_string()];
+        let told = self::told(&bench([words(&flags), images.to_vec()].concat()).await);
+        let instructions = told["instructions"].as_str().expect("words");
+        assert!(instructions.ends_with(dtype), "{told}");
+        let cosine = told["cosine"].as_f64().expect("a number");
+        assert!((0.999..1.0 + 1e-6).contains(&cosine), "{told}");
+    }
 
     let refused = bench(words("encode --shape vit-h-14")).await;
     let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -109,7 +122,12 @@ async fn http_tells_latencies_and_stages_of_a_server() {
         !metrics.contains("outcome=\"hit\""),
         "no image is like another to a cache: {metrics}"
     );
-    let repeated = told(&run(&path, "--repeat").await);
+    let pictures = tempfile::tempdir().expect("a folder");
+    let picture = pictures.path().join("latencies.svg");
+    let repeated = told(&run(&path, &format!("--repeat --plot {}", picture.display())).await);
+    let drawn = std::fs::read_to_string(&picture).expect("a picture");
+    let answers = format!("{} answers at", repeated["answers"]);
+    assert!(drawn.starts_with("<svg") && drawn.contains(&answers), "{drawn}");
     assert!(repeated["answers"].as_u64().is_some_and(|answers| answers > 3));
     let metrics = Answer::to(server.request(Method::GET, "/metrics")).await.text;
     assert!(metrics.contains("outcome=\"hit\""), "{metrics}");

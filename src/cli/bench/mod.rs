@@ -2,6 +2,7 @@
 
 mod encode;
 mod http;
+mod photographs;
 mod preprocess;
 mod timing;
 

@@ -1,22 +1,22 @@
 //! `clipkeep bench http`: requests with photographs against a server that runs.
 
 mod load;
+mod plot;
 mod stages;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use bytes::Bytes;
 use clap::Args;
 use reqwest::{Client, Url};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::photographs::photographs;
 use super::timing::milliseconds;
 use load::{Answers, Pace, Target};
 use stages::Stages;
@@ -56,6 +56,9 @@ pub(super) struct Http {
     /// A task to be taught meanwhile, as a zip or tar: posted to the URL's `…/tasks` as the measurement begins.
     #[arg(long, value_name = "ARCHIVE")]
     teach: Option<PathBuf>,
+    /// Draw the latencies by percentile, as an SVG.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Print the JSON object alone.
     #[arg(long)]
     json: bool,
@@ -96,8 +99,8 @@ struct Latencies {
 }
 
 impl Latencies {
-    fn of(mut latencies: Vec<Duration>) -> Option<Self> {
-        latencies.sort_unstable();
+    /// Of latencies in order.
+    fn of(latencies: &[Duration]) -> Option<Self> {
         // The smallest latency that so large a share of all does not exceed.
         let at = |share: f64| {
             let place = (share * latencies.len() as f64).ceil() as usize;
@@ -140,7 +143,7 @@ impl Http {
         };
         let before = Stages::read(&http, &self.url).await;
         let Answers {
-            latencies,
+            mut latencies,
             failures,
             took,
         } = load::run(&target, pace, Duration::from_secs_f64(self.seconds)).await;
@@ -150,7 +153,8 @@ impl Http {
             None => None,
         };
         let answers = latencies.len();
-        let Some(milliseconds) = Latencies::of(latencies) else {
+        latencies.sort_unstable();
+        let Some(summary) = Latencies::of(&latencies) else {
             anyhow::bail!("{} gave no good answer: {failures:?}", self.url);
         };
         let measured = Measured {
@@ -160,10 +164,16 @@ impl Http {
             answers,
             failures,
             images_per_second: answers as f64 / took.as_secs_f64(),
-            milliseconds,
+            milliseconds: summary,
             stages: after.since(&before),
             job,
         };
+        if let Some(path) = &self.plot {
+            let all: Vec<f64> = latencies.into_iter().map(milliseconds).collect();
+            let (answers, rate) = (all.len(), measured.images_per_second);
+            let caption = format!("{answers} answers at {rate:.1} images a second");
+            plot::draw(path, &all, &caption)?;
+        }
         if !self.json {
             measured.print();
         }
@@ -198,38 +208,16 @@ impl Measured {
     }
 }
 
-/// The files, and those in the directories, by name.
-fn photographs(paths: &[PathBuf]) -> anyhow::Result<Vec<Bytes>> {
-    let read = |path: &Path| {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        anyhow::Ok(Bytes::from(bytes))
-    };
-    let mut images = Vec::new();
-    for path in paths {
-        if !path.is_dir() {
-            images.push(read(path)?);
-            continue;
-        }
-        let mut files: Vec<PathBuf> = std::fs::read_dir(path)
-            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<Result<_, _>>())
-            .with_context(|| format!("cannot list {}", path.display()))?;
-        files.retain(|file| file.is_file());
-        files.sort();
-        for file in files {
-            images.push(read(&file)?);
-        }
-    }
-    anyhow::ensure!(!images.is_empty(), "there is no photograph to send");
-    Ok(images)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn percentiles_are_latencies_that_were_measured() {
-        let of = |count: u64| Latencies::of((1..=count).rev().map(Duration::from_millis).collect());
+        let of = |count: u64| {
+            let latencies: Vec<Duration> = (1..=count).map(Duration::from_millis).collect();
+            Latencies::of(&latencies)
+        };
         let hundred = of(100).expect("some");
         assert_eq!(
             (hundred.p50, hundred.p90, hundred.p99, hundred.p999),
