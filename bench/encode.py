@@ -2,9 +2,11 @@
 made-up weights, the same threads, runs that take turns.
 
     python3 bench/encode.py --shapes vit-b-32 --batches 1 8 32 --threads 2
+    python3 bench/encode.py --dtype bf16
+    python3 bench/encode.py --dtype bf16 --device cuda:0 --batches 1 8 32 128 256
 
-Installs the others from PyPI into target/bench-venv the first time. Prints images a second, medians over the rounds, and ours
-over the best of the others, which is what counts.
+Installs the others from PyPI into target/bench-venv the first time. Prints images a second, medians over the rounds, ours over
+the best of the others, which is what counts, and the smallest cosine of our features with those in f32 on the CPU.
 """
 
 import argparse
@@ -25,18 +27,23 @@ SHAPES = {
     "vit-l-14": dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14),
 }
 ENGINES = ["torch", "torch-compile", "torch-bf16", "torch-bf16-compile", "onnxruntime", "openvino", "openvino-bf16"]
+# Those that do the same, by our dtype.
+PEERS = {
+    "f32": ["torch", "torch-compile", "onnxruntime", "openvino"],
+    "bf16": ["torch-bf16", "torch-bf16-compile", "openvino-bf16"],
+}
 
 
 class Engines:
     """Ways to run one tower; each is a function from pixels (a NumPy array) that has run once."""
 
-    def __init__(self, shape, threads, names):
+    def __init__(self, shape, threads, device, names):
         import torch
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        self.torch, self.threads = torch, threads
+        self.torch, self.threads, self.device = torch, threads, device
         dim = 768 if shape == "vit-l-14" else 512
         config = CLIPVisionConfig(**SHAPES[shape], projection_dim=dim, image_size=224)
         model = CLIPVisionModelWithProjection._from_config(config, attn_implementation="sdpa").eval()
@@ -67,13 +74,15 @@ class Engines:
 
         torch, model = self.torch, copy.deepcopy(self.model)
         dtype = torch.bfloat16 if "bf16" in options else torch.float32
-        model = model.to(dtype)
+        model = model.to(self.device, dtype, memory_format=torch.channels_last)
         if "compile" in options:
             model = torch.compile(model)
 
         def run(pixels):
+            # Every run ends with the features here, so that a GPU is waited for.
             with torch.inference_mode():
-                return model(torch.from_numpy(pixels).to(dtype)).float().numpy()
+                pixels = torch.from_numpy(pixels).to(self.device, dtype, memory_format=torch.channels_last)
+                return model(pixels).float().cpu().numpy()
 
         return run
 
@@ -98,9 +107,9 @@ class Engines:
         return lambda pixels: model(pixels)[0]
 
 
-def ours(binary, shape, batch, threads, seconds):
-    command = [binary, "bench", "encode", "--json", "--shape", shape, "--batch", str(batch)]
-    command += ["--threads", str(threads), "--seconds", str(seconds)]
+def ours(given, shape, batch, *flags):
+    command = [given.clipkeep, "bench", "encode", "--json", "--shape", shape, "--batch", str(batch), *flags]
+    command += ["--threads", str(given.threads), "--dtype", given.dtype, "--device", given.device]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
@@ -121,17 +130,23 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each engine in each round (default: %(default)s)")
-    parser.add_argument("--engines", nargs="*", choices=ENGINES, default=["torch", "torch-compile", "onnxruntime", "openvino"])
+    parser.add_argument("--dtype", choices=["auto", "f32", "bf16"], default="f32", help="ours (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
+    parser.add_argument("--engines", nargs="*", choices=ENGINES, help="the others (default: those in our dtype)")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
+    if given.engines is None:
+        given.engines = PEERS.get(given.dtype, ENGINES)
+        if given.device != "cpu":
+            given.engines = [name for name in given.engines if name.startswith("torch")]
     environment.enter("bench-venv", PACKAGES)
 
     import numpy
 
-    print("| shape | batch | clipkeep | " + " | ".join(given.engines) + " | ours / best |")
-    print("|---" * (len(given.engines) + 4) + "|", flush=True)
+    print("| shape | batch | clipkeep | " + " | ".join(given.engines) + " | ours / best | cosine |")
+    print("|---" * (len(given.engines) + 5) + "|", flush=True)
     for shape in given.shapes:
-        engines = Engines(shape, given.threads, given.engines)
+        engines = Engines(shape, given.threads, given.device, given.engines)
         runs = {name: engines.make(name) for name in given.engines}
         for batch in given.batches:
             pixels = numpy.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=numpy.float32)
@@ -139,14 +154,15 @@ def main():
                 run(pixels)
             mine, theirs = [], {name: [] for name in runs}
             for _ in range(given.rounds):
-                found = ours(given.clipkeep, shape, batch, given.threads, given.seconds)
+                found = ours(given, shape, batch, "--seconds", str(given.seconds))
                 mine.append(found["images_per_second"])
                 for name, run in runs.items():
                     theirs[name].append(images_per_second(run, pixels, given.seconds))
             of = {name: median(rates) for name, rates in theirs.items()}
             line = " | ".join(f"{rate:.1f}" for rate in of.values())
             ratio = median(mine) / max(of.values(), default=float("nan"))
-            print(f"| {shape} | {batch} | {median(mine):.1f} | {line} | {ratio:.2f} |", flush=True)
+            cosine = ours(given, shape, batch, "--seconds", "0", "--cosine")["cosine"]
+            print(f"| {shape} | {batch} | {median(mine):.1f} | {line} | {ratio:.2f} | {cosine:.5f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ impl App {
     /// Serves until [`Self::stopping`] is cancelled, then stops in order.
     ///
     /// # Errors
-    /// When the listener fails.
+    /// When the listener fails, or the device is lost.
     pub async fn run_until_stopped(self) -> anyhow::Result<()> {
         let Self {
             lock: _lock,
@@ -146,12 +146,17 @@ impl App {
             stopping.cancelled().await;
             tokio::time::sleep(drain).await;
         };
+        let mut lost = false;
         tokio::select! {
             served = serve.into_future() => {
                 stopping.cancel();
                 served?;
             }
             () = bounded => tracing::warn!("some requests did not end in time and are not waited for"),
+            () = engine.lost() => {
+                lost = true;
+                stopping.cancel();
+            }
         }
         // What a worker leaves unfinished is in the store as it was last saved; the next start takes it up.
         if tokio::time::timeout(drain, workers.wait()).await.is_err() {
@@ -160,6 +165,8 @@ impl App {
         tokio::task::spawn_blocking(move || engine.stop()).await?;
         store.close().await;
         tracing::info!("stopped");
+        // A supervisor starts another process, which can use the device again.
+        anyhow::ensure!(!lost, "the device is lost to this process");
         Ok(())
     }
 }

@@ -12,12 +12,16 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Result, Tensor};
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::linalg::solvers::Llt;
+use faer::linalg::solvers::{Llt, Solve as _};
 use faer::reborrow::ReborrowMut as _;
 use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+use rayon::prelude::*;
 
 /// The largest triangle that is not cut into two and a square.
 const BLOCK: usize = 256;
+
+/// Most columns that one thread solves for at a time.
+const COLUMNS: usize = 64;
 
 /// Examples whose φ is held in f64 at a time.
 const CHUNK: usize = 256;
@@ -39,7 +43,7 @@ impl Gram {
         let mut square = Mat::<f64>::zeros(size, size);
         let mut sums = Vec::with_capacity(classes.len() * size);
         // Each pass over G costs as much as some hundred examples do, so that small classes share one.
-        let mut chunk = Mat::<f64>::zeros(CHUNK, size);
+        let mut chunk = vec![0.0; CHUNK * size];
         let mut filled = 0;
         for class in classes {
             let mut sum = vec![0.0; size];
@@ -48,22 +52,26 @@ impl Gram {
             while done < count {
                 let taken = (CHUNK - filled).min(count - done);
                 let rows = class.narrow(0, done, taken)?.flatten_all()?.to_vec1::<f32>()?;
-                for (row, values) in (filled..).zip(rows.chunks_exact(size)) {
-                    for (column, (sum, value)) in sum.iter_mut().zip(values).enumerate() {
-                        *sum += f64::from(*value);
-                        chunk[(row, column)] = f64::from(*value);
+                let columns = chunk.par_chunks_exact_mut(CHUNK).zip(&mut sum).enumerate();
+                columns.for_each(|(column, (values, sum))| {
+                    let rows = rows.iter().skip(column).step_by(size).copied();
+                    for (place, value) in values[filled..].iter_mut().zip(rows.map(f64::from)) {
+                        *sum += value;
+                        *place = value;
                     }
-                }
+                });
                 done += taken;
                 filled += taken;
                 if filled == CHUNK {
-                    add_products(square.as_mut(), chunk.as_ref());
+                    let rows = MatRef::from_column_major_slice(&chunk, CHUNK, size);
+                    add_products(square.as_mut(), rows);
                     filled = 0;
                 }
             }
             sums.extend(sum);
         }
-        add_products(square.as_mut(), chunk.as_ref().subrows(0, filled));
+        let rows = MatRef::from_column_major_slice(&chunk, CHUNK, size);
+        add_products(square.as_mut(), rows.subrows(0, filled));
         let packed = (0..size).flat_map(|row| (0..=row).map(move |column| (row, column)));
         Ok(Self {
             packed: packed.map(|place| square[place]).collect(),
@@ -142,8 +150,8 @@ impl Gram {
             .llt(Side::Lower)
             .map_err(|error| candle_core::Error::msg(format!("random features are singular: {error:?}")))?;
         drop(square);
-        let sums = MatRef::from_column_major_slice(&self.sums, self.size, self.classes());
-        let weights = faer::linalg::solvers::Solve::solve(&factor, sums);
+        let mut weights = MatRef::from_column_major_slice(&self.sums, self.size, self.classes()).to_owned();
+        solve_columns(&factor, weights.as_mut());
         Ok(Solution { factor, weights })
     }
 }
@@ -175,6 +183,17 @@ fn add_products(mut square: MatMut<'_, f64>, rows: MatRef<'_, f64>) {
     );
 }
 
+/// Solves for columns in place, on the threads of the pool that it is called in, in the same blocks whatever their number.
+fn solve_columns(factor: &Llt<f64>, columns: MatMut<'_, f64>) {
+    let count = columns.ncols();
+    if count <= COLUMNS {
+        factor.solve_in_place(columns);
+        return;
+    }
+    let (left, right) = columns.split_at_col_mut(count / 2);
+    rayon::join(|| solve_columns(factor, left), || solve_columns(factor, right));
+}
+
 /// The regression of all classes.
 pub(super) struct Solution {
     factor: Llt<f64>,
@@ -198,19 +217,23 @@ impl Solution {
     /// ```
     pub(super) fn left_out(&self, features: &Tensor, columns: &[u32]) -> Result<Vec<f64>> {
         let rows = matrix(features)?;
-        let inverse = faer::linalg::solvers::Solve::solve(&self.factor, rows.transpose());
-        let scores = &rows * &self.weights;
-        let mut left_out = Vec::with_capacity(columns.len() * self.weights.ncols());
-        for (row, own) in columns.iter().enumerate() {
-            let products = rows.row(row).iter().zip(inverse.col(row).iter());
-            let leverage: f64 = products.map(|(a, b)| a * b).sum();
-            let left = (1.0 - leverage).max(f64::EPSILON);
-            left_out.extend((0..self.weights.ncols()).map(|column| {
-                let own = if column == *own as usize { leverage } else { 0.0 };
-                (scores[(row, column)] - own) / left
-            }));
-        }
-        Ok(left_out)
+        let blocks = columns.par_chunks(COLUMNS).enumerate().map(|(block, columns)| {
+            let rows = rows.as_ref().subrows(block * COLUMNS, columns.len());
+            let inverse = self.factor.solve(rows.transpose());
+            let scores = self.weights.transpose() * rows.transpose();
+            let mut left_out = Vec::with_capacity(columns.len() * scores.nrows());
+            for (row, own) in columns.iter().enumerate() {
+                let products = rows.row(row).iter().zip(inverse.col(row).iter());
+                let leverage: f64 = products.map(|(a, b)| a * b).sum();
+                let left = (1.0 - leverage).max(f64::EPSILON);
+                left_out.extend(scores.col(row).iter().enumerate().map(|(column, score)| {
+                    let own = if column == *own as usize { leverage } else { 0.0 };
+                    (score - own) / left
+                }));
+            }
+            left_out
+        });
+        Ok(blocks.collect::<Vec<_>>().concat())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::f64::consts::PI;
 
 use candle_core::{DType, Result, Tensor};
+use rayon::prelude::*;
 
 /// Adam for one tensor (Kingma & Ba 2015, algorithm 1), with their β and ε.
 #[derive(Debug)]
@@ -24,6 +25,9 @@ enum Moments {
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
+
+/// Values that one thread moves at a time.
+const CHUNK: usize = 1 << 14;
 
 impl Adam {
     pub(super) fn new(parameter: &Tensor) -> Result<Self> {
@@ -53,12 +57,11 @@ impl Adam {
             Moments::Plain { first, second } => {
                 let mut next = parameter.flatten_all()?.to_vec1::<f32>()?;
                 let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
-                step_plain(
-                    &mut next,
-                    &gradient,
-                    (first, second),
-                    (rate as f32, epsilon as f32),
-                );
+                let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
+                let parts = next.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+                parts.zip(moments).for_each(|((next, gradient), moments)| {
+                    step_plain(next, gradient, moments, (rate as f32, epsilon as f32));
+                });
                 Tensor::from_vec(next, parameter.shape(), parameter.device())
             }
             Moments::Tensors { first, second } => {

@@ -21,6 +21,7 @@ mod stored;
 
 use candle_core::{DType, Tensor};
 use rand::Rng;
+use rayon::prelude::*;
 
 use super::exemplars;
 use super::gram::Gram;
@@ -86,9 +87,13 @@ impl Statistics {
     /// # Errors
     /// When there is a class without rows.
     pub(super) fn estimate(rows: &[Tensor], kept: Kept, rng: &mut impl Rng) -> candle_core::Result<Self> {
+        let estimated: Vec<_> = rows
+            .par_iter()
+            .map(|rows| ClassStatistics::estimate(rows, kept.rank))
+            .collect();
         let mut classes = Vec::with_capacity(rows.len());
-        for rows in rows {
-            let mut class = ClassStatistics::estimate(rows, kept.rank)?;
+        for (rows, class) in rows.iter().zip(estimated) {
+            let mut class = class?;
             if let Some((count, choice)) = kept.exemplars {
                 class.exemplars = Some(exemplars::choose(rows, count, choice, rng)?);
             }

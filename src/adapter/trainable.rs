@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor, Var};
 use super::objective::Targets;
 
 /// Weights that are trained by gradient. Never changed in place: every step makes a new value.
-pub(super) trait Trainable: Clone {
+pub(super) trait Trainable: Clone + Send {
     /// Its parameters, always in the same order. Those of rank two are what retention is about; vectors stay new.
     fn parameters(&self) -> Vec<&Tensor>;
 

@@ -58,16 +58,36 @@ pub(super) enum Start {
 
 /// A training under way. Owns the only adapter that changes; each step replaces its tensors.
 pub(super) struct Training<'a, A> {
+    batches: Batches<'a>,
+    learner: Learner<'a, A>,
+}
+
+/// Where batches come from.
+struct Batches<'a> {
     lesson: &'a Lesson<'a>,
     /// The new examples as the adapter sees them (n, …).
     inputs: Tensor,
     rehearsal: Option<Rehearsal>,
+    rng: &'a mut ChaCha8Rng,
+}
+
+/// New examples with rehearsed rows of old classes behind them.
+struct Batch {
+    /// As the adapter sees them (n, …).
+    rows: Tensor,
+    /// Their columns (n).
+    columns: Vec<u32>,
+    /// How many of them are rehearsed.
+    rehearsed: usize,
+}
+
+/// What learns from batches.
+struct Learner<'a, A> {
+    lesson: &'a Lesson<'a>,
     pairs: Option<Pairs>,
     penalty: Option<Penalty>,
     adapter: A,
     optimisers: Vec<Adam>,
-    rng: &'a mut ChaCha8Rng,
-    rehearsed: usize,
 }
 
 impl<'a, A: Trainable> Training<'a, A> {
@@ -87,21 +107,28 @@ impl<'a, A: Trainable> Training<'a, A> {
             .hinge
             .map(|hinge| Pairs::among(lesson.anchors, lesson.old.len(), hinge));
         let optimisers = adapter.parameters().into_iter().map(Adam::new);
-        let mut training = Self {
+        let mut batches = Batches {
             inputs: lesson.seen(lesson.rows)?,
             lesson,
             rehearsal,
+            rng,
+        };
+        let mut learner = Learner {
+            lesson,
             pairs: pairs.transpose()?,
             penalty: None,
             optimisers: optimisers.collect::<candle_core::Result<_>>()?,
             adapter,
-            rng,
-            rehearsed: 0,
         };
         if let (Retention::Penalty { strength }, Start::Trained) = (config.retention, start) {
-            training.penalty = training.penalty(strength)?;
+            // Measured on rehearsed rows; without any there is nothing to hold on to.
+            if let Some((rows, columns)) = batches.rehearse(Penalty::ROWS)? {
+                let measured =
+                    Penalty::measure(&learner.adapter, &learner.targets(), (&rows, &columns), strength)?;
+                learner.penalty = Some(measured);
+            }
         }
-        Ok(training)
+        Ok(Self { batches, learner })
     }
 
     pub(super) fn run(
@@ -109,20 +136,31 @@ impl<'a, A: Trainable> Training<'a, A> {
         part: Part,
         observe: &mut dyn FnMut(FitProgress) -> ControlFlow<()>,
     ) -> Result<(A, TrainingReport), FitError> {
-        let examples = self.lesson.labels.len();
-        let config = self.lesson.config;
+        let lesson = self.batches.lesson;
+        let (examples, config) = (lesson.labels.len(), lesson.config);
         let per_epoch = examples.div_ceil(config.batch_size);
-        let epochs = epochs(config, self.lesson.labels);
+        let epochs = epochs(config, lesson.labels);
         let steps = epochs * per_epoch;
-        let peak = peak_rate(config.learning_rate, self.lesson.scale);
+        let peak = peak_rate(config.learning_rate, lesson.scale);
         let mut order: Vec<u32> = (0..examples as u32).collect();
         let mut losses = Vec::with_capacity(steps);
+        let mut rehearsed = 0;
         for epoch in 0..epochs {
-            order.shuffle(self.rng);
-            for batch in order.chunks(config.batch_size) {
+            order.shuffle(self.batches.rng);
+            let mut pending = order.chunks(config.batch_size);
+            let mut drawn = self.batches.next(pending.next())?;
+            while let Some(batch) = drawn {
                 let rate = cosine(peak, losses.len(), steps);
-                let loss = self.step(batch, rate)?;
+                // The next batch does not depend on what is learned from this one.
+                let following = pending.next();
+                let (loss, next) = rayon::join(
+                    || self.learner.step(&batch, rate),
+                    || self.batches.next(following),
+                );
+                let loss = loss?;
+                drawn = next?;
                 losses.push(loss);
+                rehearsed += batch.rehearsed;
                 let step = losses.len();
                 if !loss.is_finite() {
                     return Err(FitError::NotFinite { step, loss });
@@ -147,40 +185,40 @@ impl<'a, A: Trainable> Training<'a, A> {
             steps,
             first_loss: mean(&losses[..per_epoch]),
             last_loss: mean(&losses[steps - per_epoch..]),
-            rehearsed: self.rehearsed,
+            rehearsed,
         };
-        Ok((self.adapter, report))
+        Ok((self.learner.adapter, report))
     }
 
     /// A loss is measured before its update, so the last update has none.
     fn check_last_update(&self, step: usize) -> Result<(), FitError> {
-        if total(&self.adapter.parameters())?.is_finite() {
+        if total(&self.learner.adapter.parameters())?.is_finite() {
             Ok(())
         } else {
             Err(FitError::NotFinite { step, loss: f64::NAN })
         }
     }
+}
 
-    /// One optimiser update on the examples `rows`; its loss before the update.
-    fn step(&mut self, rows: &[u32], rate: f64) -> candle_core::Result<f64> {
+impl Batches<'_> {
+    /// The batch of the examples `rows`; `None` where there are none.
+    fn next(&mut self, rows: Option<&[u32]>) -> candle_core::Result<Option<Batch>> {
+        let Some(rows) = rows else {
+            return Ok(None);
+        };
         let index = Tensor::new(rows, self.inputs.device())?;
-        let mut x = self.inputs.index_select(&index, 0)?;
-        let mut columns: Vec<u32> = rows.iter().map(|&row| self.lesson.labels[row as usize]).collect();
+        let mut batch = Batch {
+            rows: self.inputs.index_select(&index, 0)?,
+            columns: rows.iter().map(|&row| self.lesson.labels[row as usize]).collect(),
+            rehearsed: 0,
+        };
         let count = (rows.len() as f64 * self.lesson.config.rehearsal.per_example()).ceil() as usize;
-        if let Some((old, of)) = self.rehearse(count)? {
-            x = Tensor::cat(&[x, old], 0)?;
-            columns.extend(of);
-            self.rehearsed += count;
+        if let Some((old, columns)) = self.rehearse(count)? {
+            batch.rows = Tensor::cat(&[batch.rows, old], 0)?;
+            batch.columns.extend(columns);
+            batch.rehearsed = count;
         }
-        let mut gradient = self.adapter.gradient(&self.targets(), &x, &columns)?;
-        if let Some(penalty) = &self.penalty {
-            penalty.add(&self.adapter, &mut gradient)?;
-        }
-        let parameters = self.adapter.parameters().into_iter().zip(&gradient.parameters);
-        let next = parameters.zip(&mut self.optimisers);
-        let next = next.map(|((parameter, slope), adam)| adam.step(parameter, slope, rate));
-        self.adapter = self.adapter.with(next.collect::<candle_core::Result<_>>()?);
-        Ok(gradient.loss)
+        Ok(Some(batch))
     }
 
     /// `count` rows of old classes as the adapter sees them, and their columns; `None` where none are rehearsed.
@@ -191,13 +229,22 @@ impl<'a, A: Trainable> Training<'a, A> {
         let (rows, columns) = rehearsal.draw(count, self.rng)?;
         Ok(Some((self.lesson.seen(&rows)?, columns)))
     }
+}
 
-    /// What holds the adapter where it is, measured on rehearsed rows; `None` where none are rehearsed.
-    fn penalty(&mut self, strength: f64) -> candle_core::Result<Option<Penalty>> {
-        let Some((rows, columns)) = self.rehearse(Penalty::ROWS)? else {
-            return Ok(None);
-        };
-        Penalty::measure(&self.adapter, &self.targets(), (&rows, &columns), strength).map(Some)
+impl<A: Trainable> Learner<'_, A> {
+    /// One optimiser update; the batch's loss before it.
+    fn step(&mut self, batch: &Batch, rate: f64) -> candle_core::Result<f64> {
+        let mut gradient = self
+            .adapter
+            .gradient(&self.targets(), &batch.rows, &batch.columns)?;
+        if let Some(penalty) = &self.penalty {
+            penalty.add(&self.adapter, &mut gradient)?;
+        }
+        let parameters = self.adapter.parameters().into_iter().zip(&gradient.parameters);
+        let next = parameters.zip(&mut self.optimisers);
+        let next = next.map(|((parameter, slope), adam)| adam.step(parameter, slope, rate));
+        self.adapter = self.adapter.with(next.collect::<candle_core::Result<_>>()?);
+        Ok(gradient.loss)
     }
 
     fn targets(&self) -> Targets<'_> {

@@ -1,8 +1,10 @@
-//! How many threads tensors are multiplied on.
+//! How many threads tensors are computed on.
 //!
-//! candle looks the number up before every product: in an environment variable or, where that is not set, in the machine's
-//! topology, file by file, which takes longer than many a product. The environment of a running process is not safe to
-//! change, so the program starts itself over with the variable set, once, before anything else has begun.
+//! candle looks the number of threads for a product up before every product: in an environment variable or, where that is not
+//! set, in the machine's topology, file by file, which takes longer than many a product. And it hands large tensors' steps
+//! between products to threads of its own, which wait for one another without sleeping: beside any other work they take longer
+//! than one alone, so there is to be one. The environment of a running process is not safe to change, so the program starts
+//! itself over with the variables set, once, before anything else has begun.
 
 use std::num::NonZeroUsize;
 
@@ -10,6 +12,8 @@ use crate::config::BackboneArgs;
 
 /// Where candle and rayon look.
 const VARIABLE: &str = "RAYON_NUM_THREADS";
+/// Where candle looks for the threads of steps between products.
+const STEPS_VARIABLE: &str = "CANDLE_NUM_THREADS";
 
 /// Goes on in a program whose environment holds the number of threads: that of the command line, or else what the
 /// environment holds already, or else one for each core. Returns where it does so already, or cannot be made to: then all
@@ -19,12 +23,14 @@ pub(super) fn settle(backbone: &BackboneArgs) {
     use std::os::unix::process::CommandExt as _;
 
     let held = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
-    if held.is_some_and(|held: NonZeroUsize| backbone.threads.is_none_or(|wanted| wanted == held)) {
+    let is_held = held.is_some_and(|held: NonZeroUsize| backbone.threads.is_none_or(|wanted| wanted == held));
+    if is_held && std::env::var_os(STEPS_VARIABLE).is_some() {
         return;
     }
     let Ok(program) = std::env::current_exe() else {
         return;
     };
+    let steps = std::env::var_os(STEPS_VARIABLE).unwrap_or_else(|| "1".into());
     let mut arguments = std::env::args_os();
     let name = arguments
         .next()
@@ -32,7 +38,13 @@ pub(super) fn settle(backbone: &BackboneArgs) {
     let error = std::process::Command::new(program)
         .arg0(name)
         .args(arguments)
-        .env(VARIABLE, backbone.threads().to_string())
+        .env(
+            VARIABLE,
+            held.filter(|_| is_held)
+                .map_or_else(|| backbone.threads(), NonZeroUsize::get)
+                .to_string(),
+        )
+        .env(STEPS_VARIABLE, steps)
         .exec();
     eprintln!("clipkeep: {VARIABLE} cannot be set by starting the program over: {error}");
 }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use candle_core::{Tensor, bail};
+use candle_core::{Device, Tensor, bail};
+use tokio_util::sync::CancellationToken;
 
 use super::batching::Policy;
 use super::error::because;
@@ -19,28 +20,37 @@ use crate::metrics;
 pub(super) struct DeviceThread {
     queue: Arc<Queue>,
     last_success: Arc<Mutex<Option<Instant>>>,
+    lost: CancellationToken,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl DeviceThread {
-    /// What it encodes of images with a digest is remembered in `features`.
+    /// What it encodes of images with a digest is remembered in `features`. After a batch that failed, `works` says whether the
+    /// device still does.
     pub(super) fn start(
         backbone: Backbone,
         policy: Policy,
         capacity: usize,
         features: Option<Arc<FeatureCache>>,
+        works: fn(&Device) -> bool,
     ) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::new(policy, capacity));
         let last_success = Arc::new(Mutex::new(None));
+        let lost = CancellationToken::new();
         let thread = std::thread::Builder::new().name("device".to_owned()).spawn({
             let queue = Arc::clone(&queue);
             let last_success = Arc::clone(&last_success);
+            let lost = lost.clone();
             move || {
                 // Whatever ends this thread, callers must learn of it instead of waiting for ever.
                 let _abandon = AbandonOnDrop(&queue);
                 while let Some(batch) = queue.next_batch() {
                     if run(&backbone, &queue, features.as_deref(), batch) {
                         *last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    } else if !works(backbone.device()) {
+                        tracing::error!("the device computes nothing any more");
+                        lost.cancel();
+                        return;
                     }
                 }
             }
@@ -48,6 +58,7 @@ impl DeviceThread {
         Ok(Self {
             queue,
             last_success,
+            lost,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -65,6 +76,11 @@ impl DeviceThread {
         *self.last_success.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Cancelled when the device is lost: nothing is computed from then on.
+    pub(super) fn lost(&self) -> &CancellationToken {
+        &self.lost
+    }
+
     pub(super) fn stop(&self) {
         self.queue.close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -78,6 +94,16 @@ impl Drop for DeviceThread {
     fn drop(&mut self) {
         self.queue.close();
     }
+}
+
+/// Whether a device still computes. An error of CUDA's is often for the life of the process (`CUDA_ERROR_ILLEGAL_ADDRESS` and
+/// its like): whatever is asked of the device afterwards fails with it.
+pub(super) fn computes(device: &Device) -> bool {
+    let sum = || {
+        let one = Tensor::new(&[1.0_f32], device)?;
+        (&one + &one)?.to_vec1::<f32>()
+    };
+    sum().is_ok_and(|sum| sum == [2.0])
 }
 
 struct AbandonOnDrop<'a>(&'a Queue);
@@ -268,4 +294,61 @@ impl Encoded {
 
 fn failed(error: impl std::error::Error + 'static) -> String {
     because(&error)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::clip::{BackboneSource, Dtype};
+
+    /// What one image is answered by a device that `works` or not, and whether it is lost then. The image is of the wrong
+    /// size, so that its batch fails.
+    async fn after_a_failure(works: fn(&Device) -> bool) -> (Result<Output, EngineError>, bool, bool) {
+        let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu, Dtype::F32).await;
+        let backbone = backbone.expect("the embedded backbone");
+        let policy = Policy {
+            max_batch: 1,
+            max_wait: Duration::ZERO,
+            background_batch: 1,
+            background_every: 1,
+            batch_time: Duration::MAX,
+        };
+        let thread = DeviceThread::start(backbone, policy, 8, None, works).expect("a thread");
+        let ask = |values: usize| {
+            let (reply, answer) = oneshot::channel();
+            let pixels = Pixels {
+                values: vec![0.0; values],
+                image: None,
+            };
+            let work = Work {
+                input: Input::Image {
+                    pixels,
+                    asked: Asked::Row(Reads::Features),
+                },
+                enqueued: Instant::now(),
+                reply,
+            };
+            let pushed = thread.push(vec![work], Priority::Interactive);
+            (pushed.is_ok(), answer)
+        };
+        let answer = ask(7).1.await.expect("an answer");
+        let lost = tokio::time::timeout(Duration::from_millis(300), thread.lost().cancelled()).await;
+        let (_, next) = ask(7);
+        (answer, lost.is_ok(), next.await.is_ok())
+    }
+
+    #[tokio::test]
+    async fn a_device_that_computes_nothing_any_more_ends_its_thread() {
+        let (answer, lost, answers) = after_a_failure(|_| false).await;
+        assert!(answer.is_err() && lost && !answers);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_fails_on_a_device_that_works_costs_nothing_else() {
+        let (answer, lost, answers) = after_a_failure(computes).await;
+        assert!(answer.is_err() && !lost && answers);
+    }
 }

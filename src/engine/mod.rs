@@ -34,7 +34,7 @@ use anchors::TextCache;
 pub use anchors::normalised;
 use batching::Policy;
 use decode::DecodePool;
-use device::DeviceThread;
+use device::{DeviceThread, computes};
 pub use error::EngineError;
 use features::FeatureCache;
 pub use look::{Looked, Pixels};
@@ -214,7 +214,13 @@ impl Engine {
             texts: TextCache::new(config.text_cache),
             readout: towers::readout(backbone.image_readout()),
             prompt_tower: backbone.prompt_tower(),
-            device: DeviceThread::start(backbone, config.policy, config.queue_capacity, features.clone())?,
+            device: DeviceThread::start(
+                backbone,
+                config.policy,
+                config.queue_capacity,
+                features.clone(),
+                computes,
+            )?,
             features,
         };
         Ok(Self {
@@ -284,6 +290,11 @@ impl Engine {
         self.encode(vec![grey], Asked::Row(Reads::Features), Priority::Interactive)
             .await
             .map(|_| ())
+    }
+
+    /// Ends when the device is lost, as a GPU is to its process after some errors: only a new process can use it again.
+    pub async fn lost(&self) {
+        self.shared.device.lost().cancelled().await;
     }
 
     /// Finishes the accepted work, then ends the device thread. Blocks; later calls do nothing.
