@@ -67,7 +67,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="theirs (default: %(default)s)")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="of both (default: %(default)s)")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
     python = environment.python_with(*environment.SERVING)
@@ -75,7 +75,7 @@ def main():
         threads, ports = str(given.threads), [environment.free_port(), environment.free_port()]
         # No image comes twice, so that a cache would only cost.
         ours = [given.clipkeep, "serve", "--backbone", "random:vit-b-32", "--data-dir", folder, "--feature-cache-mib", "0"]
-        ours += ["--listen", f"127.0.0.1:{ports[0]}", "--threads", threads]
+        ours += ["--listen", f"127.0.0.1:{ports[0]}", "--threads", threads, "--dtype", given.dtype]
         theirs = [python, Path(__file__).parent / "litserve_clip.py", "--port", str(ports[1])]
         theirs += ["--dtype", given.dtype, "--threads", threads]
         query = urllib.parse.quote(LABELS)

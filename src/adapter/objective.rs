@@ -34,13 +34,31 @@ pub(super) struct Slope {
     lengths: Vec<f64>,
     /// ∂cos, (n, C).
     cosines: Tensor,
+    by: By,
+}
+
+/// What computes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// One pass over the rows, on the CPU.
+    Rows,
+    /// Tensor operators, on any device.
+    Operators,
 }
 
 impl Targets<'_> {
     /// The loss of outputs y (n, D), whose classes are the `columns` (n).
     pub(super) fn slope(&self, y: &Tensor, columns: &[u32]) -> Result<Slope> {
-        let on_cpu = y.device().is_cpu();
-        let (unit, lengths) = if on_cpu {
+        let by = if y.device().is_cpu() {
+            By::Rows
+        } else {
+            By::Operators
+        };
+        self.slope_by(by, y, columns)
+    }
+
+    fn slope_by(&self, by: By, y: &Tensor, columns: &[u32]) -> Result<Slope> {
+        let (unit, lengths) = if by == By::Rows {
             let unit = y.force_contiguous()?;
             let lengths = each_row(&unit, &Normalise)?;
             (unit, lengths)
@@ -55,7 +73,7 @@ impl Targets<'_> {
             None => None,
         };
         let count = columns.len() as f64;
-        let (loss, cosines) = if on_cpu {
+        let (loss, cosines) = if by == By::Rows {
             let scale = self.scale;
             let share = scale / count;
             let entropies = CrossEntropy {
@@ -75,6 +93,7 @@ impl Targets<'_> {
             unit,
             lengths,
             cosines,
+            by,
         };
         match hinge {
             Some(hinge) => slope.with(hinge, columns),
@@ -161,7 +180,7 @@ impl Slope {
     /// ∂y, (n, D), for the `anchors` it was measured against.
     pub(super) fn by_outputs(&self, anchors: &Tensor) -> Result<Tensor> {
         let by_unit = self.cosines.matmul(anchors)?;
-        if by_unit.device().is_cpu() {
+        if self.by == By::Rows {
             each_row_beside(&by_unit, &self.unit, &ByOutputs(&self.lengths))?;
             return Ok(by_unit);
         }
@@ -298,11 +317,19 @@ mod tests {
             scale: 5.0,
             pairs: None,
         };
-        let slope = targets.slope(&y, &COLUMNS)?;
-        assert!((slope.loss - loss.to_scalar::<f64>()?).abs() < 1e-12);
-        let found = |var: &Var| gradients.get(var).cloned().expect("a gradient");
-        assert!(furthest(&slope.by_outputs(&anchors)?, &found(&y))? < 1e-12);
-        assert!(furthest(&slope.by_anchors()?, &found(&anchors))? < 1e-12);
+        for by in [By::Rows, By::Operators] {
+            let slope = targets.slope_by(by, &y, &COLUMNS)?;
+            assert!((slope.loss - loss.to_scalar::<f64>()?).abs() < 1e-12, "{by:?}");
+            let found = |var: &Var| gradients.get(var).cloned().expect("a gradient");
+            assert!(
+                furthest(&slope.by_outputs(&anchors)?, &found(&y))? < 1e-12,
+                "{by:?}"
+            );
+            assert!(
+                furthest(&slope.by_anchors()?, &found(&anchors))? < 1e-12,
+                "{by:?}"
+            );
+        }
         Ok(())
     }
 

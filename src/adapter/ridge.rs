@@ -82,10 +82,16 @@ pub(super) fn random_features(embeddings: &Tensor, projection: &Tensor) -> Resul
 
 /// What a regression needs to know of classes, from the embeddings (n, D) of each.
 pub(super) fn gram(classes: &[Tensor], projection: &Tensor) -> Result<Gram> {
-    let features: Vec<Tensor> = classes
-        .iter()
-        .map(|rows| random_features(rows, projection))
-        .collect::<Result<_>>()?;
+    // One product for all: R is packed once for it.
+    let all = random_features(&Tensor::cat(classes, 0)?, projection)?;
+    let mut first = 0;
+    let of_class = |rows: &Tensor| {
+        let count = rows.dim(0)?;
+        let features = all.narrow(0, first, count);
+        first += count;
+        features
+    };
+    let features: Vec<Tensor> = classes.iter().map(of_class).collect::<Result<_>>()?;
     Gram::of(&features, projection.dim(0)?)
 }
 

@@ -85,7 +85,13 @@ impl Parts {
         let vision = match packed {
             Some(tower) => ImageTower::Cpu(Box::new(tower)),
             None => {
+                let wanted = dtype;
                 let dtype = dtype.of_tensors(device);
+                if wanted == Dtype::Bf16 && dtype == DType::F32 {
+                    tracing::warn!(
+                        "the image tower's shape does not suit packed weights: it computes in f32"
+                    );
+                }
                 let tower = weights.in_dtype(dtype, |weights| VisionTower::load(weights, config))?;
                 ImageTower::Tensors(tower)
             }
@@ -107,7 +113,7 @@ impl Parts {
 }
 
 impl Backbone {
-    /// Loads a backbone that computes on `device`, images in `dtype` and all else in f32. Weights are
+    /// Loads a backbone that computes on `device`, images in `dtype` and texts in f32. Weights are
     /// converted from whatever the file holds.
     pub async fn load(source: &BackboneSource, device: &Device, dtype: Dtype) -> Result<Self, BackboneError> {
         let name = name(source);
@@ -276,7 +282,7 @@ impl Backbone {
     pub fn instructions(&self) -> String {
         match &self.vision {
             ImageTower::Cpu(tower) => tower.to_string(),
-            ImageTower::Tensors(_) => "tensors".to_owned(),
+            ImageTower::Tensors(tower) => format!("tensors {}", tower.dtype().as_str()),
         }
     }
 

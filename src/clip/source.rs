@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use candle_core::Device;
+use rayon::prelude::*;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -247,9 +248,31 @@ pub(super) fn shard_names(index: &[u8]) -> Result<Vec<String>, BackboneError> {
     }
 }
 
+/// Bytes that one thread reads at a time.
+#[cfg(unix)]
+const CHUNK: usize = 8 << 20;
+
+/// A file's bytes, by several threads: what a kernel does to hand over a large file from its cache is work for one processor.
+#[cfg(unix)]
+fn contents(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt as _;
+
+    let file = std::fs::File::open(path)?;
+    let len = usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?;
+    let mut bytes = vec![0; len];
+    let chunks = bytes.par_chunks_mut(CHUNK).enumerate();
+    chunks.try_for_each(|(number, chunk)| file.read_exact_at(chunk, (number * CHUNK) as u64))?;
+    Ok(bytes)
+}
+
+#[cfg(not(unix))]
+fn contents(path: &Path) -> std::io::Result<Vec<u8>> {
+    std::fs::read(path)
+}
+
 /// A file's bytes; `None` if there is no such file.
 fn read(path: &Path) -> Result<Option<Bytes>, BackboneError> {
-    match std::fs::read(path) {
+    match contents(path) {
         Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
         Err(source) if source.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(BackboneError::Read {

@@ -45,12 +45,17 @@ impl DeviceThread {
                 // Whatever ends this thread, callers must learn of it instead of waiting for ever.
                 let _abandon = AbandonOnDrop(&queue);
                 while let Some(batch) = queue.next_batch() {
-                    if run(&backbone, &queue, features.as_deref(), batch) {
-                        *last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                    } else if !works(backbone.device()) {
-                        tracing::error!("the device computes nothing any more");
-                        lost.cancel();
-                        return;
+                    match run(&backbone, &queue, features.as_deref(), works, batch) {
+                        Ran::Well => {
+                            *last_success.lock().unwrap_or_else(PoisonError::into_inner) =
+                                Some(Instant::now());
+                        }
+                        Ran::Badly => {}
+                        Ran::Lost => {
+                            tracing::error!("the device computes nothing any more");
+                            lost.cancel();
+                            return;
+                        }
                     }
                 }
             }
@@ -114,57 +119,74 @@ impl Drop for AbandonOnDrop<'_> {
     }
 }
 
-/// Runs one batch and replies to everyone in it; whether all of it went well.
-fn run(backbone: &Backbone, queue: &Queue, features: Option<&FeatureCache>, batch: Vec<Work>) -> bool {
+/// What became of a batch.
+enum Ran {
+    /// Everyone in it was answered with finite numbers.
+    Well,
+    /// Some were told why they were not.
+    Badly,
+    /// The device is lost. Nobody was told why: callers see an engine that has stopped, as it will have, and a job is taken up
+    /// again by the next process.
+    Lost,
+}
+
+/// Runs one batch and replies to everyone in it.
+fn run(
+    backbone: &Backbone,
+    queue: &Queue,
+    features: Option<&FeatureCache>,
+    works: fn(&Device) -> bool,
+    batch: Vec<Work>,
+) -> Ran {
     let (images, texts): (Vec<_>, Vec<_>) = batch
         .into_iter()
         .partition(|work| matches!(work.input, Input::Image { .. }));
-    [images, texts]
-        .into_iter()
-        .filter(|group| !group.is_empty())
-        .fold(true, |fine, group| {
-            let (inputs, replies): (Vec<_>, Vec<_>) = group
-                .into_iter()
-                .map(|work| (work.input, (work.reply, work.enqueued)))
-                .unzip();
-            let are_images = matches!(inputs.first(), Some(Input::Image { .. }));
-            let started = Instant::now();
-            // A panic in a tensor library must cost one batch, not the server.
-            let outputs = catch_unwind(AssertUnwindSafe(|| encode(backbone, features, inputs)))
-                .unwrap_or_else(|_| Err("a forward panicked".to_owned()));
-            let (outputs, timing) = match outputs {
-                Ok(done) => done,
-                Err(reason) => {
-                    tracing::error!(reason, images = replies.len(), "a batch failed");
-                    for (reply, _) in replies {
-                        let _ = reply.send(Err(EngineError::Backbone(reason.clone())));
-                    }
-                    return false;
+    let mut ran = Ran::Well;
+    for group in [images, texts].into_iter().filter(|group| !group.is_empty()) {
+        let (inputs, replies): (Vec<_>, Vec<_>) = group
+            .into_iter()
+            .map(|work| (work.input, (work.reply, work.enqueued)))
+            .unzip();
+        let are_images = matches!(inputs.first(), Some(Input::Image { .. }));
+        let started = Instant::now();
+        // A panic in a tensor library must cost one batch, not the server.
+        let outputs = catch_unwind(AssertUnwindSafe(|| encode(backbone, features, inputs)))
+            .unwrap_or_else(|_| Err("a forward panicked".to_owned()));
+        let (outputs, timing) = match outputs {
+            Ok(done) => done,
+            Err(reason) => {
+                tracing::error!(reason, images = replies.len(), "a batch failed");
+                if !catch_unwind(AssertUnwindSafe(|| works(backbone.device()))).unwrap_or(false) {
+                    return Ran::Lost;
                 }
+                for (reply, _) in replies {
+                    let _ = reply.send(Err(EngineError::Backbone(reason.clone())));
+                }
+                ran = Ran::Badly;
+                continue;
+            }
+        };
+        metrics::batch_encoded(outputs.len(), timing.encode, timing.head);
+        if are_images {
+            queue.took(outputs.len(), timing.encode);
+        }
+        for ((reply, enqueued), values) in replies.into_iter().zip(outputs) {
+            let timing = Timing {
+                queue: started.saturating_duration_since(enqueued),
+                ..timing
             };
-            metrics::batch_encoded(outputs.len(), timing.encode, timing.head);
-            if are_images {
-                queue.took(outputs.len(), timing.encode);
-            }
-            let mut finite = true;
-            for ((reply, enqueued), values) in replies.into_iter().zip(outputs) {
-                let timing = Timing {
-                    queue: started.saturating_duration_since(enqueued),
-                    ..timing
-                };
-                metrics::queue_waited(timing.queue);
-                let usable = values.iter().all(|value| value.is_finite());
-                finite &= usable;
-                let output = if usable {
-                    Ok(Output { values, timing })
-                } else {
-                    Err(EngineError::NotFinite)
-                };
-                // The caller may have gone away during the forward.
-                let _ = reply.send(output);
-            }
-            fine && finite
-        })
+            metrics::queue_waited(timing.queue);
+            let output = if values.iter().all(|value| value.is_finite()) {
+                Ok(Output { values, timing })
+            } else {
+                ran = Ran::Badly;
+                Err(EngineError::NotFinite)
+            };
+            // The caller may have gone away during the forward.
+            let _ = reply.send(output);
+        }
+    }
+    ran
 }
 
 /// The values that answer each input of a batch, in order.
@@ -304,11 +326,11 @@ mod tests {
     use super::*;
     use crate::clip::{BackboneSource, Dtype};
 
-    /// What one image is answered by a device that `works` or not, and whether it is lost then. The image is of the wrong
-    /// size, so that its batch fails.
-    async fn after_a_failure(works: fn(&Device) -> bool) -> (Result<Output, EngineError>, bool, bool) {
+    /// A thread whose device `works` or not, and what it answers to an image of the wrong size, whose batch fails.
+    async fn after_a_failure(
+        works: fn(&Device) -> bool,
+    ) -> (DeviceThread, Option<Result<Output, EngineError>>) {
         let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu, Dtype::F32).await;
-        let backbone = backbone.expect("the embedded backbone");
         let policy = Policy {
             max_batch: 1,
             max_wait: Duration::ZERO,
@@ -316,39 +338,45 @@ mod tests {
             background_every: 1,
             batch_time: Duration::MAX,
         };
-        let thread = DeviceThread::start(backbone, policy, 8, None, works).expect("a thread");
-        let ask = |values: usize| {
-            let (reply, answer) = oneshot::channel();
-            let pixels = Pixels {
-                values: vec![0.0; values],
-                image: None,
-            };
-            let work = Work {
-                input: Input::Image {
-                    pixels,
-                    asked: Asked::Row(Reads::Features),
-                },
-                enqueued: Instant::now(),
-                reply,
-            };
-            let pushed = thread.push(vec![work], Priority::Interactive);
-            (pushed.is_ok(), answer)
+        let thread = DeviceThread::start(backbone.expect("a backbone"), policy, 8, None, works);
+        let thread = thread.expect("a thread");
+        let answer = ask(&thread).await;
+        (thread, answer)
+    }
+
+    /// `None` where nobody answers.
+    async fn ask(thread: &DeviceThread) -> Option<Result<Output, EngineError>> {
+        let (reply, answer) = oneshot::channel();
+        let pixels = Pixels {
+            values: vec![0.0; 7],
+            image: None,
         };
-        let answer = ask(7).1.await.expect("an answer");
-        let lost = tokio::time::timeout(Duration::from_millis(300), thread.lost().cancelled()).await;
-        let (_, next) = ask(7);
-        (answer, lost.is_ok(), next.await.is_ok())
+        let asked = Asked::Row(Reads::Features);
+        let work = Work {
+            input: Input::Image { pixels, asked },
+            enqueued: Instant::now(),
+            reply,
+        };
+        thread.push(vec![work], Priority::Interactive).ok()?;
+        answer.await.ok()
     }
 
     #[tokio::test]
     async fn a_device_that_computes_nothing_any_more_ends_its_thread() {
-        let (answer, lost, answers) = after_a_failure(|_| false).await;
-        assert!(answer.is_err() && lost && !answers);
+        for works in [(|_| false) as fn(&Device) -> bool, |_| {
+            panic!("the context is gone")
+        }] {
+            let (thread, answer) = after_a_failure(works).await;
+            assert!(answer.is_none(), "the engine has stopped, and says nothing else");
+            let lost = tokio::time::timeout(Duration::from_mins(1), thread.lost().cancelled()).await;
+            assert!(lost.is_ok() && ask(&thread).await.is_none());
+        }
     }
 
     #[tokio::test]
     async fn a_batch_that_fails_on_a_device_that_works_costs_nothing_else() {
-        let (answer, lost, answers) = after_a_failure(computes).await;
-        assert!(answer.is_err() && !lost && answers);
+        let (thread, answer) = after_a_failure(computes).await;
+        assert!(answer.is_some_and(|answer| answer.is_err()));
+        assert!(ask(&thread).await.is_some() && !thread.lost().is_cancelled());
     }
 }

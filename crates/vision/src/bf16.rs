@@ -56,6 +56,7 @@ fn dot_products(product: Product<'_, Pair>) {
         output,
     } = product;
     let (left, panel) = (left.as_chunks::<PAIRS>().0, panel.as_chunks::<COLUMNS>().0);
+    assert!(rows.end <= stride && left.len() >= panel.len() / PAIRS * stride);
     let output = &mut output.as_chunks_mut::<COLUMNS>().0[..rows.len()];
     let groups = rows.len().div_ceil(ROWS);
     for (left, panel) in left.chunks(PARTS * stride).zip(panel.chunks(PARTS * PAIRS)) {
@@ -200,7 +201,15 @@ impl Multiply<Pair> for Amx {
                 let tiles = Tiles::new(rows_of_group);
                 // SAFETY: 64 bytes that the manual allows: palette 1, at most 16 rows of at most 64 bytes. The processor and
                 // the kernel allow tiles, or there would be no value of this type.
-                unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const tiles, options(nostack, readonly)) };
+                unsafe {
+                    asm!(
+                        "ldtilecfg [{}]",
+                        in(reg) &raw const tiles,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack, readonly),
+                    );
+                }
                 configured = rows_of_group;
             }
             let left = &left[(rows.start + from) * PAIRS..];
@@ -228,7 +237,14 @@ impl Multiply<Pair> for Amx {
             }
         }
         // SAFETY: gives the tiles back, so that switches between threads need not save them.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        unsafe {
+            asm!(
+                "tilerelease",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, nomem),
+            );
+        }
     }
 }
 

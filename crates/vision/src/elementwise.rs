@@ -49,14 +49,8 @@ impl<const W: usize> WithSimd for InPanels<LayerNorm<'_, f32>, W> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        let norm = Norm::<W>::of(&self.0);
         let outputs = self.0.output.as_chunks_mut::<W>().0;
-        let norm = Norm::<W> {
-            input: self.0.input.as_chunks().0,
-            stride: self.0.stride,
-            weight: self.0.weight.as_chunks().0,
-            bias: self.0.bias.as_chunks().0,
-            epsilon: self.0.epsilon,
-        };
         for row in self.0.rows {
             let pieces = norm.row(simd, row);
             let outputs = outputs.iter_mut().skip(row).step_by(norm.stride);
@@ -73,14 +67,10 @@ impl<const W: usize, const HALF: usize> WithSimd for InPairs<LayerNorm<'_, Pair>
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        const { assert!(2 * HALF == W) };
+        assert_whole::<S>(HALF);
+        let norm = Norm::<W>::of(&self.0);
         let outputs = self.0.output.as_chunks_mut::<HALF>().0;
-        let norm = Norm::<W> {
-            input: self.0.input.as_chunks().0,
-            stride: self.0.stride,
-            weight: self.0.weight.as_chunks().0,
-            bias: self.0.bias.as_chunks().0,
-            epsilon: self.0.epsilon,
-        };
         for row in self.0.rows {
             let pieces = norm.row(simd, row);
             let outputs = outputs.iter_mut().skip(row).step_by(norm.stride);
@@ -101,6 +91,8 @@ impl<const W: usize, const HALF: usize> WithSimd for InPairs<Round<'_>, W, HALF>
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        const { assert!(2 * HALF == W) };
+        assert_whole::<S>(HALF);
         let rows = self.0.values.as_chunks::<W>().0;
         for (row, out) in rows.iter().zip(self.0.operands.as_chunks_mut::<HALF>().0) {
             let (lower, upper) = row.split_at(HALF);
@@ -130,7 +122,23 @@ struct Piece<'a, S: Simd> {
     scale: S::f32s,
 }
 
+/// Half a row must be whole vectors: what is left over would be left out.
+#[inline(always)]
+fn assert_whole<S: Simd>(half: usize) {
+    assert!(half.is_multiple_of(S::F32_LANES));
+}
+
 impl<'a, const W: usize> Norm<'a, W> {
+    fn of<T>(norm: &LayerNorm<'a, T>) -> Self {
+        Self {
+            input: norm.input.as_chunks().0,
+            stride: norm.stride,
+            weight: norm.weight.as_chunks().0,
+            bias: norm.bias.as_chunks().0,
+            epsilon: norm.epsilon,
+        }
+    }
+
     /// A row, panel by panel.
     #[inline(always)]
     fn row<S: Simd>(&self, simd: S, row: usize) -> impl Iterator<Item = Piece<'a, S>> + use<'a, S, W> {

@@ -111,9 +111,12 @@ pub(crate) fn all() -> Vec<Kernel<f32>> {
     all
 }
 
-/// All that runs here with weights in bfloat16, the best first: the `fast` ones, which have instructions for it, and then those
-/// that have not.
-pub(crate) fn all_bf16(fast: bool) -> Vec<Kernel<Pair>> {
+/// What this processor has made for weights in bfloat16, the best first.
+pub(crate) fn made_for_bf16() -> Vec<Kernel<Pair>> {
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(unused_mut, reason = "x86 alone has some")
+    )]
     let mut all = Vec::new();
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V4::try_new() {
@@ -129,9 +132,12 @@ pub(crate) fn all_bf16(fast: bool) -> Vec<Kernel<Pair>> {
             all.push(kernel("avx512bf16", Box::new(products)));
         }
     }
-    if fast {
-        return all;
-    }
+    all
+}
+
+/// All that runs here with weights in bfloat16, the best first: what is made for it, and then vectors of f32.
+pub(crate) fn all_bf16() -> Vec<Kernel<Pair>> {
+    let mut all = made_for_bf16();
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(simd) = pulp::x86::V4::try_new() {

@@ -17,7 +17,7 @@
 //! | `tower` | all of it, from pixels to features |
 //!
 //! Invariants: weights never change; an image's features depend on it alone, bit for bit, whatever shares its batch and
-//! however many threads there are; slices bound every access. Threads are those of the rayon pool that the caller runs in.
+//! however many threads there are; slices bound every access, and in `bf16` lengths that are asserted. Threads are those of the rayon pool that the caller runs in.
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -105,7 +105,7 @@ impl Instructions {
     pub fn for_shape(shape: &Shape, precision: Precision) -> Vec<Self> {
         match precision {
             Precision::F32 => suiting(shape, kernel::all(), By::F32),
-            Precision::Bf16 => suiting(shape, kernel::all_bf16(false), By::Bf16),
+            Precision::Bf16 => suiting(shape, kernel::all_bf16(), By::Bf16),
         }
     }
 
@@ -114,7 +114,7 @@ impl Instructions {
     pub fn made_for(shape: &Shape, precision: Precision) -> Vec<Self> {
         match precision {
             Precision::F32 => Self::for_shape(shape, precision),
-            Precision::Bf16 => suiting(shape, kernel::all_bf16(true), By::Bf16),
+            Precision::Bf16 => suiting(shape, kernel::made_for_bf16(), By::Bf16),
         }
     }
 

@@ -72,6 +72,10 @@ impl<T: Operand> Matrix<T> {
         activation: Option<Activation>,
     ) {
         let layout = out.layout;
+        assert!(
+            O::VALUES == 1 || !matches!(start, Start::Residual),
+            "what is rounded is no sum to go on with"
+        );
         assert_eq!(
             (left.layout.panels * kernel.columns(), left.layout.stride),
             (self.inputs, layout.stride)

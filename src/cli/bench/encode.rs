@@ -86,7 +86,7 @@ impl Encode {
             let limits = self.backbone.offline_engine().limits;
             let images = photographs(&self.images)?.into_iter().cycle().take(batch);
             let pixels = images.map(|bytes| processor.process(&bytes, limits));
-            let pixels: Vec<Vec<f32>> = pixels.collect::<Result<_, _>>().context("no image")?;
+            let pixels: Vec<Vec<f32>> = pixels.collect::<Result<_, _>>().context("a file is no image")?;
             pixels.concat()
         };
         let pixels = Tensor::from_vec(pixels, (batch, 3, side, side), &Device::Cpu)?;
@@ -135,5 +135,8 @@ fn least_cosine(wanted: &Tensor, found: &Tensor) -> anyhow::Result<f64> {
     let dot = |a: &Tensor, b: &Tensor| (a * b)?.sum(D::Minus1);
     let lengths = (dot(wanted, wanted)?.sqrt()? * dot(found, found)?.sqrt()?)?;
     let cosines = (dot(wanted, found)? / lengths)?.to_vec1::<f32>()?;
-    Ok(cosines.into_iter().map(f64::from).fold(f64::INFINITY, f64::min))
+    let least = cosines
+        .into_iter()
+        .reduce(|least, cosine| if cosine >= least { least } else { cosine });
+    Ok(f64::from(least.unwrap_or(f32::NAN)))
 }

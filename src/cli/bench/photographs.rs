@@ -26,6 +26,6 @@ pub(super) fn photographs(paths: &[PathBuf]) -> anyhow::Result<Vec<Bytes>> {
             images.push(read(&file)?);
         }
     }
-    anyhow::ensure!(!images.is_empty(), "there is no photograph to send");
+    anyhow::ensure!(!images.is_empty(), "there is no photograph");
     Ok(images)
 }

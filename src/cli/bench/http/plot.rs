@@ -6,7 +6,7 @@ use plotters::prelude::*;
 
 /// In pixels.
 const SIZE: (u32, u32) = (900, 520);
-/// Points of the curve: 1 − 10^(−x) for so many x up to the finest percentile.
+/// Points of the curve before the slowest answer: 1 − 10^(−x) for so many x.
 const POINTS: u32 = 200;
 
 /// Draws latencies in milliseconds, sorted, by percentile as an SVG. The horizontal axis counts nines: half of it is what is
@@ -39,10 +39,11 @@ fn drawn(path: &Path, latencies: &[f64], caption: &str) -> Result<(), Box<dyn st
         .x_labels(nines.ceil() as usize + 1)
         .x_label_formatter(&|nines| percentile(*nines))
         .draw()?;
-    let points = (0..=POINTS).map(|point| {
+    let points = (0..POINTS).map(|point| {
         let x = nines * f64::from(point) / f64::from(POINTS);
         (x, at(latencies, x))
     });
+    let points = points.chain([(nines, *slowest)]);
     chart.draw_series(LineSeries::new(points, BLUE.stroke_width(2)))?;
     root.present()?;
     Ok(())
