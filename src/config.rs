@@ -65,8 +65,8 @@ pub struct BackboneArgs {
         value_name = "auto|cpu|cuda:N"
     )]
     pub device: DeviceChoice,
-    /// What images are encoded in, f32 or bf16. `auto` takes bf16 on a GPU, and on the CPU where it has instructions for it, if
-    /// that is faster and features keep a cosine of 0.999 with those of f32.
+    /// What images are encoded in, f32 or bf16. `auto` takes bf16 on a GPU, and on a processor with instructions for it if
+    /// features keep a cosine of 0.999 with those of f32.
     #[arg(
         long,
         env = "CLIPKEEP_DTYPE",

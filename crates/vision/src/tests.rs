@@ -296,6 +296,9 @@ fn all_instructions_give_the_same() {
     for (precision, apart) in [(Precision::F32, 1e-4), (Precision::Bf16, 3e-2)] {
         let towers = towers(precision);
         assert!(towers.len() > 1, "there are portable ones and others");
+        // Says which ones this processor compares.
+        let names: Vec<String> = towers.iter().map(Tower::to_string).collect();
+        eprintln!("compared {}", names.join(", "));
         let mut states = Vec::new();
         let features = towers[0].forward(&pixels, Some(&mut states));
         assert_eq!(features.len(), 3 * SMALL.dim);
