@@ -23,14 +23,15 @@ pub(super) fn settle(backbone: &BackboneArgs) {
     use std::os::unix::process::CommandExt as _;
 
     let held = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
-    let is_held = held.is_some_and(|held: NonZeroUsize| backbone.threads.is_none_or(|wanted| wanted == held));
-    if is_held && std::env::var_os(STEPS_VARIABLE).is_some() {
+    let held = held.filter(|held: &NonZeroUsize| backbone.threads.is_none_or(|wanted| wanted == *held));
+    let steps = std::env::var_os(STEPS_VARIABLE);
+    if held.is_some() && steps.is_some() {
         return;
     }
+    let threads = held.map_or_else(|| backbone.threads(), NonZeroUsize::get);
     let Ok(program) = std::env::current_exe() else {
         return;
     };
-    let steps = std::env::var_os(STEPS_VARIABLE).unwrap_or_else(|| "1".into());
     let mut arguments = std::env::args_os();
     let name = arguments
         .next()
@@ -38,15 +39,12 @@ pub(super) fn settle(backbone: &BackboneArgs) {
     let error = std::process::Command::new(program)
         .arg0(name)
         .args(arguments)
-        .env(
-            VARIABLE,
-            held.filter(|_| is_held)
-                .map_or_else(|| backbone.threads(), NonZeroUsize::get)
-                .to_string(),
-        )
-        .env(STEPS_VARIABLE, steps)
+        .env(VARIABLE, threads.to_string())
+        .env(STEPS_VARIABLE, steps.unwrap_or_else(|| "1".into()))
         .exec();
-    eprintln!("clipkeep: {VARIABLE} cannot be set by starting the program over: {error}");
+    eprintln!(
+        "clipkeep: {VARIABLE} and {STEPS_VARIABLE} cannot be set by starting the program over: {error}"
+    );
 }
 
 /// There is no way to go on as another program in the same process.

@@ -85,14 +85,13 @@ impl Parts {
         let vision = match packed {
             Some(tower) => ImageTower::Cpu(Box::new(tower)),
             None => {
-                let wanted = dtype;
-                let dtype = dtype.of_tensors(device);
-                if wanted == Dtype::Bf16 && dtype == DType::F32 {
+                let found = dtype.of_tensors(device);
+                if dtype == Dtype::Bf16 && found == DType::F32 {
                     tracing::warn!(
                         "the image tower's shape does not suit packed weights: it computes in f32"
                     );
                 }
-                let tower = weights.in_dtype(dtype, |weights| VisionTower::load(weights, config))?;
+                let tower = weights.in_dtype(found, |weights| VisionTower::load(weights, config))?;
                 ImageTower::Tensors(tower)
             }
         };

@@ -14,7 +14,7 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use crate::kernel::{Multiply, Product};
+use crate::kernel::{Multiply, Product, groups};
 use crate::operand::Pair;
 
 /// W: a row of a panel of pairs is a cache line, and a row of a tile.
@@ -58,11 +58,9 @@ fn dot_products(product: Product<'_, Pair>) {
     let (left, panel) = (left.as_chunks::<PAIRS>().0, panel.as_chunks::<COLUMNS>().0);
     assert!(rows.end <= stride && left.len() >= panel.len() / PAIRS * stride);
     let output = &mut output.as_chunks_mut::<COLUMNS>().0[..rows.len()];
-    let groups = rows.len().div_ceil(ROWS);
     for (left, panel) in left.chunks(PARTS * stride).zip(panel.chunks(PARTS * PAIRS)) {
-        for group in 0..groups {
-            let [from, to] = [group, group + 1].map(|group| group * rows.len() / groups);
-            let (output, first) = (&mut output[from..to], rows.start + from);
+        for group in groups(rows.len(), ROWS) {
+            let (first, output) = (rows.start + group.start, &mut output[group]);
             match output.len() {
                 12 => micro::<12>(left, stride, first, panel, output),
                 11 => micro::<11>(left, stride, first, panel, output),
@@ -191,12 +189,9 @@ impl Multiply<Pair> for Amx {
         let panels = panel.len() / (COLUMNS * PAIRS);
         assert!(panels > 0 && rows.end <= stride);
         assert!(left.len() >= panels * stride * PAIRS && output.len() >= count * COLUMNS);
-        // Equal groups: what a tile costs is its rows.
-        let groups = count.div_ceil(2 * TILE);
         let mut configured = 0;
-        for group in 0..groups {
-            let [from, to] = [group, group + 1].map(|group| group * count / groups);
-            let rows_of_group = to - from;
+        for group in groups(count, 2 * TILE) {
+            let rows_of_group = group.len();
             if rows_of_group != configured {
                 let tiles = Tiles::new(rows_of_group);
                 // SAFETY: 64 bytes that the manual allows: palette 1, at most 16 rows of at most 64 bytes. The processor and
@@ -212,8 +207,8 @@ impl Multiply<Pair> for Amx {
                 }
                 configured = rows_of_group;
             }
-            let left = &left[(rows.start + from) * PAIRS..];
-            let output = &mut output[from * COLUMNS..to * COLUMNS];
+            let left = &left[(rows.start + group.start) * PAIRS..];
+            let output = &mut output[group.start * COLUMNS..group.end * COLUMNS];
             // SAFETY: rows up to `rows.end ≤ stride` of `panels` panels are read, which `left` was asserted to hold; all of
             // `panel` is; and `output` has a line for each row of the group.
             unsafe {

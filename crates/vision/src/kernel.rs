@@ -246,12 +246,9 @@ impl<const W: usize, const VECTORS: usize> WithSimd for Singly<'_, W, VECTORS> {
         let (left, panel) = (left.as_chunks::<W>().0, panel.as_chunks::<W>().0);
         let output = &mut output.as_chunks_mut::<W>().0[..rows.len()];
         let parts = (DEPTH / W).max(1);
-        // Equal groups: a last one of a single row would wait for each of its sums.
-        let groups = rows.len().div_ceil(ROWS);
         for (left, panel) in left.chunks(parts * stride).zip(panel.chunks(parts * W)) {
-            for group in 0..groups {
-                let [from, to] = [group, group + 1].map(|group| group * rows.len() / groups);
-                let (output, first) = (&mut output[from..to], rows.start + from);
+            for group in groups(rows.len(), ROWS) {
+                let (first, output) = (rows.start + group.start, &mut output[group]);
                 match output.len() {
                     6 => micro::<S, W, VECTORS, 6>(simd, left, stride, first, panel, output),
                     5 => micro::<S, W, VECTORS, 5>(simd, left, stride, first, panel, output),
@@ -263,6 +260,14 @@ impl<const W: usize, const VECTORS: usize> WithSimd for Singly<'_, W, VECTORS> {
             }
         }
     }
+}
+
+/// So many rows in groups of at most `most`, as equal as can be: a last one of a single row would wait for each of its sums, and
+/// what a tile costs is its rows.
+#[inline(always)]
+pub(crate) fn groups(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let groups = rows.div_ceil(most);
+    (0..groups).map(move |group| group * rows / groups..(group + 1) * rows / groups)
 }
 
 /// `M` rows against a part of a panel.
