@@ -13,6 +13,7 @@
 use candle_core::{DType, Result, Tensor};
 use faer::linalg::solvers::Solve as _;
 
+use super::embedding::against;
 use super::statistics::Statistics;
 use super::whitening::{Scatter, means};
 
@@ -46,7 +47,7 @@ impl Affine {
 
     /// Embeddings (n, D) to logits (n, C).
     pub(super) fn logits(&self, embeddings: &Tensor) -> Result<Tensor> {
-        embeddings.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
+        against(embeddings, &self.weight)?.broadcast_add(&self.bias)
     }
 
     /// C and D.

@@ -10,6 +10,8 @@
 
 use rayon::prelude::*;
 
+use super::rowwise::sum;
+
 /// What several ways of scoring say about some examples.
 pub(super) struct Scores<'a> {
     /// Each way's scores, (n, C) row by row.
@@ -97,35 +99,43 @@ impl Scores<'_> {
         let count = self.columns.len() as f64;
         let smoothing = 1.0 / (count + 1.0);
         let mut slope = Slope::zero(self.terms.len());
+        let mut logits = vec![0.0; self.width];
         for (row, own) in (first..).zip(columns) {
-            let scores: Vec<&[f64]> = self
-                .terms
-                .iter()
-                .map(|term| &term[row * self.width..(row + 1) * self.width])
-                .collect();
-            let logits: Vec<f64> = (0..self.width)
-                .map(|c| scores.iter().zip(weights).map(|(s, w)| s[c] * w).sum())
-                .collect();
-            let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let mut chances: Vec<f64> = logits.iter().map(|logit| (logit - highest).exp()).collect();
-            let sum: f64 = chances.iter().sum();
-            for chance in &mut chances {
-                *chance /= sum;
+            let scores = |term: usize| &self.terms[term][row * self.width..(row + 1) * self.width];
+            let terms = 0..self.terms.len();
+            logits.fill(0.0);
+            for (term, weight) in terms.clone().zip(weights) {
+                let pairs = logits.iter_mut().zip(scores(term));
+                pairs.for_each(|(logit, score)| *logit += score * weight);
             }
-
             let own = *own as usize;
             let target = |values: &[f64]| {
-                let mean = values.iter().sum::<f64>() / self.width as f64;
+                let mean = sum(values, values, |value, _| value) / self.width as f64;
                 (1.0 - smoothing) * values[own] + smoothing * mean
             };
-            slope.loss += (highest + sum.ln() - target(&logits)) / count;
-            let means: Vec<f64> = scores.iter().map(|s| dot(s, &chances)).collect();
-            for (k, first) in slope.first.iter_mut().enumerate() {
-                *first += (means[k] - target(scores[k])) / count;
-                for (l, second) in slope.second[k].iter_mut().enumerate() {
-                    let products = scores[k].iter().zip(scores[l]).zip(&chances);
-                    let product: f64 = products.map(|((a, b), chance)| a * b * chance).sum();
-                    *second += (product - means[k] * means[l]) / count;
+            let aim = target(&logits);
+            let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let chances = &mut logits;
+            for chance in chances.iter_mut() {
+                *chance = (*chance - highest).exp();
+            }
+            let all = sum(chances, chances, |chance, _| chance);
+            slope.loss += (highest + all.ln() - aim) / count;
+
+            let mean = |scores: &[f64]| sum(scores, chances, |score, chance| score * chance) / all;
+            let means: Vec<f64> = terms.clone().map(|term| mean(scores(term))).collect();
+            let mut weighted = vec![0.0; self.width];
+            for k in terms {
+                slope.first[k] += (means[k] - target(scores(k))) / count;
+                let triples = weighted.iter_mut().zip(scores(k)).zip(chances.iter());
+                triples.for_each(|((product, score), chance)| *product = score * chance);
+                for l in 0..=k {
+                    let product = sum(&weighted, scores(l), |a, b| a * b) / all;
+                    let second = (product - means[k] * means[l]) / count;
+                    slope.second[k][l] += second;
+                    if l < k {
+                        slope.second[l][k] += second;
+                    }
                 }
             }
         }
@@ -178,10 +188,6 @@ fn newton(slope: &Slope, free: &[usize]) -> Vec<f64> {
         }
         _ => (0..free.len()).map(|k| first(k) / second(k, k)).collect(),
     }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 #[cfg(test)]

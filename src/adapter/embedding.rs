@@ -7,6 +7,9 @@ use crate::domain::Features;
 /// Lengths below this count as this, so that an all-zero row stays zero instead of becoming not-a-number.
 pub(super) const SHORTEST: f64 = 1e-12;
 
+/// Fewer rows than this are multiplied by reading the other matrix as it lies, which for more is packed first.
+const FEW: usize = 64;
+
 /// Stored features as one tensor (n, D) of f32.
 ///
 /// # Errors
@@ -23,6 +26,15 @@ pub fn stack(features: &[Features], device: &Device) -> Result<Tensor> {
 /// Rows (n, D) scaled to length 1.
 pub fn normalise(rows: &Tensor) -> Result<Tensor> {
     rows.broadcast_div(&lengths(rows)?)
+}
+
+/// The products of rows (n, D) with each of C vectors (C, D), as (n, C): `rows · vectorsᵀ`.
+pub(super) fn against(rows: &Tensor, vectors: &Tensor) -> Result<Tensor> {
+    if rows.dim(0)? < FEW {
+        vectors.matmul(&rows.t()?)?.t()?.contiguous()
+    } else {
+        rows.matmul(&vectors.t()?)
+    }
 }
 
 /// The mean of each class's rows as unit rows (C, D): what stands for a class whose label says nothing. `labels` (n)
@@ -52,6 +64,20 @@ mod tests {
         let rows = Tensor::new(&[[3.0_f32, 4.0], [30.0, 40.0], [0.0, 0.0]], &Device::Cpu)?;
         let expected = vec![vec![0.6, 0.8], vec![0.6, 0.8], vec![0.0, 0.0]];
         assert_eq!(normalise(&rows)?.to_vec2::<f32>()?, expected);
+        Ok(())
+    }
+
+    #[test]
+    fn few_rows_and_many_are_multiplied_alike() -> Result<()> {
+        let values = |rows: usize| Tensor::arange(0_f32, (rows * 3) as f32, &Device::Cpu)?.reshape((rows, 3));
+        for rows in [1, FEW - 1, FEW] {
+            let (rows, vectors) = (values(rows)?, values(5)?);
+            let expected = rows.matmul(&vectors.t()?)?;
+            assert_eq!(
+                against(&rows, &vectors)?.to_vec2::<f32>()?,
+                expected.to_vec2::<f32>()?
+            );
+        }
         Ok(())
     }
 

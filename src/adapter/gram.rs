@@ -7,24 +7,23 @@
 //! Both are additive: that of several tasks is the sum of theirs, in any order, and a task that is left out has never been
 //! there. Of G the lower triangle is kept.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
-use faer::linalg::matmul::matmul;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::linalg::solvers::{Llt, Solve as _};
-use faer::reborrow::ReborrowMut as _;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+use faer::linalg::solvers::DenseSolveCore as _;
+use faer::{Mat, MatMut, MatRef, Side};
 use rayon::prelude::*;
 
-/// The largest triangle that is not cut into two and a square.
-const BLOCK: usize = 256;
+use super::cholesky::{Cholesky, add_products};
 
-/// Most columns that one thread solves for at a time.
-const COLUMNS: usize = 64;
-
-/// Examples whose φ is held in f64 at a time.
+/// Examples whose φ is held in f64 at a time: a pass over G costs as much as some hundred do.
 const CHUNK: usize = 256;
+
+/// Columns of f32 that a line of the cache holds.
+const LINE: usize = 16;
+
+/// Examples that one thread leaves out at a time.
+const ROWS: usize = 128;
 
 /// G and S.
 #[derive(Debug, Clone)]
@@ -38,43 +37,51 @@ pub struct Gram {
 }
 
 impl Gram {
-    /// Of classes from their φ, each (n, M).
-    pub(super) fn of(classes: &[Tensor], size: usize) -> Result<Self> {
-        let mut square = Mat::<f64>::zeros(size, size);
-        let mut sums = Vec::with_capacity(classes.len() * size);
-        // Each pass over G costs as much as some hundred examples do, so that small classes share one.
-        let mut chunk = vec![0.0; CHUNK * size];
-        let mut filled = 0;
-        for class in classes {
-            let mut sum = vec![0.0; size];
-            let count = class.dim(0)?;
-            let mut done = 0;
-            while done < count {
-                let taken = (CHUNK - filled).min(count - done);
-                let rows = class.narrow(0, done, taken)?.flatten_all()?.to_vec1::<f32>()?;
-                let columns = chunk.par_chunks_exact_mut(CHUNK).zip(&mut sum).enumerate();
-                columns.for_each(|(column, (values, sum))| {
-                    let rows = rows.iter().skip(column).step_by(size).copied();
-                    for (place, value) in values[filled..].iter_mut().zip(rows.map(f64::from)) {
-                        *sum += value;
-                        *place = value;
+    /// Of the examples of classes (n, D) each, with what makes φ (n, M) of some.
+    pub(super) fn of(
+        classes: &[Tensor],
+        size: usize,
+        features: impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let examples = Tensor::cat(classes, 0)?;
+        let counts = classes.iter().map(|class| class.dim(0));
+        let counts = counts.collect::<Result<Vec<_>>>()?.into_iter().enumerate();
+        let mut class_of = counts.flat_map(|(class, count)| std::iter::repeat_n(class, count));
+        let mut square = vec![0.0; size * size];
+        let mut sums = vec![0.0; classes.len() * size];
+        let mut columns = vec![0.0; CHUNK * size];
+        let all = examples.dim(0)?;
+        for start in (0..all).step_by(CHUNK) {
+            let count = CHUNK.min(all - start);
+            let rows = features(&examples.narrow(0, start, count)?)?;
+            let rows = rows.flatten_all()?.to_vec1::<f32>()?;
+            columns
+                .par_chunks_mut(LINE * CHUNK)
+                .enumerate()
+                .for_each(|(line, columns)| {
+                    for (place, row) in rows.chunks_exact(size).enumerate() {
+                        let places = columns[place..].iter_mut().step_by(CHUNK);
+                        let values = places.zip(&row[line * LINE..]);
+                        values.for_each(|(place, value)| *place = f64::from(*value));
                     }
                 });
-                done += taken;
-                filled += taken;
-                if filled == CHUNK {
-                    let rows = MatRef::from_column_major_slice(&chunk, CHUNK, size);
-                    add_products(square.as_mut(), rows);
-                    filled = 0;
-                }
-            }
-            sums.extend(sum);
+            let columns = MatRef::from_column_major_slice(&columns, CHUNK, size).subrows(0, count);
+            rayon::join(
+                || {
+                    let square = MatMut::from_row_major_slice_mut(&mut square, size, size);
+                    add_products(square, columns, 1.0);
+                },
+                || {
+                    for (row, class) in rows.chunks_exact(size).zip(&mut class_of) {
+                        let sum = sums[class * size..].iter_mut().zip(row);
+                        sum.for_each(|(sum, value)| *sum += f64::from(*value));
+                    }
+                },
+            );
         }
-        let rows = MatRef::from_column_major_slice(&chunk, CHUNK, size);
-        add_products(square.as_mut(), rows.subrows(0, filled));
-        let packed = (0..size).flat_map(|row| (0..=row).map(move |column| (row, column)));
+        let rows = square.chunks_exact(size).enumerate();
         Ok(Self {
-            packed: packed.map(|place| square[place]).collect(),
+            packed: rows.flat_map(|(row, values)| &values[..=row]).copied().collect(),
             size,
             sums,
         })
@@ -138,65 +145,25 @@ impl Gram {
     /// # Errors
     /// When λ is too small for G to be told from a singular matrix.
     pub(super) fn solve(&self, lambda: f64) -> Result<Solution> {
-        let mut square = Mat::<f64>::zeros(self.size, self.size);
-        let mut values = self.packed.iter();
-        for row in 0..self.size {
-            for (column, value) in (0..=row).zip(&mut values) {
-                square[(row, column)] = *value;
-            }
-            square[(row, row)] += lambda;
+        let mut square = vec![0.0; self.size * self.size];
+        let mut packed = self.packed.as_slice();
+        for (row, values) in square.chunks_exact_mut(self.size).enumerate() {
+            let (known, rest) = packed.split_at(row + 1);
+            values[..=row].copy_from_slice(known);
+            values[row] += lambda;
+            packed = rest;
         }
-        let factor = square
-            .llt(Side::Lower)
-            .map_err(|error| candle_core::Error::msg(format!("random features are singular: {error:?}")))?;
-        drop(square);
+        let factor = Cholesky::of(square, self.size)
+            .map_err(|error| error.context("λ is too small for these random features"))?;
         let mut weights = MatRef::from_column_major_slice(&self.sums, self.size, self.classes()).to_owned();
-        solve_columns(&factor, weights.as_mut());
+        factor.solve(weights.as_mut());
         Ok(Solution { factor, weights })
     }
 }
 
-/// Adds Φᵀ Φ of rows Φ (n, M) to the lower triangle of `square`, on the threads of the pool that it is called in. Cut the same
-/// way whatever their number, so that it does not matter.
-fn add_products(mut square: MatMut<'_, f64>, rows: MatRef<'_, f64>) {
-    let size = square.nrows();
-    if size <= BLOCK {
-        triangular::matmul(
-            square,
-            BlockStructure::TriangularLower,
-            Accum::Add,
-            rows.transpose(),
-            BlockStructure::Rectangular,
-            rows,
-            BlockStructure::Rectangular,
-            1.0,
-            Par::Seq,
-        );
-        return;
-    }
-    let half = size / 2;
-    let (left, right) = rows.split_at_col(half);
-    let (upper, _, lower, corner) = square.rb_mut().split_at_mut(half, half);
-    rayon::join(
-        || rayon::join(|| add_products(upper, left), || add_products(corner, right)),
-        || matmul(lower, Accum::Add, right.transpose(), left, 1.0, Par::Seq),
-    );
-}
-
-/// Solves for columns in place, on the threads of the pool that it is called in, in the same blocks whatever their number.
-fn solve_columns(factor: &Llt<f64>, columns: MatMut<'_, f64>) {
-    let count = columns.ncols();
-    if count <= COLUMNS {
-        factor.solve_in_place(columns);
-        return;
-    }
-    let (left, right) = columns.split_at_col_mut(count / 2);
-    rayon::join(|| solve_columns(factor, left), || solve_columns(factor, right));
-}
-
 /// The regression of all classes.
 pub(super) struct Solution {
-    factor: Llt<f64>,
+    factor: Cholesky,
     /// W, (M, C).
     weights: Mat<f64>,
 }
@@ -213,18 +180,18 @@ impl Solution {
     /// of G, and their `columns` of S.
     ///
     /// ```text
-    /// h = φᵀ (G + λ I)⁻¹ φ,   left out: (Wᵀ φ − h · onehot) / (1 − h)        Allen 1974
+    /// left out: (Wᵀ φ − h · onehot) / (1 − h),   h = φᵀ (G + λ I)⁻¹ φ = ‖L⁻¹ φ‖²,   L Lᵀ = G + λ I        Allen 1974
     /// ```
     pub(super) fn left_out(&self, features: &Tensor, columns: &[u32]) -> Result<Vec<f64>> {
         let rows = matrix(features)?;
-        let blocks = columns.par_chunks(COLUMNS).enumerate().map(|(block, columns)| {
-            let rows = rows.as_ref().subrows(block * COLUMNS, columns.len());
-            let inverse = self.factor.solve(rows.transpose());
+        let blocks = columns.par_chunks(ROWS).enumerate().map(|(block, columns)| {
+            let rows = rows.as_ref().subrows(block * ROWS, columns.len());
             let scores = self.weights.transpose() * rows.transpose();
+            let mut halves = rows.transpose().to_owned();
+            self.factor.solve_half(halves.as_mut());
             let mut left_out = Vec::with_capacity(columns.len() * scores.nrows());
             for (row, own) in columns.iter().enumerate() {
-                let products = rows.row(row).iter().zip(inverse.col(row).iter());
-                let leverage: f64 = products.map(|(a, b)| a * b).sum();
+                let leverage = halves.col(row).squared_norm_l2();
                 let left = (1.0 - leverage).max(f64::EPSILON);
                 left_out.extend(scores.col(row).iter().enumerate().map(|(column, score)| {
                     let own = if column == *own as usize { leverage } else { 0.0 };
@@ -250,59 +217,46 @@ fn matrix(rows: &Tensor) -> Result<Mat<f64>> {
 /// Allen 1974), over powers of √10 times the mean square of a feature. `features` are φ (n, M); at least two examples of a
 /// class say something.
 ///
-/// Works on K = Φ Φᵀ = U diag(s) Uᵀ, (n, n), in which the prediction is U diag(s / (s + λ)) Uᵀ Y.
+/// ```text
+/// B = (Φ Φᵀ + λ I)⁻¹, (n, n),   error of example i: Σ_c ((B Y)_ic / B_ii)²,   Y one-hot (n, C)
+/// ```
 pub(super) fn best_lambda(features: &Tensor, columns: &[u32]) -> Result<f64> {
     let rows = matrix(features)?;
     let count = rows.nrows();
-    let kernel = &rows * rows.transpose();
+    let mut kernel = Mat::zeros(count, count);
+    add_products(kernel.as_mut(), rows.transpose(), 1.0);
     let trace: f64 = (0..count).map(|i| kernel[(i, i)]).sum();
     let unit = trace / (count * rows.ncols()).max(1) as f64;
-    let eigen = kernel
-        .self_adjoint_eigen(Side::Lower)
-        .map_err(|error| candle_core::Error::msg(format!("eigenvectors of examples: {error:?}")))?;
-    // Classes in order of appearance: most columns have no example among these.
-    let mut places: HashMap<u32, usize> = HashMap::new();
-    let mut sizes = Vec::new();
-    let class_of: Vec<usize> = columns
-        .iter()
-        .map(|column| {
-            let place = *places.entry(*column).or_insert_with(|| {
-                sizes.push(0_usize);
-                sizes.len() - 1
-            });
-            sizes[place] += 1;
-            place
-        })
-        .collect();
-    let classes = sizes.len();
-    let onehot = Mat::from_fn(count, classes, |row, class| {
-        f64::from(u8::from(class_of[row] == class))
-    });
-    let turned = eigen.U().transpose() * &onehot;
-    let mut best = (f64::INFINITY, unit);
-    for step in -4..=10 {
-        let lambda = unit * 10_f64.powf(f64::from(step) / 2.0);
-        let share = |i: usize| {
-            let value = eigen.S()[i].max(0.0);
-            value / (value + lambda)
-        };
-        let shrunk = Mat::from_fn(count, classes, |i, class| share(i) * turned[(i, class)]);
-        let predicted = eigen.U() * &shrunk;
-        let mut error = 0.0;
-        for (row, class) in class_of.iter().enumerate() {
-            if sizes[*class] < 2 {
-                continue;
-            }
-            let leverage: f64 = (0..count).map(|i| eigen.U()[(row, i)].powi(2) * share(i)).sum();
-            let residuals = (0..classes).map(|class| onehot[(row, class)] - predicted[(row, class)]);
-            let squares: f64 = residuals.map(|residual| residual * residual).sum();
-            error += squares / (1.0 - leverage).max(f64::EPSILON).powi(2);
-        }
-        if error > 0.0 && error < best.0 {
-            best = (error, lambda);
-        }
+    let mut classes: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    for (row, column) in columns.iter().enumerate() {
+        classes.entry(*column).or_default().push(row);
     }
-    Ok(best.1)
+    let error = |lambda: f64| {
+        let mut square = kernel.clone();
+        (0..count).for_each(|i| square[(i, i)] += lambda);
+        let inverse = square.llt(Side::Lower).ok()?.inverse();
+        let mut squares = vec![0.0; count];
+        for of_class in classes.values() {
+            let sums = (0..count).map(|row| of_class.iter().map(|own| inverse[(row, *own)]).sum::<f64>());
+            squares
+                .iter_mut()
+                .zip(sums)
+                .for_each(|(square, sum)| *square += sum * sum);
+        }
+        let several = classes.values().filter(|rows| rows.len() > 1).flatten();
+        let errors = several.map(|row| squares[*row] / inverse[(*row, *row)].powi(2));
+        Some(errors.sum::<f64>()).filter(|error| *error > 0.0)
+    };
+    let tried: Vec<(f64, Option<f64>)> = (-4..=10)
+        .into_par_iter()
+        .map(|step| unit * 10_f64.powf(f64::from(step) / 2.0))
+        .map(|lambda| (lambda, error(lambda)))
+        .collect();
+    let found = tried
+        .into_iter()
+        .filter_map(|(lambda, error)| Some((lambda, error?)));
+    let best = found.min_by(|(_, a), (_, b)| a.total_cmp(b));
+    Ok(best.map_or(unit, |(lambda, _)| lambda))
 }
 
 #[cfg(test)]
@@ -311,28 +265,66 @@ mod tests {
     use crate::adapter::rehearsal::tests::features;
 
     #[test]
-    fn products_are_the_same_on_any_number_of_threads() {
-        const SIZE: usize = 2 * BLOCK + 37;
-        let classes = [features(7, SIZE), features(300, SIZE)];
-        let on = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            let gram = pool.expect("threads").install(|| Gram::of(&classes, SIZE));
-            gram.expect("sums").packed
-        };
-        let found = on(1);
-        assert!(found == on(3));
-        let all: Vec<Vec<f64>> = classes
-            .iter()
-            .flat_map(|rows| rows.to_dtype(DType::F64).and_then(|rows| rows.to_vec2()))
-            .flatten()
-            .collect();
+    fn sums_are_those_of_all_examples_whatever_the_chunks() -> Result<()> {
+        const SIZE: usize = 2 * LINE + 5;
+        let classes = [features(7, SIZE), features(CHUNK, SIZE), features(300, SIZE)];
+        let gram = Gram::of(&classes, SIZE, |rows| Ok(rows.clone()))?;
+        let rows = classes.iter().map(|rows| rows.to_dtype(DType::F64)?.to_vec2());
+        let rows: Vec<Vec<Vec<f64>>> = rows.collect::<Result<_>>()?;
+        let all: Vec<&Vec<f64>> = rows.iter().flatten().collect();
         let places = (0..SIZE).flat_map(|row| (0..=row).map(move |column| (row, column)));
-        for ((row, column), found) in places.zip(&found) {
+        for ((row, column), found) in places.zip(&gram.packed) {
             let expected: f64 = all.iter().map(|values| values[row] * values[column]).sum();
             assert!(
-                (found - expected).abs() < 1e-9,
-                "{row}, {column}: {found} and {expected}"
+                (found - expected).abs() < 1e-9 * expected.abs().max(1.0),
+                "{row}, {column}"
             );
         }
+        for (rows, found) in rows.iter().zip(gram.sums.chunks_exact(SIZE)) {
+            for (column, found) in found.iter().enumerate() {
+                let expected: f64 = rows.iter().map(|values| values[column]).sum();
+                assert!((found - expected).abs() < 1e-9 * expected.abs().max(1.0));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_best_lambda_is_that_of_leaving_out_one_by_one() -> Result<()> {
+        let rows = features(30, 12);
+        let columns: Vec<u32> = (0..30).map(|row| row % 4).collect();
+        let found = best_lambda(&rows, &columns)?;
+        let values = rows.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        let unit = values.iter().flatten().map(|value| value * value).sum::<f64>() / 360.0;
+        let error = |lambda: f64| -> Result<f64> {
+            let left_out = (0..30_u32).map(|out| {
+                let of_class = |class: u32| {
+                    let rest: Vec<u32> = (0..30).filter(|row| *row != out && row % 4 == class).collect();
+                    rows.index_select(&Tensor::new(rest, &Device::Cpu)?, 0)
+                };
+                let classes: Vec<Tensor> = (0..4).map(of_class).collect::<Result<_>>()?;
+                let gram = Gram::of(&classes, 12, |rows| Ok(rows.clone()))?;
+                let weights = gram.solve(lambda)?.weights(&Device::Cpu)?.to_vec2::<f64>()?;
+                let squares = (0_u32..).zip(&weights).map(|(class, weights)| {
+                    let score: f64 = weights
+                        .iter()
+                        .zip(&values[out as usize])
+                        .map(|(a, b)| a * b)
+                        .sum();
+                    (score - f64::from(u8::from(class == out % 4))).powi(2)
+                });
+                Ok(squares.sum::<f64>())
+            });
+            left_out.sum()
+        };
+        let tried = (-4..=10).map(|step| {
+            let lambda = unit * 10_f64.powf(f64::from(step) / 2.0);
+            Ok((lambda, error(lambda)?))
+        });
+        let tried: Vec<(f64, f64)> = tried.collect::<Result<_>>()?;
+        let best = tried.iter().min_by(|(_, a), (_, b)| a.total_cmp(b));
+        let (expected, _) = best.expect("some were tried");
+        assert!((found / expected - 1.0).abs() < 1e-9, "{found} of {tried:?}");
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::{D, Device, Result, Tensor};
 
 use super::affine::Affine;
-use super::embedding::normalise;
+use super::embedding::{against, normalise};
 use super::linear::Linear;
 use super::prompt::Prompted;
 use super::prototypes::Prototypes;
@@ -256,10 +256,7 @@ impl Head {
             }
         }
         if let Some(directions) = directions {
-            add(
-                &mut logits,
-                (directions.matmul(&self.anchors.t()?)? * self.scale)?,
-            )?;
+            add(&mut logits, (against(&directions, &self.anchors)? * self.scale)?)?;
         }
         match logits {
             Some(logits) => logits.narrow(0, 0, length),

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
+use super::embedding::against;
 use super::objective::Targets;
 use super::rowwise::{Number, Pass, each_row_beside};
 use super::trainable::{Gradient, Trainable};
@@ -44,7 +45,7 @@ impl Linear {
 
     /// Rows (n, D) to rows (n, D).
     pub fn apply(&self, rows: &Tensor) -> Result<Tensor> {
-        let moved = rows.matmul(&self.weight.t()?)?;
+        let moved = against(rows, &self.weight)?;
         if !moved.device().is_cpu() {
             return moved.broadcast_add(&self.bias);
         }
@@ -85,9 +86,11 @@ impl Trainable for Linear {
     fn gradient(&self, targets: &Targets<'_>, x: &Tensor, columns: &[u32]) -> Result<Gradient> {
         let slope = targets.slope(&self.apply(x)?, columns)?;
         let by_outputs = slope.by_outputs(targets.anchors)?;
+        // A product with ones: candle sums over rows column by column, far from value to value.
+        let ones = Tensor::ones((1, columns.len()), by_outputs.dtype(), by_outputs.device())?;
         Ok(Gradient {
             loss: slope.loss,
-            parameters: vec![by_outputs.t()?.matmul(x)?, by_outputs.sum(0)?],
+            parameters: vec![by_outputs.t()?.matmul(x)?, ones.matmul(&by_outputs)?.squeeze(0)?],
         })
     }
 }

@@ -18,6 +18,7 @@
 
 mod affine;
 mod calibration;
+mod cholesky;
 mod closed_forms;
 pub mod codec;
 pub mod embedding;

@@ -15,7 +15,7 @@ use candle_core::{Result, Tensor};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
-use super::embedding::normalise;
+use super::embedding::{against, normalise};
 use super::objective::Targets;
 use super::towers::Prompts;
 use super::trainable::{Gradient, Trainable, pulled_back};
@@ -39,7 +39,7 @@ pub struct Prompted {
 impl Prompted {
     /// Embeddings (n, D) to cosines (n, C).
     pub(super) fn cosines(&self, embeddings: &Tensor) -> Result<Tensor> {
-        embeddings.matmul(&self.rows.t()?)
+        against(embeddings, &self.rows)
     }
 
     /// C and D.

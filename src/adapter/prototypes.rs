@@ -9,7 +9,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::embedding::normalise;
+use super::embedding::{against, normalise};
 use super::linear::Linear;
 use super::statistics::Statistics;
 use super::whitening::{Whitening, means};
@@ -37,7 +37,7 @@ impl Prototypes {
     /// Embeddings (n, D) to logits (n, C).
     pub(super) fn logits(&self, embeddings: &Tensor) -> Result<Tensor> {
         let adapted = normalise(&self.adapter.apply(&self.whitening.view(embeddings)?)?)?;
-        adapted.matmul(&self.rows.t()?)? * SCALE
+        against(&adapted, &self.rows)? * SCALE
     }
 
     /// C and D.

@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
+use super::embedding::against;
 use super::gram::{Gram, Solution};
 
 /// The regression of all classes.
@@ -61,7 +62,7 @@ impl Ridge {
 
     /// Embeddings (n, D) to scores (n, C), which are no logits yet.
     pub(super) fn scores(&self, embeddings: &Tensor) -> Result<Tensor> {
-        random_features(embeddings, &self.projection)?.matmul(&self.weight.t()?)
+        against(&random_features(embeddings, &self.projection)?, &self.weight)
     }
 
     /// C and D.
@@ -77,22 +78,14 @@ impl Ridge {
 
 /// φ of embeddings (n, D), as (n, M).
 pub(super) fn random_features(embeddings: &Tensor, projection: &Tensor) -> Result<Tensor> {
-    embeddings.matmul(&projection.t()?)?.relu()
+    against(embeddings, projection)?.relu()
 }
 
 /// What a regression needs to know of classes, from the embeddings (n, D) of each.
 pub(super) fn gram(classes: &[Tensor], projection: &Tensor) -> Result<Gram> {
-    // One product for all: R is packed once for it.
-    let all = random_features(&Tensor::cat(classes, 0)?, projection)?;
-    let mut first = 0;
-    let of_class = |rows: &Tensor| {
-        let count = rows.dim(0)?;
-        let features = all.narrow(0, first, count);
-        first += count;
-        features
-    };
-    let features: Vec<Tensor> = classes.iter().map(of_class).collect::<Result<_>>()?;
-    Gram::of(&features, projection.dim(0)?)
+    Gram::of(classes, projection.dim(0)?, |rows| {
+        random_features(rows, projection)
+    })
 }
 
 #[cfg(test)]
@@ -124,6 +117,10 @@ mod tests {
             .to_vec()
     }
 
+    fn sums(classes: &[Tensor]) -> Result<Gram> {
+        Gram::of(classes, SIZE, |rows| Ok(rows.clone()))
+    }
+
     fn weights(grams: &[Gram]) -> Vec<Vec<f64>> {
         let mut sum = grams[0].clone();
         for next in &grams[1..] {
@@ -142,7 +139,7 @@ mod tests {
     #[test]
     fn weights_solve_the_regularised_normal_equations() -> Result<()> {
         let classes = classes();
-        let weights = weights(&[Gram::of(&classes, SIZE)?]);
+        let weights = weights(&[sums(&classes)?]);
         let all = Tensor::cat(&classes, 0)?.to_dtype(DType::F64)?;
         let gram = (all.t()?.matmul(&all)? + (Tensor::eye(SIZE, DType::F64, &Device::Cpu)? * LAMBDA)?)?;
         for (weight, rows) in weights.into_iter().zip(&classes) {
@@ -158,9 +155,9 @@ mod tests {
     fn any_order_of_tasks_gives_the_same_weights() -> Result<()> {
         let tasks: Vec<Gram> = classes()
             .into_iter()
-            .map(|class| Gram::of(&[class], SIZE))
+            .map(|class| sums(&[class]))
             .collect::<Result<_>>()?;
-        let joint = weights(&[Gram::of(&classes(), SIZE)?]);
+        let joint = weights(&[sums(&classes())?]);
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]] {
             let found = weights(&order.map(|task| tasks[task].clone()));
             let expected: Vec<Vec<f64>> = order.iter().map(|task| joint[*task].clone()).collect();
@@ -172,12 +169,12 @@ mod tests {
     #[test]
     fn leaving_out_in_closed_form_is_leaving_out() -> Result<()> {
         let classes = classes();
-        let solution = Gram::of(&classes, SIZE)?.solve(LAMBDA)?;
+        let solution = sums(&classes)?.solve(LAMBDA)?;
         let closed = solution.left_out(&classes[0], &[0; 5])?;
         for left in 0..5_u32 {
             let kept: Vec<u32> = (0..5).filter(|row| *row != left).collect();
             let rest = classes[0].index_select(&Tensor::new(kept, &Device::Cpu)?, 0)?;
-            let without = Gram::of(&[rest, classes[1].clone(), classes[2].clone()], SIZE)?.solve(LAMBDA)?;
+            let without = sums(&[rest, classes[1].clone(), classes[2].clone()])?.solve(LAMBDA)?;
             let row = classes[0].narrow(0, left as usize, 1)?.to_dtype(DType::F64)?;
             let scores = row
                 .matmul(&without.weights(&Device::Cpu)?.t()?)?

@@ -77,7 +77,7 @@ fn statistics_survive_their_codec() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut statistics = Statistics::estimate(&rows, kept, &mut rng).expect("estimated");
     statistics.scatter = Some(Scatter::of(&rows).expect("a scatter"));
-    statistics.gram = Some(Gram::of(&rows, 6).expect("sums"));
+    statistics.gram = Some(Gram::of(&rows, 6, |rows| Ok(rows.clone())).expect("sums"));
     let bytes = encode(&statistics).expect("encoded");
     let decoded = decode(&bytes, &Device::Cpu).expect("decoded");
     assert_eq!(decoded.classes.len(), 3);
