@@ -1,4 +1,5 @@
-//! Encoded bytes to upright 8-bit RGB, as Pillow and `transformers` do it.
+//! Encoded bytes to upright 8-bit RGB, as Pillow and `transformers` do it. What is much larger than it will be needed is decoded
+//! smaller where its format allows for that.
 //!
 //! Owner: the image processor. Invariants: the format is read from the content, never from what a client claims; the
 //! pixel limit holds before a pixel is decoded, and what decoders allocate is bounded by it; of an animation only the
@@ -11,12 +12,21 @@ use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
 use thiserror::Error;
 
 use super::jpeg;
+use super::resize::Size;
 
 /// What a client may make the server decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most pixels (width times height) of an image.
     pub max_pixels: u64,
+}
+
+impl Limits {
+    /// Bytes that a decoder may allocate.
+    fn bytes(self) -> u64 {
+        let pixels = self.max_pixels.saturating_mul(DECODER_BYTES_PER_PIXEL);
+        pixels.saturating_add(DECODER_OVERHEAD)
+    }
 }
 
 /// Bytes that a decoder may allocate for each pixel: the picture in its widest type (four channels of 16 bits), and
@@ -58,18 +68,47 @@ pub enum ImageError {
     Panicked,
 }
 
-/// Decodes to RGB with the EXIF orientation applied.
-pub(super) fn decode(bytes: &[u8], limits: Limits) -> Result<RgbImage, ImageError> {
+/// Decodes to RGB with the EXIF orientation applied, of a picture that `target` says the future size of from its own; that
+/// size as well. What comes out is the whole picture, and at least twice that size unless it is no larger itself.
+pub(super) fn decode(
+    bytes: &[u8],
+    limits: Limits,
+    target: impl FnOnce(Size) -> Size,
+) -> Result<(RgbImage, Size), ImageError> {
     let mut decoder = open(bytes, limits)?;
     if jpeg::ends_early(bytes) {
         return Err(ImageError::Truncated);
     }
     // A damaged orientation is no reason to refuse a picture.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let decoded = DynamicImage::from_decoder(decoder).map_err(ImageError::Undecodable)?;
-    let mut upright = DynamicImage::ImageRgb8(to_rgb(decoded)?);
+    let (width, height) = decoder.dimensions();
+    let stored = Size {
+        width: width as usize,
+        height: height as usize,
+    };
+    let turned = |size: Size| if lies(orientation) { size.turned() } else { size };
+    let target = target(turned(stored));
+    let picture = match jpeg::reduced(bytes, stored, turned(target), limits.bytes()) {
+        Some(picture) => picture,
+        None => to_rgb(DynamicImage::from_decoder(decoder).map_err(ImageError::Undecodable)?)?,
+    };
+    let mut upright = DynamicImage::ImageRgb8(picture);
     upright.apply_orientation(orientation);
-    Ok(upright.into_rgb8())
+    Ok((upright.into_rgb8(), target))
+}
+
+/// Whether a picture is stored on its side.
+fn lies(orientation: Orientation) -> bool {
+    match orientation {
+        Orientation::Rotate90
+        | Orientation::Rotate270
+        | Orientation::Rotate90FlipH
+        | Orientation::Rotate270FlipH => true,
+        Orientation::NoTransforms
+        | Orientation::Rotate180
+        | Orientation::FlipHorizontal
+        | Orientation::FlipVertical => false,
+    }
 }
 
 /// Reads the header and checks it against the limits, before anything is decoded.
@@ -77,12 +116,7 @@ pub(super) fn open(bytes: &[u8], limits: Limits) -> Result<impl ImageDecoder + '
     let mut reader = ImageReader::new(Cursor::new(bytes));
     // The reader's own limits hold while headers are parsed.
     let mut allocations = image::Limits::no_limits();
-    allocations.max_alloc = Some(
-        limits
-            .max_pixels
-            .saturating_mul(DECODER_BYTES_PER_PIXEL)
-            .saturating_add(DECODER_OVERHEAD),
-    );
+    allocations.max_alloc = Some(limits.bytes());
     reader.limits(allocations);
     let reader = reader
         .with_guessed_format()
@@ -152,4 +186,75 @@ fn over_white(value: u8, alpha: u8) -> u8 {
     let sum = ((value * alpha + 255 * (255 - alpha)) << PRECISION) + (0x80 << PRECISION);
     // Divides by 255.
     ((((sum >> 8) + sum) >> 8) >> PRECISION) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { max_pixels: 1 << 20 };
+
+    /// A picture with a corner that is unlike the others, as a JPEG with this EXIF orientation.
+    fn turned(orientation: u8) -> Vec<u8> {
+        let corner = |x, y| if x < 160 && y < 96 { 250 } else { 20 };
+        let picture = RgbImage::from_fn(640, 384, |x, y| image::Rgb([corner(x, y); 3]));
+        let mut jpeg = Cursor::new(Vec::new());
+        picture
+            .write_to(&mut jpeg, image::ImageFormat::Jpeg)
+            .expect("a JPEG");
+        let mut exif = b"\xff\xe1\x00\x22Exif\x00\x00MM\x00*\x00\x00\x00\x08".to_vec();
+        exif.extend([
+            0,
+            1,
+            0x01,
+            0x12,
+            0,
+            3,
+            0,
+            0,
+            0,
+            1,
+            0,
+            orientation,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ]);
+        let jpeg = jpeg.into_inner();
+        [&jpeg[..2], &exif, &jpeg[2..]].concat()
+    }
+
+    #[test]
+    fn what_is_decoded_smaller_is_turned_as_the_whole_is() {
+        for orientation in 1..=8 {
+            let jpeg = turned(orientation);
+            let (whole, _) = decode(&jpeg, LIMITS, |size| size).expect("decoded");
+            let mut own = None;
+            let (smaller, target) = decode(&jpeg, LIMITS, |size| {
+                own = Some(size);
+                Size {
+                    width: size.width / 16,
+                    height: size.height / 16,
+                }
+            })
+            .expect("decoded");
+            let own = own.expect("was asked for");
+            assert_eq!(
+                [own.width as u32, own.height as u32],
+                [whole.width(), whole.height()]
+            );
+            assert_eq!([target.width, target.height], [own.width / 16, own.height / 16]);
+            assert_eq!(
+                [8 * smaller.width(), 8 * smaller.height()],
+                [whole.width(), whole.height()]
+            );
+            for (x, y, pixel) in smaller.enumerate_pixels() {
+                let apart = pixel.0[0].abs_diff(whole[(8 * x + 4, 8 * y + 4)].0[0]);
+                assert!(apart < 4, "{apart} at {x}, {y} with orientation {orientation}");
+            }
+        }
+    }
 }

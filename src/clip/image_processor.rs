@@ -90,12 +90,11 @@ impl ImageProcessor {
     /// Decodes one image and returns its normalised pixels, channel by channel, row by row: `3 · height · width`
     /// numbers. A picture smaller than the crop is centred on black.
     pub fn process(&self, bytes: &[u8], limits: Limits) -> Result<Vec<f32>, ImageError> {
-        let image = decode(bytes, limits)?;
+        let (image, target) = decode(bytes, limits, |size| self.resize.target(size))?;
         let size = Size {
             width: image.width() as usize,
             height: image.height() as usize,
         };
-        let target = self.resize.target(size);
         let columns = Cut::center(target.width, self.crop.width);
         let rows = Cut::center(target.height, self.crop.height);
         let window = Window {

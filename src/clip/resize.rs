@@ -104,6 +104,16 @@ pub(super) struct Size {
     pub(super) height: usize,
 }
 
+impl Size {
+    /// With the sides exchanged.
+    pub(super) fn turned(self) -> Self {
+        Self {
+            width: self.height,
+            height: self.width,
+        }
+    }
+}
+
 /// The part of the target that is computed, in target pixels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Window {
