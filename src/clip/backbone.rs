@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use clipkeep_vision::Tower;
+use clipkeep_towers as packed;
 use rayon::prelude::*;
 
 use super::config::ClipConfig;
@@ -34,8 +34,10 @@ pub struct Backbone {
     digest: Digest,
     config: ClipConfig,
     logit_scale: f32,
-    vision: ImageTower,
+    images: Images,
     readout: ImageReadout,
+    /// Packed weights, on a processor that they suit.
+    packed_text: Option<Box<packed::TextTower>>,
     text: Arc<TextTower>,
     tokenizer: ClipTokenizer,
     image_processor: Arc<ImageProcessor>,
@@ -43,9 +45,9 @@ pub struct Backbone {
 }
 
 /// Who computes the image tower.
-enum ImageTower {
+enum Images {
     /// Packed weights, on the processor.
-    Cpu(Box<Tower>),
+    Packed(Box<packed::ImageTower>),
     /// Tensors, on a GPU, and on the processor where the tower's shape does not suit the other.
     Tensors(VisionTower),
 }
@@ -60,8 +62,9 @@ pub struct ImageStates {
 
 /// What is made of a checkpoint's tensors.
 struct Parts {
-    vision: ImageTower,
+    images: Images,
     readout: ImageReadout,
+    packed_text: Option<packed::TextTower>,
     text: TextTower,
     logit_scale: f32,
 }
@@ -75,15 +78,14 @@ impl Parts {
     ) -> Result<Self, BackboneError> {
         let mut weights = files.tensors(device)?;
         let readout = ImageReadout::load(&mut weights, config)?;
-        let packed = if device.is_cpu() {
-            dtype.tower(config.vision_shape(), &mut |key, shape| {
-                weights.values(key, shape)
-            })?
-        } else {
-            None
-        };
-        let vision = match packed {
-            Some(tower) => ImageTower::Cpu(Box::new(tower)),
+        let (mut packed_images, mut packed_text) = (None, None);
+        if device.is_cpu() {
+            let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
+            packed_images = dtype.image_tower(config.image_shape(), &mut take)?;
+            packed_text = dtype.text_tower(config.text_shape(), &mut take)?;
+        }
+        let images = match packed_images {
+            Some(tower) => Images::Packed(Box::new(tower)),
             None => {
                 let found = dtype.of_tensors(device);
                 if dtype == Dtype::Bf16 && found == DType::F32 {
@@ -92,7 +94,7 @@ impl Parts {
                     );
                 }
                 let tower = weights.in_dtype(found, |weights| VisionTower::load(weights, config))?;
-                ImageTower::Tensors(tower)
+                Images::Tensors(tower)
             }
         };
         let text = TextTower::load(&mut weights, config)?;
@@ -103,8 +105,9 @@ impl Parts {
         }
         weights.finish()?;
         Ok(Self {
-            vision,
+            images,
             readout,
+            packed_text,
             text,
             logit_scale,
         })
@@ -112,8 +115,8 @@ impl Parts {
 }
 
 impl Backbone {
-    /// Loads a backbone that computes on `device`, images in `dtype` and texts in f32. Weights are
-    /// converted from whatever the file holds.
+    /// Loads a backbone that computes on `device`, images in `dtype`, and texts too where
+    /// that is the processor; elsewhere these in f32. Weights are converted from whatever the file holds.
     pub async fn load(source: &BackboneSource, device: &Device, dtype: Dtype) -> Result<Self, BackboneError> {
         let name = name(source);
         let read: Box<dyn FnOnce() -> Result<BackboneFiles, BackboneError> + Send> = match source {
@@ -155,8 +158,9 @@ impl Backbone {
         // Beside one another: each takes about a second for a large model.
         let (digest, parts) = rayon::join(|| files.digest(), || Parts::load(files, &config, &device, dtype));
         let Parts {
-            vision,
+            images,
             readout,
+            packed_text,
             text,
             logit_scale,
         } = parts?;
@@ -165,8 +169,9 @@ impl Backbone {
             digest,
             config,
             logit_scale,
-            vision,
+            images,
             readout,
+            packed_text: packed_text.map(Box::new),
             text: Arc::new(text),
             tokenizer,
             image_processor: Arc::new(image_processor),
@@ -223,8 +228,8 @@ impl Backbone {
     /// Features of images, not normalised: `(n, 3, image_size, image_size)` f32 pixels to `(n, dim)` f32.
     pub fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, EncodeError> {
         self.check(pixels)?;
-        match &self.vision {
-            ImageTower::Cpu(tower) => {
+        match &self.images {
+            Images::Packed(tower) => {
                 let features = tower.forward(&values(pixels)?, None);
                 Ok(Tensor::from_vec(
                     features,
@@ -232,7 +237,7 @@ impl Backbone {
                     &self.device,
                 )?)
             }
-            ImageTower::Tensors(tower) => {
+            Images::Tensors(tower) => {
                 let pixels = pixels.to_device(&self.device)?;
                 let features = self.encode(pixels.dim(0)?, |rows| {
                     self.readout
@@ -247,8 +252,8 @@ impl Backbone {
     pub fn encode_images_and_tokens(&self, pixels: &Tensor) -> Result<ImageStates, EncodeError> {
         self.check(pixels)?;
         let width = self.readout.tokens * self.config.vision.encoder.width;
-        match &self.vision {
-            ImageTower::Cpu(tower) => {
+        match &self.images {
+            Images::Packed(tower) => {
                 let n = pixels.dim(0)?;
                 let mut tokens = Vec::with_capacity(n * width);
                 let features = tower.forward(&values(pixels)?, Some(&mut tokens));
@@ -257,7 +262,7 @@ impl Backbone {
                     tokens: Tensor::from_vec(tokens, (n, width), &self.device)?,
                 })
             }
-            ImageTower::Tensors(tower) => {
+            Images::Tensors(tower) => {
                 let pixels = pixels.to_device(&self.device)?;
                 let parts = self.encode(pixels.dim(0)?, |rows| {
                     let states = tower.states(&pixels.narrow(0, rows.start, rows.len())?)?;
@@ -279,9 +284,9 @@ impl Backbone {
 
     /// What the image tower computes with: instructions of the processor, or tensors.
     pub fn instructions(&self) -> String {
-        match &self.vision {
-            ImageTower::Cpu(tower) => tower.to_string(),
-            ImageTower::Tensors(tower) => format!("tensors {}", tower.dtype().as_str()),
+        match &self.images {
+            Images::Packed(tower) => tower.to_string(),
+            Images::Tensors(tower) => format!("tensors {}", tower.dtype().as_str()),
         }
     }
 
@@ -316,6 +321,16 @@ impl Backbone {
             .zip(&pooled)
             .map(|(ids, pooled)| &ids[..=*pooled])
             .collect();
+        if let Some(tower) = &self.packed_text {
+            let lengths: Vec<usize> = texts.iter().map(|ids| ids.len()).collect();
+            let embeddings = values(&self.text.embeddings(&texts.concat())?)?;
+            let features = tower.forward(&embeddings, &lengths);
+            return Ok(Tensor::from_vec(
+                features,
+                (texts.len(), self.dim()),
+                &self.device,
+            )?);
+        }
         let features = self.encode(texts.len(), |rows| {
             self.text.forward(&texts[rows.clone()], &pooled[rows])
         })?;

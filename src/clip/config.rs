@@ -4,6 +4,7 @@
 //! itself (head counts divide widths, sizes are positive), so that the towers compute without checks. Omitted
 //! fields take the defaults of `transformers`' `CLIPConfig`, which are those of ViT-B/32.
 
+use clipkeep_towers::{ImageShape, TextShape, Transformer};
 use serde::Deserialize;
 
 use super::error::BackboneError;
@@ -33,6 +34,22 @@ pub(super) struct EncoderConfig {
     pub(super) heads: usize,
     pub(super) activation: Activation,
     pub(super) layer_norm_eps: f32,
+}
+
+impl EncoderConfig {
+    fn transformer(&self) -> Transformer {
+        Transformer {
+            width: self.width,
+            mlp_width: self.mlp_width,
+            layers: self.layers,
+            heads: self.heads,
+            activation: match self.activation {
+                Activation::QuickGelu => clipkeep_towers::Activation::QuickGelu,
+                Activation::Gelu => clipkeep_towers::Activation::Gelu,
+            },
+            layer_norm_epsilon: self.layer_norm_eps,
+        }
+    }
 }
 
 /// The image tower's dimensions.
@@ -88,21 +105,21 @@ pub(super) enum Activation {
 }
 
 impl ClipConfig {
-    /// The image tower's dimensions, as [`clipkeep_vision`] wants them.
-    pub(super) fn vision_shape(&self) -> clipkeep_vision::Shape {
-        let encoder = &self.vision.encoder;
-        clipkeep_vision::Shape {
+    /// The image tower's dimensions, as [`clipkeep_towers`] wants them.
+    pub(super) fn image_shape(&self) -> ImageShape {
+        ImageShape {
             image_size: self.vision.image_size,
             patch_size: self.vision.patch_size,
-            width: encoder.width,
-            mlp_width: encoder.mlp_width,
-            layers: encoder.layers,
-            heads: encoder.heads,
-            activation: match encoder.activation {
-                Activation::QuickGelu => clipkeep_vision::Activation::QuickGelu,
-                Activation::Gelu => clipkeep_vision::Activation::Gelu,
-            },
-            layer_norm_epsilon: encoder.layer_norm_eps,
+            transformer: self.vision.encoder.transformer(),
+            dim: self.projection_dim,
+        }
+    }
+
+    /// The text tower's.
+    pub(super) fn text_shape(&self) -> TextShape {
+        TextShape {
+            context_length: self.text.context_length,
+            transformer: self.text.encoder.transformer(),
             dim: self.projection_dim,
         }
     }

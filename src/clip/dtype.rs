@@ -1,14 +1,19 @@
-//! In which type the image tower multiplies.
+//! In which type the towers multiply.
 
+use std::fmt;
 use std::str::FromStr;
 
 use candle_core::{DType, Device};
-use clipkeep_vision::{Instructions, Precision, Shape, Take, Tower};
+use clipkeep_towers::{
+    ImageShape, ImageTower, Instructions, Precision, Take, TextShape, TextTower, Transformer,
+};
 
 /// What bfloat16's features must at least have for a cosine with f32's to be chosen.
 const LEAST_COSINE: f64 = 0.999;
 /// Images that towers are compared on.
 const IMAGES: usize = 2;
+/// Tokens of a text that towers are compared on, beside one as long as can be.
+const TOKENS: usize = 8;
 
 /// What weights and activations are rounded to where they are multiplied. On the CPU, what is between the products, and their
 /// sums, stays f32.
@@ -46,21 +51,51 @@ impl Dtype {
         }
     }
 
-    /// The tower of a shape that suits this processor best; `None` where none does. Tensors may be taken more than once.
-    pub(super) fn tower<E>(self, shape: Shape, take: &mut Take<'_, E>) -> Result<Option<Tower>, E> {
-        let best = |mut found: Vec<Instructions>| (!found.is_empty()).then(|| found.swap_remove(0));
-        let mut load = |instructions: Option<Instructions>| {
-            let tower = instructions.map(|instructions| Tower::load(shape, instructions, take));
-            tower.transpose()
-        };
+    /// The image tower of a shape that suits this processor best; `None` where none does. Tensors may be taken more than once.
+    pub(super) fn image_tower<E>(
+        self,
+        shape: ImageShape,
+        take: &mut Take<'_, E>,
+    ) -> Result<Option<ImageTower>, E> {
+        let load = |instructions| ImageTower::load(shape, instructions, take);
+        let images = || numbers(IMAGES * 3 * shape.image_size.pow(2));
+        self.best(&shape.transformer, load, shape.dim, |tower| {
+            tower.forward(&images(), None)
+        })
+    }
+
+    /// The text tower.
+    pub(super) fn text_tower<E>(
+        self,
+        shape: TextShape,
+        take: &mut Take<'_, E>,
+    ) -> Result<Option<TextTower>, E> {
+        let load = |instructions| TextTower::load(shape, instructions, take);
+        let lengths = [TOKENS.min(shape.context_length), shape.context_length];
+        let texts = || numbers(lengths.iter().sum::<usize>() * shape.transformer.width);
+        self.best(&shape.transformer, load, shape.dim, |tower| {
+            tower.forward(&texts(), &lengths)
+        })
+    }
+
+    /// The tower that suits this processor best, of those that `load` makes for a `transformer`. What is rounded is compared
+    /// by its `features`, rows of `dim`.
+    fn best<T: fmt::Display, E>(
+        self,
+        transformer: &Transformer,
+        mut load: impl FnMut(Instructions) -> Result<T, E>,
+        dim: usize,
+        features: impl Fn(&T) -> Vec<f32>,
+    ) -> Result<Option<T>, E> {
+        let mut first = |found: Vec<Instructions>| found.into_iter().next().map(&mut load).transpose();
         match self {
-            Self::F32 => load(best(Instructions::for_shape(&shape, Precision::F32))),
-            Self::Bf16 => load(best(Instructions::for_shape(&shape, Precision::Bf16))),
+            Self::F32 => first(Instructions::suiting(transformer, Precision::F32)),
+            Self::Bf16 => first(Instructions::suiting(transformer, Precision::Bf16)),
             Self::Auto => {
-                let exact = load(best(Instructions::for_shape(&shape, Precision::F32)))?;
-                let rounded = load(best(Instructions::made_for(&shape, Precision::Bf16)))?;
+                let exact = first(Instructions::suiting(transformer, Precision::F32))?;
+                let rounded = first(Instructions::made_for(transformer, Precision::Bf16))?;
                 Ok(match (exact, rounded) {
-                    (Some(exact), Some(rounded)) => Some(better(exact, rounded)),
+                    (Some(exact), Some(rounded)) => Some(better(exact, rounded, dim, features)),
                     (exact, rounded) => exact.or(rounded),
                 })
             }
@@ -68,17 +103,18 @@ impl Dtype {
     }
 }
 
-/// The second tower if its features are near enough to those of the first.
-fn better(exact: Tower, rounded: Tower) -> Tower {
-    let shape = *exact.shape();
-    let pixels: Vec<f32> = (0..IMAGES * 3 * shape.image_size.pow(2))
-        .map(|i| (i as f32 * 12.9898).sin())
-        .collect();
-    let [wanted, found] = [&exact, &rounded].map(|tower| tower.forward(&pixels, None));
-    let rows = found.chunks(shape.dim).zip(wanted.chunks(shape.dim));
+/// So many numbers without a pattern.
+fn numbers(count: usize) -> Vec<f32> {
+    (0..count).map(|i| (i as f32 * 12.9898).sin()).collect()
+}
+
+/// The second tower if its features, rows of `dim`, are near enough to those of the first.
+fn better<T: fmt::Display>(exact: T, rounded: T, dim: usize, features: impl Fn(&T) -> Vec<f32>) -> T {
+    let [wanted, found] = [&exact, &rounded].map(features);
+    let rows = found.chunks(dim).zip(wanted.chunks(dim));
     let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
     let chosen = if are_near(&cosines) { rounded } else { exact };
-    tracing::info!(?cosines, %chosen, "compared the image tower in bf16 and in f32");
+    tracing::info!(?cosines, %chosen, "compared a tower in bf16 and in f32");
     chosen
 }
 
@@ -99,15 +135,25 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape {
-        image_size: 32,
-        patch_size: 8,
+    const TRANSFORMER: Transformer = Transformer {
         width: 128,
         mlp_width: 256,
         layers: 2,
         heads: 2,
-        activation: clipkeep_vision::Activation::QuickGelu,
+        activation: clipkeep_towers::Activation::QuickGelu,
         layer_norm_epsilon: 1e-5,
+    };
+
+    const IMAGE: ImageShape = ImageShape {
+        image_size: 32,
+        patch_size: 8,
+        transformer: TRANSFORMER,
+        dim: 24,
+    };
+
+    const TEXT: TextShape = TextShape {
+        context_length: 16,
+        transformer: TRANSFORMER,
         dim: 24,
     };
 
@@ -120,8 +166,13 @@ mod tests {
         }
     }
 
-    fn tower(dtype: Dtype, size: f32) -> Tower {
-        let tower = dtype.tower(SHAPE, &mut take(size)).expect("weights");
+    fn image_tower(dtype: Dtype, size: f32) -> ImageTower {
+        let tower = dtype.image_tower(IMAGE, &mut take(size)).expect("weights");
+        tower.expect("some instructions suit it")
+    }
+
+    fn text_tower(dtype: Dtype, size: f32) -> TextTower {
+        let tower = dtype.text_tower(TEXT, &mut take(size)).expect("weights");
         tower.expect("some instructions suit it")
     }
 
@@ -129,14 +180,20 @@ mod tests {
     fn what_is_asked_for_is_loaded() {
         for (text, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16)] {
             let dtype: Dtype = text.parse().expect("a dtype");
-            assert_eq!(tower(dtype, 0.1).precision(), precision);
+            assert_eq!(image_tower(dtype, 0.1).precision(), precision);
+            assert_eq!(text_tower(dtype, 0.1).precision(), precision);
         }
         assert!("f16".parse::<Dtype>().is_err());
     }
 
     #[test]
     fn the_rounded_tower_is_chosen_only_where_its_features_are_near() {
-        let choice = |size| better(tower(Dtype::F32, 0.1), tower(Dtype::Bf16, size)).precision();
+        let choice = |size| {
+            let towers = [(Dtype::F32, 0.1), (Dtype::Bf16, size)];
+            let [exact, rounded] = towers.map(|(dtype, size)| image_tower(dtype, size));
+            let pixels = numbers(3 * 32 * 32);
+            better(exact, rounded, 24, |tower| tower.forward(&pixels, None)).precision()
+        };
         assert_eq!(choice(0.1), Precision::Bf16);
         // Another tower altogether.
         assert_eq!(choice(0.3), Precision::F32);
@@ -145,12 +202,13 @@ mod tests {
 
     #[test]
     fn processors_without_instructions_for_it_round_nothing_of_themselves() {
-        let has_instructions = !Instructions::made_for(&SHAPE, Precision::Bf16).is_empty();
+        let has_instructions = !Instructions::made_for(&TRANSFORMER, Precision::Bf16).is_empty();
         let wanted = if has_instructions {
             Precision::Bf16
         } else {
             Precision::F32
         };
-        assert_eq!(tower(Dtype::Auto, 0.1).precision(), wanted);
+        assert_eq!(image_tower(Dtype::Auto, 0.1).precision(), wanted);
+        assert_eq!(text_tower(Dtype::Auto, 0.1).precision(), wanted);
     }
 }

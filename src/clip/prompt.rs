@@ -7,7 +7,7 @@
 //!
 //! Owner: a fit, on threads of its own, while the device thread serves: the tower is shared, and neither changes it.
 //! Invariants: behind the template's own words every class has the features that [`super::Backbone::encode_tokens`]
-//! gives its whole prompt; a gradient flows to the context, and no weight ever changes.
+//! gives its whole prompt, up to how either rounds; a gradient flows to the context, and no weight ever changes.
 //!
 //! Where the context ends is a question to the tokenizer. A prompt is split whole, and if it begins with the tokens that
 //! the template's words have alone, the rest is the name's. Pairs of bytes may merge across the border (`un{}`), and then

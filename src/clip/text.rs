@@ -1,4 +1,5 @@
-//! The text tower: token ids to features.
+//! The text tower in tensors, token ids to features: on a GPU, for gradients, and where [`clipkeep_towers`] does not suit its
+//! shape.
 //!
 //! Owner: the backbone, and whoever holds a [`super::PromptTower`]. Source: `transformers`' `CLIPTextModel` with
 //! `text_projection`. Invariants: weights never change; attention is causal, so what follows the pooled token cannot
@@ -91,10 +92,15 @@ impl TextTower {
         let padded = texts
             .iter()
             .flat_map(|ids| ids.iter().copied().chain(std::iter::repeat(0)).take(longest));
-        let ids = Tensor::from_iter(padded, self.tokens.device())?;
-        self.tokens
-            .index_select(&ids, 0)?
+        let padded: Vec<u32> = padded.collect();
+        self.embeddings(&padded)?
             .reshape((texts.len(), longest, self.width()))
+    }
+
+    /// The embeddings of tokens, without positions, `(n, width)`.
+    pub(super) fn embeddings(&self, ids: &[u32]) -> Result<Tensor> {
+        self.tokens
+            .index_select(&Tensor::new(ids, self.tokens.device())?, 0)
     }
 
     /// Embeddings `(n, t, width)` and pooled positions to `(n, dim)` features, with a gradient where the embeddings have
@@ -152,4 +158,47 @@ fn causal_mask(length: usize, device: &Device) -> Result<Tensor> {
         }
     });
     Tensor::from_iter(values, device)?.reshape((length, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use clipkeep_towers::{Instructions, Precision};
+
+    use super::*;
+    use crate::clip::source::BackboneFiles;
+
+    #[test]
+    fn packed_towers_give_what_tensors_give() -> Result<()> {
+        let files = BackboneFiles::embedded();
+        let config = ClipConfig::parse(&files.config).expect("a configuration");
+        let mut weights = files.tensors(&Device::Cpu).expect("weights");
+        let reference = TextTower::load(&mut weights, &config).expect("a tower");
+        let longest = reference.context_length();
+        let texts: Vec<Vec<u32>> = [3, longest, 1, 17]
+            .map(|length| (0..length as u32).map(|place| 5 + place * 37 % 400).collect())
+            .to_vec();
+        let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
+        let ids: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let ends: Vec<usize> = lengths.iter().map(|length| length - 1).collect();
+        let wanted: Vec<f32> = reference.forward(&ids, &ends)?.flatten_all()?.to_vec1()?;
+        let largest = wanted.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+        let embeddings = reference.embeddings(&texts.concat())?;
+        let embeddings: Vec<f32> = embeddings.flatten_all()?.to_vec1()?;
+        let shape = config.text_shape();
+        for (precision, most) in [(Precision::F32, 1e-5), (Precision::Bf16, 2e-2)] {
+            for instructions in Instructions::suiting(&shape.transformer, precision) {
+                let name = instructions.to_string();
+                let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
+                let tower =
+                    clipkeep_towers::TextTower::load(shape, instructions, &mut take).expect("a tower");
+                let found = tower.forward(&embeddings, &lengths);
+                assert_eq!(found.len(), wanted.len());
+                for (found, wanted) in found.iter().zip(&wanted) {
+                    let apart = (found - wanted).abs() / largest;
+                    assert!(apart < most, "{name}: {apart}");
+                }
+            }
+        }
+        Ok(())
+    }
 }

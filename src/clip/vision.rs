@@ -1,4 +1,4 @@
-//! The image tower in tensors, pixels to features: on a GPU, and where [`clipkeep_vision`] does not suit its shape.
+//! The image tower in tensors, pixels to features: on a GPU, and where [`clipkeep_towers`] does not suit its shape.
 //!
 //! Owner: the backbone. Source: `transformers`' `CLIPVisionModel` with `visual_projection`. Invariant: an image's
 //! features do not depend on the images that share its batch; on the CPU bit for bit, because each image is computed
@@ -128,7 +128,7 @@ impl VisionTower {
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
-    use clipkeep_vision::{Instructions, Precision, Tower};
+    use clipkeep_towers::{ImageTower, Instructions, Precision};
 
     use super::*;
     use crate::clip::source::BackboneFiles;
@@ -181,16 +181,16 @@ mod tests {
                 .map(|(a, b)| (a - b).abs() / largest)
                 .fold(0.0, |most, apart| if apart <= most { most } else { apart })
         };
-        let shape = config.vision_shape();
+        let shape = config.image_shape();
         let towers = [(Precision::F32, 1e-5), (Precision::Bf16, 2e-2)];
         let towers = towers.into_iter().flat_map(|(precision, most)| {
-            let instructions = Instructions::for_shape(&shape, precision).into_iter();
+            let instructions = Instructions::suiting(&shape.transformer, precision).into_iter();
             instructions.map(move |instructions| (instructions, most))
         });
         for (instructions, most) in towers {
             let name = instructions.to_string();
             let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
-            let tower = Tower::load(shape, instructions, &mut take).expect("a tower");
+            let tower = ImageTower::load(shape, instructions, &mut take).expect("a tower");
             let mut states = Vec::new();
             let features = tower.forward(&pixels, Some(&mut states));
             assert_eq!(

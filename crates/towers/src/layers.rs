@@ -5,13 +5,13 @@
 
 use rayon::prelude::*;
 
-use crate::attention::Attention;
+use crate::attention::{Asked, Attention, Sequences};
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise;
 use crate::kernel::{Kernel, Vectors};
 use crate::matrix::{Matrix, Start};
 use crate::operand::Operand;
-use crate::{Activation, Shape, Take};
+use crate::{Activation, Take, Transformer};
 
 /// A layer norm's parameters, one value a column each.
 pub(crate) struct LayerNorm {
@@ -22,9 +22,9 @@ pub(crate) struct LayerNorm {
 
 impl LayerNorm {
     /// Takes `{prefix}.weight` and `{prefix}.bias`.
-    pub(crate) fn load<E>(take: &mut Take<'_, E>, prefix: &str, shape: &Shape) -> Result<Self, E> {
+    pub(crate) fn load<E>(take: &mut Take<'_, E>, prefix: &str, of: &Transformer) -> Result<Self, E> {
         let mut aligned = |name: &str| {
-            let values = take(&format!("{prefix}.{name}"), &[shape.width])?;
+            let values = take(&format!("{prefix}.{name}"), &[of.width])?;
             let mut aligned = Aligned::zeros(values.len());
             aligned.copy_from_slice(&values);
             Ok::<_, E>(aligned)
@@ -32,7 +32,7 @@ impl LayerNorm {
         Ok(Self {
             weight: aligned("weight")?,
             bias: aligned("bias")?,
-            epsilon: shape.layer_norm_epsilon,
+            epsilon: of.layer_norm_epsilon,
         })
     }
 
@@ -88,20 +88,20 @@ pub(crate) struct Stream<T> {
 
 impl<T: Operand> Stream<T> {
     /// For at most `blocks` blocks of `rows` rows, in panels of `panel` columns.
-    pub(crate) fn new(shape: &Shape, panel: usize, rows: usize, blocks: usize) -> Self {
-        let of = |columns| Blocks::zeros(panel, rows, columns, blocks);
+    pub(crate) fn new(of: &Transformer, panel: usize, rows: usize, blocks: usize) -> Self {
+        let room = |columns| Blocks::zeros(panel, rows, columns, blocks);
         Self {
-            x: Blocks::zeros(panel, rows, shape.width, blocks),
-            normed: of(shape.width),
-            attended: of(shape.width),
-            hidden: of(shape.mlp_width),
+            x: Blocks::zeros(panel, rows, of.width, blocks),
+            normed: room(of.width),
+            attended: room(of.width),
+            hidden: room(of.mlp_width),
         }
     }
 
-    /// Takes the first row of each of the first blocks of the residual stream of `other` as rows of one block.
-    pub(crate) fn pool(&mut self, other: &Self, blocks: usize) {
-        for block in 0..blocks {
-            self.x.copy_row(block, &other.x, block, 0);
+    /// Takes some tokens, each by its block and row, of the residual stream of `other` as rows of one block.
+    pub(crate) fn pool(&mut self, other: &Self, tokens: impl Iterator<Item = (usize, usize)>) {
+        for (to, (block, row)) in tokens.enumerate() {
+            self.x.copy_row(to, &other.x, block, row);
         }
     }
 }
@@ -113,14 +113,22 @@ pub(crate) struct Attending {
 }
 
 impl Attending {
-    /// For at most `blocks` images.
-    pub(crate) fn new(shape: &Shape, panel: usize, blocks: usize) -> Self {
-        let layout = Layout::new::<f32>(panel, shape.tokens(), shape.width);
+    /// For at most `blocks` blocks of `rows` rows.
+    pub(crate) fn new(of: &Transformer, panel: usize, rows: usize, is_causal: bool, blocks: usize) -> Self {
+        let layout = Layout::new::<f32>(panel, rows, of.width);
         Self {
-            qkv: Blocks::zeros(panel, shape.tokens(), 3 * shape.width, blocks),
-            attention: Attention::new(layout, shape.heads, blocks),
+            qkv: Blocks::zeros(panel, rows, 3 * of.width, blocks),
+            attention: Attention::new(layout, of.heads, is_causal, blocks),
         }
     }
+}
+
+/// What a pass is over.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    pub(crate) extent: Extent,
+    /// Those of the extent's blocks.
+    pub(crate) sequences: &'a Sequences,
 }
 
 impl<T: Operand> Layers<T> {
@@ -128,69 +136,71 @@ impl<T: Operand> Layers<T> {
     pub(crate) fn load<E>(
         take: &mut Take<'_, E>,
         prefix: &str,
-        shape: &Shape,
+        of: &Transformer,
         panel: usize,
     ) -> Result<Self, E> {
-        let layer = |i| Layer::load(take, &format!("{prefix}.layers.{i}"), shape, panel);
-        (0..shape.layers).map(layer).collect::<Result<_, _>>().map(Self)
+        let layer = |i| Layer::load(take, &format!("{prefix}.layers.{i}"), of, panel);
+        (0..of.layers).map(layer).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Takes all rows of an extent of `stream.x` through all layers.
+    /// Takes all tokens of `stream.x` through all layers.
     pub(crate) fn forward(
         &self,
         kernel: &Kernel<T>,
-        extent: Extent,
+        pass: Pass<'_>,
         stream: &mut Stream<T>,
         attending: &mut Attending,
     ) {
-        through(&self.0, kernel, extent, stream, attending);
+        through(&self.0, kernel, pass, stream, attending);
     }
 
-    /// As [`Self::forward`], but of the last layer only the first row of each block is wanted, into `pooled.x`. `stream.x` is
-    /// left as it came into that layer.
-    pub(crate) fn forward_first(
+    /// As [`Self::forward`], but of the last layer only the token that is asked of each sequence is wanted, into a row of
+    /// `pooled.x`. `stream.x` is left as it came into that layer.
+    pub(crate) fn forward_pooled(
         &self,
         kernel: &Kernel<T>,
-        extent: Extent,
+        pass: Pass<'_>,
+        asked: Asked,
         stream: &mut Stream<T>,
         attending: &mut Attending,
         pooled: &mut Stream<T>,
     ) {
+        let tokens = || pass.sequences.tokens(pass.extent.blocks, asked);
         let Some((last, before)) = self.0.split_last() else {
-            return pooled.pool(stream, extent.blocks);
+            return pooled.pool(stream, tokens());
         };
-        through(before, kernel, extent, stream, attending);
-        last.attend(kernel, extent, 1, stream, attending);
-        pooled.pool(stream, extent.blocks);
-        for block in 0..extent.blocks {
-            pooled.attended.copy_row(block, &stream.attended, block, 0);
+        through(before, kernel, pass, stream, attending);
+        last.attend(kernel, pass, asked, stream, attending);
+        pooled.pool(stream, tokens());
+        for (to, (block, row)) in tokens().enumerate() {
+            pooled.attended.copy_row(to, &stream.attended, block, row);
         }
         let rows = Extent {
             blocks: 1,
-            rows: extent.blocks,
+            rows: tokens().count(),
         };
         last.finish(kernel, rows, pooled);
     }
 }
 
-/// Takes all rows of an extent through some layers.
+/// Takes all tokens through some layers.
 fn through<T: Operand>(
     layers: &[Layer<T>],
     kernel: &Kernel<T>,
-    extent: Extent,
+    pass: Pass<'_>,
     stream: &mut Stream<T>,
     attending: &mut Attending,
 ) {
     for layer in layers {
-        layer.attend(kernel, extent, extent.rows, stream, attending);
-        layer.finish(kernel, extent, stream);
+        layer.attend(kernel, pass, Asked::All, stream, attending);
+        layer.finish(kernel, pass.extent, stream);
     }
 }
 
 impl<T: Operand> Layer<T> {
-    fn load<E>(take: &mut Take<'_, E>, prefix: &str, shape: &Shape, panel: usize) -> Result<Self, E> {
-        let width = shape.width;
-        let scale = ((width / shape.heads) as f64).sqrt().recip() as f32;
+    fn load<E>(take: &mut Take<'_, E>, prefix: &str, of: &Transformer, panel: usize) -> Result<Self, E> {
+        let width = of.width;
+        let scale = ((width / of.heads) as f64).sqrt().recip() as f32;
         let (mut weights, mut biases) = (Vec::new(), Vec::new());
         for (name, scale) in [("q_proj", scale), ("k_proj", 1.0), ("v_proj", 1.0)] {
             let name = format!("{prefix}.self_attn.{name}");
@@ -208,20 +218,20 @@ impl<T: Operand> Layer<T> {
         Ok(Self {
             qkv,
             out: matrix("self_attn.out_proj", width, width)?,
-            fc1: matrix("mlp.fc1", width, shape.mlp_width)?,
-            activation: shape.activation,
-            fc2: matrix("mlp.fc2", shape.mlp_width, width)?,
-            norm1: LayerNorm::load(take, &format!("{prefix}.layer_norm1"), shape)?,
-            norm2: LayerNorm::load(take, &format!("{prefix}.layer_norm2"), shape)?,
+            fc1: matrix("mlp.fc1", width, of.mlp_width)?,
+            activation: of.activation,
+            fc2: matrix("mlp.fc2", of.mlp_width, width)?,
+            norm1: LayerNorm::load(take, &format!("{prefix}.layer_norm1"), of)?,
+            norm2: LayerNorm::load(take, &format!("{prefix}.layer_norm2"), of)?,
         })
     }
 
-    /// Attention before the output projection, from the first `queries` rows of each block, into `stream.attended`.
+    /// Attention before the output projection, for the tokens that are asked for, into `stream.attended`.
     fn attend(
         &self,
         kernel: &Kernel<T>,
-        extent: Extent,
-        queries: usize,
+        Pass { extent, sequences }: Pass<'_>,
+        asked: Asked,
         stream: &mut Stream<T>,
         Attending { qkv, attention }: &mut Attending,
     ) {
@@ -230,7 +240,8 @@ impl<T: Operand> Layer<T> {
         } = stream;
         self.norm1.forward(kernel.vectors.as_ref(), x, extent, normed);
         self.qkv.product(kernel, normed, extent, qkv, Start::Bias, None);
-        attention.attend(kernel.vectors.as_ref(), qkv, extent, queries, attended);
+        let sequences = (sequences, extent.blocks);
+        attention.attend(kernel.vectors.as_ref(), qkv, sequences, asked, attended);
     }
 
     /// The output projection and the MLP.

@@ -1,23 +1,22 @@
-//! An image tower whose weights are of one type, from pixels to features.
+//! An image tower whose weights are of one type, from pixels to features. Source: `transformers`' `CLIPVisionModel` with
+//! `visual_projection`.
 
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::blocks::{Blocks, Extent, copy_columns};
+use crate::attention::{Asked, Sequences};
+use crate::blocks::{Blocks, Extent, copy_columns, in_panels};
 use crate::kernel::Kernel;
-use crate::layers::{Attending, LayerNorm, Layers, Stream};
+use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
 use crate::matrix::{Matrix, Start};
 use crate::operand::Operand;
-use crate::{Shape, Take};
-
-/// Tokens of the images that are computed at a time, for each thread: their activations stay in the caches.
-const TOKENS: usize = 256;
+use crate::{ImageShape, TOKENS, Take};
 
 /// The weights, packed, and room for activations.
 pub(crate) struct Packed<T> {
     kernel: Kernel<T>,
-    shape: Shape,
+    shape: ImageShape,
     patches: Matrix<T>,
     /// A block: the class token with its position, then the positions of patches.
     positions: Blocks,
@@ -27,6 +26,8 @@ pub(crate) struct Packed<T> {
     projection: Matrix<T>,
     /// Images that are computed at a time.
     chunk: usize,
+    /// Each in a block of its own.
+    sequences: Sequences,
     room: Mutex<Room<T>>,
 }
 
@@ -44,8 +45,9 @@ struct Room<T> {
 }
 
 impl<T: Operand> Packed<T> {
-    pub(crate) fn load<E>(shape: Shape, kernel: Kernel<T>, take: &mut Take<'_, E>) -> Result<Self, E> {
-        let (width, patch, tokens) = (shape.width, shape.patch_size, shape.tokens());
+    pub(crate) fn load<E>(shape: ImageShape, kernel: Kernel<T>, take: &mut Take<'_, E>) -> Result<Self, E> {
+        let of = &shape.transformer;
+        let (width, patch, tokens) = (of.width, shape.patch_size, shape.tokens());
         let (panel, inputs) = (kernel.columns(), 3 * patch * patch);
         let embeddings = "vision_model.embeddings";
         let patches = take(
@@ -65,17 +67,18 @@ impl<T: Operand> Packed<T> {
             patches: Matrix::pack(&patches, inputs, &[], panel),
             positions: in_panels(&positions, width, panel),
             // The missing letters are in the checkpoints.
-            pre_norm: LayerNorm::load(take, "vision_model.pre_layrnorm", &shape)?,
-            layers: Layers::load(take, "vision_model.encoder", &shape, panel)?,
-            post_norm: LayerNorm::load(take, "vision_model.post_layernorm", &shape)?,
+            pre_norm: LayerNorm::load(take, "vision_model.pre_layrnorm", of)?,
+            layers: Layers::load(take, "vision_model.encoder", of, panel)?,
+            post_norm: LayerNorm::load(take, "vision_model.post_layernorm", of)?,
             projection: Matrix::pack(&projection, width, &[], panel),
             chunk,
+            sequences: Sequences::one_each(tokens, chunk),
             room: Mutex::new(Room {
                 patches: Blocks::zeros(panel, tokens, inputs, chunk),
                 embedded: Blocks::zeros(panel, tokens, width, chunk),
-                stream: Stream::new(&shape, panel, tokens, chunk),
-                attending: Attending::new(&shape, panel, chunk),
-                pooled: Stream::new(&shape, panel, chunk, 1),
+                stream: Stream::new(of, panel, tokens, chunk),
+                attending: Attending::new(of, panel, tokens, false, chunk),
+                pooled: Stream::new(of, panel, chunk, 1),
                 features: Blocks::zeros(panel, chunk, shape.dim, 1),
             }),
             shape,
@@ -123,18 +126,24 @@ impl<T: Operand> Packed<T> {
         self.patches
             .product(kernel, patches, extent, embedded, positions, None);
         self.pre_norm.forward(vectors, embedded, extent, &mut stream.x);
+        let pass = Pass {
+            extent,
+            sequences: &self.sequences,
+        };
         match states {
-            None => self
-                .layers
-                .forward_first(kernel, extent, stream, attending, pooled),
+            None => {
+                let asked = Asked::First;
+                self.layers
+                    .forward_pooled(kernel, pass, asked, stream, attending, pooled);
+            }
             Some(states) => {
-                self.layers.forward(kernel, extent, stream, attending);
+                self.layers.forward(kernel, pass, stream, attending);
                 for image in 0..images {
                     for token in 0..extent.rows {
                         states.extend(stream.x.row(image, token).flatten());
                     }
                 }
-                pooled.pool(stream, images);
+                pooled.pool(stream, self.sequences.tokens(images, Asked::First));
             }
         }
         let rows = Extent {
@@ -171,14 +180,4 @@ impl<T: Operand> Packed<T> {
         });
         count
     }
-}
-
-/// Rows of `width` values as a block.
-pub(crate) fn in_panels<T: Operand>(values: &[f32], width: usize, panel: usize) -> Blocks<T> {
-    let mut blocks = Blocks::zeros(panel, values.len() / width, width, 1);
-    let layout = blocks.layout;
-    for (row, values) in values.chunks_exact(width).enumerate() {
-        copy_columns(&mut blocks.values, layout, row, 0, values);
-    }
-    blocks
 }

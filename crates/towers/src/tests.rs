@@ -3,12 +3,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::blocks::{Aligned, Blocks, Extent};
+use crate::blocks::{Aligned, Blocks, Extent, in_panels};
 use crate::elementwise::{self, Activate, Round, Softmax};
 use crate::kernel::{Vectors, all, all_bf16};
 use crate::matrix::{Matrix, Start};
 use crate::operand::Operand;
-use crate::tower::in_panels;
 
 /// Numbers without a pattern, between -1 and 1.
 fn noise(seed: usize, len: usize) -> Vec<f32> {
@@ -235,45 +234,77 @@ fn activations_are_those_of_their_formulas() {
     }
 }
 
-/// A small tower of an odd shape: patches and features that fill no panel, tokens that fill no group of rows.
-const SMALL: Shape = Shape {
-    image_size: 31,
-    patch_size: 7,
+/// A small transformer: tokens that fill no group of rows.
+const TRANSFORMER: Transformer = Transformer {
     width: 192,
     mlp_width: 256,
     layers: 2,
     heads: 3,
     activation: Activation::Gelu,
     layer_norm_epsilon: 1e-5,
+};
+
+/// A small tower of an odd shape: patches and features that fill no panel.
+const SMALL: ImageShape = ImageShape {
+    image_size: 31,
+    patch_size: 7,
+    transformer: TRANSFORMER,
     dim: 37,
 };
 
 const PIXELS: usize = 3 * SMALL.image_size * SMALL.image_size;
 
-/// The tower by each kind of instructions that suits it, with the same weights.
-fn towers(precision: Precision) -> Vec<Tower> {
-    let tower = |instructions| {
-        let mut seed = 0;
-        let mut take = |_: &str, shape: &[usize]| {
-            seed += 1;
-            let len: usize = shape.iter().product();
-            let spread = if shape.len() > 1 {
-                (3.0 / (len / shape[0]) as f32).sqrt()
-            } else {
-                1.0
-            };
-            Ok::<_, ()>(noise(seed, len).into_iter().map(|x| x * spread).collect())
+/// A small text tower.
+const TEXTS: TextShape = TextShape {
+    context_length: 77,
+    transformer: TRANSFORMER,
+    dim: 37,
+};
+
+/// Weights without a pattern, of a size that keeps products from growing.
+fn weights() -> impl FnMut(&str, &[usize]) -> Result<Vec<f32>, ()> {
+    let mut seed = 0;
+    move |_, shape| {
+        seed += 1;
+        let len: usize = shape.iter().product();
+        let spread = if shape.len() > 1 {
+            (3.0 / (len / shape[0]) as f32).sqrt()
+        } else {
+            1.0
         };
-        Tower::load(SMALL, instructions, &mut take).expect("made-up weights")
-    };
-    let instructions = Instructions::for_shape(&SMALL, precision);
+        Ok(noise(seed, len).into_iter().map(|x| x * spread).collect())
+    }
+}
+
+/// The image tower by each kind of instructions that suits it, with the same weights.
+fn towers(precision: Precision) -> Vec<ImageTower> {
+    let tower = |instructions| ImageTower::load(SMALL, instructions, &mut weights()).expect("weights");
+    let instructions = Instructions::suiting(&TRANSFORMER, precision);
     instructions.into_iter().map(tower).collect()
 }
 
-fn all_towers() -> Vec<Tower> {
+/// As many text towers.
+fn text_towers(precision: Precision) -> Vec<TextTower> {
+    let tower = |instructions| TextTower::load(TEXTS, instructions, &mut weights()).expect("weights");
+    let instructions = Instructions::suiting(&TRANSFORMER, precision);
+    instructions.into_iter().map(tower).collect()
+}
+
+fn all_towers() -> Vec<ImageTower> {
     let mut all = towers(Precision::F32);
     all.extend(towers(Precision::Bf16));
     all
+}
+
+fn all_text_towers() -> Vec<TextTower> {
+    let mut all = text_towers(Precision::F32);
+    all.extend(text_towers(Precision::Bf16));
+    all
+}
+
+/// Embeddings of texts with these lengths.
+fn embeddings(seed: usize, lengths: &[usize]) -> Vec<f32> {
+    noise(seed, lengths.iter().sum::<usize>() * TRANSFORMER.width)
 }
 
 /// The largest difference of two rows.
@@ -297,12 +328,12 @@ fn all_instructions_give_the_same() {
         let towers = towers(precision);
         assert!(towers.len() > 1, "there are portable ones and others");
         // Says which ones this processor compares.
-        let names: Vec<String> = towers.iter().map(Tower::to_string).collect();
+        let names: Vec<String> = towers.iter().map(ImageTower::to_string).collect();
         eprintln!("compared {}", names.join(", "));
         let mut states = Vec::new();
         let features = towers[0].forward(&pixels, Some(&mut states));
         assert_eq!(features.len(), 3 * SMALL.dim);
-        assert_eq!(states.len(), 3 * SMALL.tokens() * SMALL.width);
+        assert_eq!(states.len(), 3 * SMALL.tokens() * TRANSFORMER.width);
         for tower in &towers {
             assert_eq!(tower.precision(), precision);
             let mut others = Vec::new();
@@ -373,5 +404,83 @@ fn what_is_no_number_reaches_the_features_of_its_image_alone() {
                 .iter()
                 .all(|value| !value.is_nan())
         );
+    }
+}
+
+#[test]
+fn all_instructions_read_texts_alike() {
+    let lengths = [7, 77, 1, 16, 64, 65, 3];
+    let texts = embeddings(5, &lengths);
+    let exact = text_towers(Precision::F32)[0].forward(&texts, &lengths);
+    assert_eq!(exact.len(), lengths.len() * TEXTS.dim);
+    for (precision, apart) in [(Precision::F32, 1e-4), (Precision::Bf16, 3e-2)] {
+        let towers = text_towers(precision);
+        let wanted = towers[0].forward(&texts, &lengths);
+        for tower in &towers {
+            assert_eq!(tower.precision(), precision);
+            let found = tower.forward(&texts, &lengths);
+            let difference = furthest(&found, &wanted);
+            assert!(difference < apart, "{tower}: {difference}");
+            for (found, exact) in found.chunks(TEXTS.dim).zip(exact.chunks(TEXTS.dim)) {
+                let cosine = cosine(found, exact);
+                assert!(cosine > 0.9995, "{tower}: {cosine}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_text_is_read_alike_in_any_company_and_by_any_number_of_threads() {
+    // More than are read at a time.
+    let lengths: Vec<usize> = (0..140)
+        .map(|text| if text % 20 == 0 { 77 } else { 1 + text * 31 % 23 })
+        .collect();
+    let texts = embeddings(6, &lengths);
+    for tower in all_text_towers() {
+        let together = tower.forward(&texts, &lengths);
+        let (mut rest, mut alone) = (texts.as_slice(), Vec::new());
+        for length in &lengths {
+            let (text, after) = rest.split_at(length * TRANSFORMER.width);
+            alone.extend(tower.forward(text, &[*length]));
+            rest = after;
+        }
+        assert!(together == alone, "{tower}");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build();
+        let found = pool.expect("threads").install(|| tower.forward(&texts, &lengths));
+        assert!(found == together, "{tower}");
+        assert!(tower.forward(&[], &[]).is_empty());
+    }
+}
+
+#[test]
+fn what_is_no_number_reaches_the_features_of_its_text_alone() {
+    let lengths = [5, 40, 9, 77, 2];
+    let mut texts = embeddings(7, &lengths);
+    texts[(5 + 3) * TRANSFORMER.width] = f32::NAN;
+    for tower in all_text_towers() {
+        for _ in 0..2 {
+            let features = tower.forward(&texts, &lengths);
+            for (text, features) in features.chunks(TEXTS.dim).enumerate() {
+                let is_wrong = |value: &f32| value.is_nan() == (text == 1);
+                assert!(features.iter().all(is_wrong), "{tower}: text {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_see_what_is_before_them() {
+    let lengths = [20];
+    let texts = embeddings(8, &lengths);
+    for tower in all_text_towers() {
+        let of = |length: usize| tower.forward(&texts[..length * TRANSFORMER.width], &[length]);
+        let mut changed = texts.clone();
+        changed[0] += 1.0;
+        assert_ne!(
+            tower.forward(&changed, &lengths),
+            of(20),
+            "{tower}: the first counts"
+        );
+        assert_ne!(of(19), of(20));
     }
 }

@@ -1,6 +1,6 @@
 //! How activations and weights lie in memory.
 //!
-//! Activations are *blocks*, one a sequence (the tokens of an image). A block is cut into *panels* of W columns, and a
+//! Activations are *blocks*, one a sequence (the tokens of an image) or one of several (texts). A block is cut into *panels* of W columns, and a
 //! panel lies row by row. So a product reads its left side in order, each panel of its output is one piece of memory that
 //! one thread writes, and the values of a head, as they come out of the product that makes them, are the right side of the
 //! product that mixes them:
@@ -12,8 +12,7 @@
 //! What a product multiplies may be *pairs* of bfloat16 (see [`crate::operand`]): W columns are W / 2 of them, and so are W
 //! inputs of a column of weights.
 //!
-//! Invariants: columns are padded to whole panels, rows to a multiple of W, with zeros that nobody overwrites where tokens are
-//! summed over; memory starts at a cache line.
+//! Invariants: columns are padded to whole panels, rows to a multiple of W; memory starts at a cache line.
 
 use std::ops::{Deref, DerefMut, Range};
 
@@ -154,4 +153,14 @@ pub(crate) fn copy_columns<T: Operand>(
         column += piece.len();
         rest = after;
     }
+}
+
+/// Rows of `width` values as a block.
+pub(crate) fn in_panels<T: Operand>(values: &[f32], width: usize, panel: usize) -> Blocks<T> {
+    let mut blocks = Blocks::zeros(panel, values.len() / width, width, 1);
+    let layout = blocks.layout;
+    for (row, values) in values.chunks_exact(width).enumerate() {
+        copy_columns(&mut blocks.values, layout, row, 0, values);
+    }
+    blocks
 }
