@@ -28,7 +28,7 @@ pub(super) enum Pace {
 /// What is sent.
 pub(super) struct Target {
     pub(super) http: Client,
-    pub(super) url: Url,
+    pub(super) urls: Vec<Url>,
     pub(super) images: Vec<Bytes>,
     /// Whether an image may be sent twice as it is.
     pub(super) repeat: bool,
@@ -111,7 +111,8 @@ impl Target {
             let unique = [self.run.as_bytes().as_slice(), &number.to_le_bytes()].concat();
             Bytes::from([image.as_ref(), &unique].concat())
         };
-        let request = self.http.post(self.url.clone());
+        let url = &self.urls[number as usize % self.urls.len()];
+        let request = self.http.post(url.clone());
         let request = match &self.form {
             Some(field) => {
                 let part = Part::stream_with_length(body.clone(), body.len() as u64).file_name("image");

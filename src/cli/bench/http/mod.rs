@@ -30,8 +30,9 @@ use stages::Stages;
 /// Example: clipkeep bench http 'http://127.0.0.1:8080/v1/models/default/classify?labels=cat,dog' --images photos --clients 64
 #[derive(Debug, Clone, Args)]
 pub(super) struct Http {
-    /// Where to post to.
-    url: Url,
+    /// Where to post to; several by turns.
+    #[arg(required = true, value_name = "URL")]
+    urls: Vec<Url>,
     /// Photographs, or directories of them.
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     images: Vec<PathBuf>,
@@ -53,7 +54,7 @@ pub(super) struct Http {
     /// Send an image in this field of a form, and not as the whole body.
     #[arg(long, value_name = "FIELD")]
     form: Option<String>,
-    /// A task to be taught meanwhile, as a zip or tar: posted to the URL's `…/tasks` as the measurement begins.
+    /// A task to be taught meanwhile, as a zip or tar: posted to the first URL's `…/tasks` as the measurement begins.
     #[arg(long, value_name = "ARCHIVE")]
     teach: Option<PathBuf>,
     /// Draw the latencies by percentile, as an SVG.
@@ -74,7 +75,7 @@ fn positive(text: &str) -> Result<f64, String> {
 /// What was measured.
 #[derive(Debug, Serialize)]
 struct Measured {
-    url: String,
+    urls: Vec<String>,
     clients: Option<usize>,
     rate: Option<f64>,
     answers: usize,
@@ -122,9 +123,11 @@ impl Latencies {
 impl Http {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let http = Client::builder().timeout(Duration::from_mins(2)).build()?;
+        // Its server's stages are told, and its model is taught.
+        let first = &self.urls[0];
         let target = Arc::new(Target {
             http: http.clone(),
-            url: self.url.clone(),
+            urls: self.urls.clone(),
             images: photographs(&self.images)?,
             repeat: self.repeat,
             number: AtomicU64::new(0),
@@ -138,16 +141,16 @@ impl Http {
         };
         load::run(&target, pace, Duration::from_secs_f64(self.warm_up)).await;
         let teaching = match &self.teach {
-            Some(archive) => Some(stages::teach(&http, &self.url, archive).await?),
+            Some(archive) => Some(stages::teach(&http, first, archive).await?),
             None => None,
         };
-        let before = Stages::read(&http, &self.url).await;
+        let before = Stages::read(&http, first).await;
         let Answers {
             mut latencies,
             failures,
             took,
         } = load::run(&target, pace, Duration::from_secs_f64(self.seconds)).await;
-        let after = Stages::read(&http, &self.url).await;
+        let after = Stages::read(&http, first).await;
         let job = match teaching {
             Some(job) => Some(stages::outcome(&http, job).await?),
             None => None,
@@ -155,10 +158,10 @@ impl Http {
         let answers = latencies.len();
         latencies.sort_unstable();
         let Some(summary) = Latencies::of(&latencies) else {
-            anyhow::bail!("{} gave no good answer: {failures:?}", self.url);
+            anyhow::bail!("{first} gave no good answer: {failures:?}");
         };
         let measured = Measured {
-            url: self.url.to_string(),
+            urls: self.urls.iter().map(Url::to_string).collect(),
             clients,
             rate: self.rate,
             answers,
