@@ -37,7 +37,7 @@ pub struct Gram {
 }
 
 impl Gram {
-    /// Of the examples of classes (n, D) each, with what makes φ (n, M) of some.
+    /// Of the examples of classes (n, D) each, with what makes φ (n, M) of some; there must be at least one class.
     pub(super) fn of(
         classes: &[Tensor],
         size: usize,
