@@ -87,13 +87,16 @@ impl Parts {
         let images = match packed_images {
             Some(tower) => Images::Packed(Box::new(tower)),
             None => {
-                let found = dtype.of_tensors(device);
-                if dtype == Dtype::Bf16 && found == DType::F32 {
+                let load = |found| weights.in_dtype(found, |weights| VisionTower::load(weights, config));
+                let features = |tower: &VisionTower, images: &Tensor| {
+                    values(&readout.features(&tower.states(&images.to_device(device)?)?)?)
+                };
+                let tower = dtype.tensors(!device.is_cpu(), config.image_shape(), load, features)?;
+                if dtype == Dtype::Bf16 && tower.dtype() == DType::F32 {
                     tracing::warn!(
                         "the image tower's shape does not suit packed weights: it computes in f32"
                     );
                 }
-                let tower = weights.in_dtype(found, |weights| VisionTower::load(weights, config))?;
                 Images::Tensors(tower)
             }
         };
@@ -286,7 +289,7 @@ impl Backbone {
     pub fn instructions(&self) -> String {
         match &self.images {
             Images::Packed(tower) => tower.to_string(),
-            Images::Tensors(tower) => format!("tensors {}", tower.dtype().as_str()),
+            Images::Tensors(tower) => tower.to_string(),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use clipkeep_towers::{
     ImageShape, ImageTower, Instructions, Precision, Take, TextShape, TextTower, Transformer,
 };
@@ -19,8 +19,8 @@ const TOKENS: usize = 8;
 /// sums, stays f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dtype {
-    /// bfloat16 on a GPU, and on a processor with instructions for it if features keep a cosine of 0.999 with those of f32. A
-    /// processor's choice is always the same: nothing is timed.
+    /// bfloat16 on a GPU and on a processor with instructions for it, if features keep a cosine of 0.999 with those of f32. The
+    /// choice is always the same: nothing is timed.
     #[default]
     Auto,
     /// Not at all.
@@ -43,11 +43,32 @@ impl FromStr for Dtype {
 }
 
 impl Dtype {
-    /// That of an image tower in tensors: candle has no fast products of bfloat16 on the CPU.
-    pub(super) fn of_tensors(self, device: &Device) -> DType {
+    /// An image tower in tensors, as `load` makes it of either type, with `features` of images `(n, 3, image_size, image_size)` as
+    /// rows of `shape.dim`. In bfloat16 only where that `is_fast`: candle's products of it are not on the CPU.
+    pub(super) fn tensors<T: fmt::Display, E>(
+        self,
+        is_fast: bool,
+        shape: ImageShape,
+        mut load: impl FnMut(DType) -> Result<T, E>,
+        features: impl Fn(&T, &Tensor) -> candle_core::Result<Vec<f32>>,
+    ) -> Result<T, E> {
         match self {
-            Self::Auto | Self::Bf16 if !device.is_cpu() => DType::BF16,
-            _ => DType::F32,
+            Self::Bf16 if is_fast => load(DType::BF16),
+            Self::Auto if is_fast => {
+                let images = || {
+                    let size = shape.image_size;
+                    let pixels = numbers(IMAGES * 3 * size.pow(2));
+                    Tensor::from_vec(pixels, (IMAGES, 3, size, size), &Device::Cpu)
+                };
+                // A tower that fails is near to none.
+                let failed = || vec![f32::NAN; IMAGES * shape.dim];
+                let (exact, rounded) = (load(DType::F32)?, load(DType::BF16)?);
+                Ok(better(exact, rounded, shape.dim, |tower| {
+                    let found = images().and_then(|images| features(tower, &images));
+                    found.unwrap_or_else(|_| failed())
+                }))
+            }
+            Self::Auto | Self::F32 | Self::Bf16 => load(DType::F32),
         }
     }
 

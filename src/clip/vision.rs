@@ -4,6 +4,8 @@
 //! features do not depend on the images that share its batch; on the CPU bit for bit, because each image is computed
 //! alone (see `Backbone::encode`).
 
+use std::fmt;
+
 use candle_core::{DType, Result, Tensor};
 
 use super::config::ClipConfig;
@@ -125,17 +127,24 @@ impl VisionTower {
     }
 }
 
+impl fmt::Display for VisionTower {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "tensors {}", self.dtype().as_str())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
     use clipkeep_towers::{ImageTower, Instructions, Precision};
 
     use super::*;
+    use crate::clip::dtype::Dtype;
     use crate::clip::source::BackboneFiles;
 
     /// As it is on a GPU, by candle's slow products.
     #[test]
-    fn tensors_in_bfloat16_keep_the_directions_of_features() -> Result<()> {
+    fn tensors_in_bfloat16_keep_the_directions_of_features_and_are_chosen_for_it() -> Result<()> {
         let files = BackboneFiles::embedded();
         let config = ClipConfig::parse(&files.config).expect("a configuration");
         let mut weights = files.tensors(&Device::Cpu).expect("weights");
@@ -143,15 +152,36 @@ mod tests {
         let size = config.vision.image_size;
         let pixels = (0..3 * 3 * size * size).map(|i| (i as f32 * 12.9898).sin());
         let pixels = Tensor::from_iter(pixels, &Device::Cpu)?.reshape((3, 3, size, size))?;
-        let [wanted, found] = [DType::F32, DType::BF16].map(|dtype| {
-            let tower = weights.in_dtype(dtype, |weights| VisionTower::load(weights, &config));
-            let states = tower.expect("a tower").states(&pixels).expect("states");
-            readout.features(&states).expect("features")
-        });
+        let mut load = |dtype| {
+            weights.in_dtype(dtype, |weights| {
+                VisionTower::load(weights, &config).expect("a tower")
+            })
+        };
+        let features = |tower: &VisionTower, images: &Tensor| readout.features(&tower.states(images)?);
+        let wanted = features(&load(DType::F32), &pixels)?;
+        let found = features(&load(DType::BF16), &pixels)?;
         let lengths = (wanted.sqr()?.sum(1)?.sqrt()? * found.sqr()?.sum(1)?.sqrt()?)?;
         for cosine in ((wanted * found)?.sum(1)? / lengths)?.to_vec1::<f32>()? {
             assert!((0.999..=1.0 + 1e-6).contains(&cosine), "{cosine}");
         }
+        let values = |tower: &VisionTower, images: &Tensor| features(tower, images)?.flatten_all()?.to_vec1();
+        let mut choice = |dtype: Dtype, is_fast, is_wrong: bool| {
+            let load = |found| {
+                // Where it is wrong, what is asked for in bfloat16 has the weights of another.
+                let mut tower = load(found);
+                if is_wrong && found == DType::BF16 {
+                    tower.class_token = (tower.class_token * 50.0).expect("another");
+                }
+                Ok::<_, ()>(tower)
+            };
+            let tower = dtype.tensors(is_fast, config.image_shape(), load, values);
+            tower.expect("a tower").to_string()
+        };
+        assert_eq!(choice(Dtype::Auto, true, false), "tensors bf16");
+        assert_eq!(choice(Dtype::Auto, true, true), "tensors f32");
+        assert_eq!(choice(Dtype::Bf16, true, true), "tensors bf16");
+        assert_eq!(choice(Dtype::Auto, false, false), "tensors f32");
+        assert_eq!(choice(Dtype::F32, true, false), "tensors f32");
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use candle_core::Tensor;
 use serde_json::{Map, Value, json};
@@ -194,6 +195,10 @@ impl Learn<'_> {
                 abandon.cancel();
             }
         };
+        if let (None, Ok(Err(FitError::Tensor(_))) | Err(_)) = (&stopped, &finished) {
+            // It may have been the device that failed, and not the fit.
+            self.learner.engine.check(Duration::ZERO).await?;
+        }
         match (stopped, finished) {
             (Some(stop), _) => Err(stop),
             (None, Ok(Ok(fitted))) => Ok(fitted),

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Client, Url};
@@ -37,6 +39,8 @@ pub(super) struct Target {
     pub(super) run: Uuid,
     /// The field of a form that an image is sent in; `None` for a body of its own.
     pub(super) form: Option<String>,
+    /// The JSON that an image is sent in, as base64 in the place of {}; `None` for none.
+    pub(super) envelope: Option<String>,
 }
 
 /// What came back.
@@ -113,12 +117,15 @@ impl Target {
         };
         let url = &self.urls[number as usize % self.urls.len()];
         let request = self.http.post(url.clone());
-        let request = match &self.form {
-            Some(field) => {
+        let request = match (&self.form, &self.envelope) {
+            (Some(field), _) => {
                 let part = Part::stream_with_length(body.clone(), body.len() as u64).file_name("image");
                 request.multipart(Form::new().part(field.clone(), part))
             }
-            None => request
+            (None, Some(envelope)) => request
+                .header("content-type", "application/json")
+                .body(envelope.replace("{}", &STANDARD.encode(&body))),
+            (None, None) => request
                 .header("content-type", "application/octet-stream")
                 .body(body),
         };

@@ -54,6 +54,9 @@ pub(super) struct Http {
     /// Send an image in this field of a form, and not as the whole body.
     #[arg(long, value_name = "FIELD")]
     form: Option<String>,
+    /// Send an image as base64 in the place of {} in this JSON, and not as the whole body.
+    #[arg(long, value_name = "JSON", conflicts_with = "form", value_parser = envelope)]
+    envelope: Option<String>,
     /// A task to be taught meanwhile, as a zip or tar: posted to the first URL's `…/tasks` as the measurement begins.
     #[arg(long, value_name = "ARCHIVE")]
     teach: Option<PathBuf>,
@@ -70,6 +73,15 @@ fn positive(text: &str) -> Result<f64, String> {
     (value.is_finite() && value > 0.0)
         .then_some(value)
         .ok_or_else(|| "it must be above 0".to_owned())
+}
+
+fn envelope(text: &str) -> Result<String, String> {
+    let json: Result<serde_json::Value, _> = serde_json::from_str(text);
+    match json {
+        Ok(_) if text.contains("{}") => Ok(text.to_owned()),
+        Ok(_) => Err("it has no {} for the image".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// What was measured.
@@ -133,6 +145,7 @@ impl Http {
             number: AtomicU64::new(0),
             run: Uuid::now_v7(),
             form: self.form.clone(),
+            envelope: self.envelope.clone(),
         });
         let clients = self.clients.map_or(1, NonZeroUsize::get);
         let (pace, clients) = match self.rate {
@@ -230,5 +243,12 @@ mod tests {
         let one = of(1).expect("one");
         assert_eq!((one.p50, one.p999, one.max), (1.0, 1.0, 1.0));
         assert!(of(0).is_none());
+    }
+
+    #[test]
+    fn an_envelope_is_json_with_a_place_for_the_image() {
+        assert!(envelope(r#"{"input": ["{}"]}"#).is_ok());
+        assert!(envelope(r#"{"input": []}"#).is_err());
+        assert!(envelope(r#"{"input": "{}"#).is_err());
     }
 }
