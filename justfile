@@ -34,7 +34,7 @@ accuracy features images:
 bench-encode *arguments:
     python3 bench/encode.py {{ arguments }}
 
-# Answers over HTTP, against LitServe with PyTorch.
+# Answers over HTTP, against LitServe and infinity, with PyTorch.
 bench-http photos *arguments:
     python3 bench/serving.py {{ photos }} {{ arguments }}
 

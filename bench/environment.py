@@ -10,6 +10,7 @@ from pathlib import Path
 
 # What serves and preprocesses.
 SERVING = ("bench-http-venv", ["torch", "torchvision", "transformers", "litserve", "python-multipart", "pillow"])
+INFINITY = ("bench-infinity-venv", ["infinity_emb[torch,vision,server,optimum]", "aiohttp"])
 
 
 def python_with(name, packages):

@@ -123,10 +123,10 @@ def archive(task, classes, examples):
 
 
 class Server:
-    def __init__(self, binary, backbone, data):
+    def __init__(self, binary, backbone, data, *options):
         self.address = f"127.0.0.1:{environment.free_port()}"
         self.data = data
-        command = [binary, "serve", "--backbone", backbone, "--data-dir", data, "--listen", self.address, "--fit-threads", "2"]
+        command = [binary, "serve", "--backbone", backbone, "--data-dir", data, "--listen", self.address, "--fit-threads", "2", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(200):
             if self.process.poll() is not None:

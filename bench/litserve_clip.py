@@ -1,8 +1,8 @@
 """The usual Python server for the same work: a form with a JPEG in, probabilities of labels out, batches by LitServe, the tower by PyTorch.
 
-    python bench/litserve_clip.py --port 8090 --dtype bf16 --threads 2
+    python bench/litserve_clip.py CLIP --port 8090 --dtype bf16 --threads 2
 
-Started by serving.py, in its virtual environment. Made-up weights of ViT-B/32.
+Started by serving.py, in its virtual environment. CLIP is a directory in Hugging Face's layout.
 """
 
 import argparse
@@ -11,23 +11,23 @@ import litserve
 import torch
 from fastapi import Request
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from clip_transform import clip_transform
 
 
 class Classify(litserve.LitAPI):
-    def __init__(self, labels, dtype, threads, **options):
+    def __init__(self, clip, labels, dtype, threads, **options):
         super().__init__(**options)
-        self.labels, self.dtype, self.threads = labels, dtype, threads
+        self.clip, self.labels, self.dtype, self.threads = clip, labels, dtype, threads
 
     def setup(self, device):
         torch.set_num_threads(self.threads)
         torch.manual_seed(0)
-        config = CLIPVisionConfig(projection_dim=512)
-        model = CLIPVisionModelWithProjection._from_config(config, attn_implementation="sdpa")
+        model = CLIPVisionModelWithProjection.from_pretrained(self.clip, attn_implementation="sdpa")
         self.model = model.eval().to(self.dtype)
-        self.anchors = torch.nn.functional.normalize(torch.randn(self.labels, 512), dim=1).to(self.dtype)
+        anchors = torch.randn(self.labels, model.config.projection_dim)
+        self.anchors = torch.nn.functional.normalize(anchors, dim=1).to(self.dtype)
         self.transform = clip_transform()
 
     def decode_request(self, request: Request):
@@ -53,6 +53,7 @@ class Classify(litserve.LitAPI):
 
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("clip")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--threads", type=int, required=True)
@@ -60,7 +61,7 @@ def main():
     parser.add_argument("--labels", type=int, default=10)
     given = parser.parse_args()
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[given.dtype]
-    api = Classify(given.labels, dtype, given.threads, max_batch_size=given.batch, batch_timeout=0.005)
+    api = Classify(given.clip, given.labels, dtype, given.threads, max_batch_size=given.batch, batch_timeout=0.005)
     litserve.LitServer(api, accelerator="cpu").run(port=given.port, host="127.0.0.1", log_level="warning", generate_client_file=False)
 
 

@@ -1,10 +1,11 @@
-"""Compares a clipkeep server with the usual Python one over HTTP: a form with a JPEG in, answer out, ViT-B/32 with made-up weights, the same
-threads and clients, runs that take turns.
+"""Compares a clipkeep server with the usual Python ones over HTTP: a JPEG in, answer out, the same ViT-B/32 with made-up weights, the
+same threads and clients, runs that take turns.
 
     python3 bench/serving.py PHOTOS --clients 1 64
 
-PHOTOS is a directory of JPEG files. Installs the other server from PyPI into target/bench-http-venv the first time. Prints
-medians over the rounds, and ours over theirs.
+PHOTOS is a directory of JPEG files. clipkeep and LitServe take a form and answer with probabilities, infinity takes JSON and
+answers with an embedding. Installs the others from PyPI into target/ the first time. Prints medians over the rounds, and ours
+over the best of the others.
 """
 
 import argparse
@@ -22,15 +23,19 @@ from statistics import median
 
 import environment
 
+HERE = Path(__file__).parent
 LABELS = ",".join(f"label {number}" for number in range(10))
+ENVELOPE = json.dumps({"model": "clip", "modality": "image", "input": ["data:image/jpeg;base64,{}"]})
 
 
 class Server:
-    """A server of its own process group, stopped at the end."""
+    """A server of its own process group, stopped at the end. `body` is how `clipkeep bench http` sends it an image."""
 
-    def __init__(self, name, command, url, ready):
-        self.name, self.url = name, url
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    def __init__(self, name, command, url, ready, body, threads):
+        self.name, self.url, self.body = name, url, body
+        quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        environ = {**os.environ, "OMP_NUM_THREADS": threads}
+        self.process = subprocess.Popen(command, **quiet, env=environ, start_new_session=True)
         for _ in range(600):
             if self.process.poll() is not None:
                 raise SystemExit(f"{name} ended with {self.process.returncode}")
@@ -52,7 +57,7 @@ class Server:
 
 def measure(binary, server, photos, clients, seconds):
     command = [binary, "bench", "http", server.url, "--json", "--images", photos]
-    command += ["--clients", str(clients), "--seconds", str(seconds), "--form", "image"]
+    command += ["--clients", str(clients), "--seconds", str(seconds), *server.body]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found = json.loads(output.splitlines()[-1])
     if found["failures"]:
@@ -67,25 +72,32 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="of both (default: %(default)s)")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="of all (default: %(default)s)")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
     python = environment.python_with(*environment.SERVING)
+    infinity = environment.python_with(*environment.INFINITY).parent / "infinity_emb"
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        threads, ports = str(given.threads), [environment.free_port(), environment.free_port()]
+        threads, clip = str(given.threads), f"{folder}/clip"
+        subprocess.run([python, HERE / "make_clip.py", clip], check=True, stdout=subprocess.DEVNULL)
+        ports = [environment.free_port() for _ in range(3)]
         # No image comes twice, so that a cache would only cost.
-        ours = [given.clipkeep, "serve", "--backbone", "random:vit-b-32", "--data-dir", folder, "--feature-cache-mib", "0"]
+        ours = [given.clipkeep, "serve", "--backbone", clip, "--data-dir", folder, "--feature-cache-mib", "0"]
         ours += ["--listen", f"127.0.0.1:{ports[0]}", "--threads", threads, "--dtype", given.dtype]
-        theirs = [python, Path(__file__).parent / "litserve_clip.py", "--port", str(ports[1])]
-        theirs += ["--dtype", given.dtype, "--threads", threads]
+        litserve = [python, HERE / "litserve_clip.py", clip, "--port", str(ports[1]), "--dtype", given.dtype, "--threads", threads]
+        dtype = {"f32": "float32", "bf16": "bfloat16"}[given.dtype]
+        infinity = [infinity, "v2", "--model-id", clip, "--served-model-name", "clip", "--host", "127.0.0.1", "--port", str(ports[2])]
+        infinity += ["--engine", "torch", "--device", "cpu", "--dtype", dtype, "--no-bettertransformer"]
         query = urllib.parse.quote(LABELS)
         at = [f"http://127.0.0.1:{port}" for port in ports]
+        form, json_body = ["--form", "image"], ["--envelope", ENVELOPE]
         servers = []
         for server in [
-            ("clipkeep", ours, f"{at[0]}/v1/models/default/classify?labels={query}", f"{at[0]}/readyz"),
-            ("litserve", theirs, f"{at[1]}/predict", f"{at[1]}/health"),
+            ("clipkeep", ours, f"{at[0]}/v1/models/default/classify?labels={query}", f"{at[0]}/readyz", form),
+            ("litserve", litserve, f"{at[1]}/predict", f"{at[1]}/health", form),
+            ("infinity", infinity, f"{at[2]}/embeddings", f"{at[2]}/health", json_body),
         ]:
-            servers.append(Server(*server))
+            servers.append(Server(*server, threads))
             stack.callback(servers[-1].stop)
         print("| clients | server | images a second | p50 ms | p99 ms |\n|---|---|---|---|---|")
         for clients in given.clients:
@@ -96,7 +108,7 @@ def compare(given, servers, clients):
     found = {server.name: [] for server in servers}
     for _ in range(given.rounds):
         for server in servers:
-            # The other one must not take a core meanwhile, not even by waiting busily.
+            # The others must not take a core meanwhile, not even by waiting busily.
             for other in servers:
                 other.signal(signal.SIGCONT if other is server else signal.SIGSTOP)
             found[server.name].append(measure(given.clipkeep, server, given.photos, clients, given.seconds))
@@ -106,8 +118,10 @@ def compare(given, servers, clients):
         p50, p99 = (median(run["milliseconds"][at] for run in runs) for at in ["p50", "p99"])
         of[name] = (rate, p50)
         print(f"| {clients} | {name} | {rate:.1f} | {p50:.1f} | {p99:.1f} |")
-    (rate, p50), (other_rate, other_p50) = of["clipkeep"], of["litserve"]
-    print(f"| {clients} | ours / theirs | {rate / other_rate:.2f} | {p50 / other_p50:.2f} | |", flush=True)
+    rate, p50 = of.pop("clipkeep")
+    best_rate = max(other_rate for other_rate, _ in of.values())
+    best_p50 = min(other_p50 for _, other_p50 in of.values())
+    print(f"| {clients} | ours / best of theirs | {rate / best_rate:.2f} | {p50 / best_p50:.2f} | |", flush=True)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,12 @@ def ask(given, urls, clients, repeat=False):
     return found["images_per_second"], found["milliseconds"]["p50"], found["milliseconds"]["p99"]
 
 
+def options(given):
+    """Of the server: all clients' images may wait at once."""
+    room = str(2 * max(CLIENTS))
+    return ["--threads", str(given.threads), "--queue", room, "--max-requests", room]
+
+
 def medians(given, measure):
     runs = [measure() for _ in range(given.rounds)]
     return [median(values) for values in zip(*runs)]
@@ -77,7 +83,7 @@ def batches(given, _):
 
 
 def clients(given, folder):
-    server = jobs.Server(given.clipkeep, LARGE, folder)
+    server = jobs.Server(given.clipkeep, LARGE, folder, *options(given))
     try:
         print("| clients | images a second | p50 | p99 |\n|---|---|---|---|")
         url = f"http://{server.address}/v1/models/default/classify?labels=cat,dog,tree"
@@ -90,7 +96,7 @@ def clients(given, folder):
 
 def classes(given, folder):
     jobs.make_backbone(Path(folder) / "backbone")
-    server = jobs.Server(given.clipkeep, f"{folder}/backbone", folder)
+    server = jobs.Server(given.clipkeep, f"{folder}/backbone", folder, *options(given))
     try:
         print("| classes | p50 of one client, new images | p50, images seen before | images a second of 16 clients, seen before |")
         print("|---|---|---|---|")
@@ -106,7 +112,7 @@ def classes(given, folder):
 
 def models(given, folder):
     jobs.make_backbone(Path(folder) / "backbone")
-    server = jobs.Server(given.clipkeep, f"{folder}/backbone", folder)
+    server = jobs.Server(given.clipkeep, f"{folder}/backbone", folder, *options(given))
     try:
         urls = [teach(server, f"model-{number}", 10) for number in range(max(MODELS))]
         print("| models asked by turns | images a second of 64 clients | p50 | p99 |\n|---|---|---|---|")

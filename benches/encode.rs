@@ -1,4 +1,4 @@
-//! Images and texts a second through the embedded backbone, and what decoding and resizing cost beside it.
+//! What an answer is made of, stage by stage: decoding and resizing, tokens, the towers of the embedded backbone, a head.
 //!
 //! `cargo bench --bench encode`. `CLIPKEEP_BENCH_BACKBONE` names another backbone, as `--backbone` does.
 
@@ -8,10 +8,11 @@ use std::hint::black_box;
 use std::io::Cursor;
 
 use candle_core::{Device, Tensor};
+use clipkeep::adapter::Head;
 use clipkeep::clip::{Backbone, BackboneSource, Dtype, Limits};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-criterion_group!(benches, images, texts, preprocessing);
+criterion_group!(benches, images, texts, preprocessing, tokens, heads);
 criterion_main!(benches);
 
 fn images(criterion: &mut Criterion) {
@@ -41,6 +42,33 @@ fn texts(criterion: &mut Criterion) {
     group.bench_function("32", |bench| {
         bench.iter(|| backbone.encode_tokens(black_box(&ids)).unwrap());
     });
+}
+
+fn tokens(criterion: &mut Criterion) {
+    let tokenizer = backbone().tokenizer();
+    let mut group = criterion.benchmark_group("tokens");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("prompt", |bench| {
+        bench.iter(|| tokenizer.encode(black_box("a photo of a snow leopard.")).unwrap());
+    });
+}
+
+/// Probabilities from features of ViT-B/32's width.
+fn heads(criterion: &mut Criterion) {
+    const DIM: usize = 512;
+    let mut group = criterion.benchmark_group("head");
+    for classes in [10, 1_000, 20_000] {
+        let anchors = Tensor::randn(0_f32, 1.0, (classes, DIM), &Device::Cpu).unwrap();
+        let head = Head::zero_shot(anchors, 100.0).unwrap();
+        for images in [1, 16] {
+            let features = Tensor::randn(0_f32, 1.0, (images, DIM), &Device::Cpu).unwrap();
+            group.throughput(Throughput::Elements(images as u64));
+            let name = BenchmarkId::new(format!("{classes}-classes"), images);
+            group.bench_with_input(name, &features, |bench, features| {
+                bench.iter(|| head.probabilities(black_box(features)).unwrap());
+            });
+        }
+    }
 }
 
 fn preprocessing(criterion: &mut Criterion) {

@@ -99,7 +99,7 @@ impl Scores<'_> {
         let count = self.columns.len() as f64;
         let smoothing = 1.0 / (count + 1.0);
         let mut slope = Slope::zero(self.terms.len());
-        let mut logits = vec![0.0; self.width];
+        let (mut logits, mut weighted) = (vec![0.0; self.width], vec![0.0; self.width]);
         for (row, own) in (first..).zip(columns) {
             let scores = |term: usize| &self.terms[term][row * self.width..(row + 1) * self.width];
             let terms = 0..self.terms.len();
@@ -124,7 +124,6 @@ impl Scores<'_> {
 
             let mean = |scores: &[f64]| sum(scores, chances, |score, chance| score * chance) / all;
             let means: Vec<f64> = terms.clone().map(|term| mean(scores(term))).collect();
-            let mut weighted = vec![0.0; self.width];
             for k in terms {
                 slope.first[k] += (means[k] - target(scores(k))) / count;
                 let triples = weighted.iter_mut().zip(scores(k)).zip(chances.iter());

@@ -7,7 +7,7 @@ use crate::domain::Features;
 /// Lengths below this count as this, so that an all-zero row stays zero instead of becoming not-a-number.
 pub(super) const SHORTEST: f64 = 1e-12;
 
-/// Fewer rows than this are multiplied by reading the other matrix as it lies, which for more is packed first.
+/// On the CPU, fewer rows than this are multiplied by reading the other matrix as it lies, which for more is packed first.
 const FEW: usize = 64;
 
 /// Stored features as one tensor (n, D) of f32.
@@ -30,7 +30,7 @@ pub fn normalise(rows: &Tensor) -> Result<Tensor> {
 
 /// The products of rows (n, D) with each of C vectors (C, D), as (n, C): `rows · vectorsᵀ`.
 pub(super) fn against(rows: &Tensor, vectors: &Tensor) -> Result<Tensor> {
-    if rows.dim(0)? < FEW {
+    if rows.dim(0)? < FEW && rows.device().is_cpu() {
         vectors.matmul(&rows.t()?)?.t()?.contiguous()
     } else {
         rows.matmul(&vectors.t()?)

@@ -38,6 +38,7 @@ pub struct Gram {
 
 impl Gram {
     /// Of the examples of classes (n, D) each, with what makes φ (n, M) of some; there must be at least one class.
+    /// How φ of an example is rounded, in f32, may depend on those before it.
     pub(super) fn of(
         classes: &[Tensor],
         size: usize,

@@ -78,11 +78,16 @@ impl Parts {
     ) -> Result<Self, BackboneError> {
         let mut weights = files.tensors(device)?;
         let readout = ImageReadout::load(&mut weights, config)?;
+        let text = TextTower::load(&mut weights, config)?;
         let (mut packed_images, mut packed_text) = (None, None);
         if device.is_cpu() {
+            let tokens = values(&text.spread_embeddings()?)?;
             let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
             packed_images = dtype.image_tower(config.image_shape(), &mut take)?;
-            packed_text = dtype.text_tower(config.text_shape(), &mut take)?;
+            packed_text = dtype.text_tower(config.text_shape(), &tokens, &mut take)?;
+            if dtype == Dtype::Bf16 && packed_text.is_none() {
+                tracing::warn!("the text tower's shape does not suit packed weights: it computes in f32");
+            }
         }
         let images = match packed_images {
             Some(tower) => Images::Packed(Box::new(tower)),
@@ -91,7 +96,8 @@ impl Parts {
                 let features = |tower: &VisionTower, images: &Tensor| {
                     values(&readout.features(&tower.states(&images.to_device(device)?)?)?)
                 };
-                let tower = dtype.tensors(!device.is_cpu(), config.image_shape(), load, features)?;
+                let fast = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+                let tower = dtype.tensors(fast, config.image_shape(), load, features)?;
                 if dtype == Dtype::Bf16 && tower.dtype() == DType::F32 {
                     tracing::warn!(
                         "the image tower's shape does not suit packed weights: it computes in f32"
@@ -100,7 +106,6 @@ impl Parts {
                 Images::Tensors(tower)
             }
         };
-        let text = TextTower::load(&mut weights, config)?;
         let exponent = weights.scalar("logit_scale")?;
         let logit_scale = exponent.exp();
         if !(logit_scale.is_finite() && logit_scale > 0.0) {

@@ -21,14 +21,6 @@ pub struct Limits {
     pub max_pixels: u64,
 }
 
-impl Limits {
-    /// Bytes that a decoder may allocate.
-    fn bytes(self) -> u64 {
-        let pixels = self.max_pixels.saturating_mul(DECODER_BYTES_PER_PIXEL);
-        pixels.saturating_add(DECODER_OVERHEAD)
-    }
-}
-
 /// Bytes that a decoder may allocate for each pixel: the picture in its widest type (four channels of 16 bits), and
 /// as much again for its own planes and buffers.
 const DECODER_BYTES_PER_PIXEL: u64 = 16;
@@ -69,14 +61,15 @@ pub enum ImageError {
 }
 
 /// Decodes to RGB with the EXIF orientation applied, of a picture that `target` says the future size of from its own; that
-/// size as well. What comes out is the whole picture, and at least twice that size unless it is no larger itself.
+/// size as well. What comes out shows all of the picture, either as it is stored or at least twice as large as it will be.
 pub(super) fn decode(
     bytes: &[u8],
     limits: Limits,
     target: impl FnOnce(Size) -> Size,
 ) -> Result<(RgbImage, Size), ImageError> {
     let mut decoder = open(bytes, limits)?;
-    if jpeg::ends_early(bytes) {
+    let markers = jpeg::markers(bytes);
+    if markers.is_some_and(|found| !found.is_whole) {
         return Err(ImageError::Truncated);
     }
     // A damaged orientation is no reason to refuse a picture.
@@ -88,7 +81,8 @@ pub(super) fn decode(
     };
     let turned = |size: Size| if lies(orientation) { size.turned() } else { size };
     let target = target(turned(stored));
-    let picture = match jpeg::reduced(bytes, stored, turned(target), limits.bytes()) {
+    let reduced = markers.and_then(|found| jpeg::reduced(bytes, found, stored, turned(target)));
+    let picture = match reduced {
         Some(picture) => picture,
         None => to_rgb(DynamicImage::from_decoder(decoder).map_err(ImageError::Undecodable)?)?,
     };
@@ -116,7 +110,12 @@ pub(super) fn open(bytes: &[u8], limits: Limits) -> Result<impl ImageDecoder + '
     let mut reader = ImageReader::new(Cursor::new(bytes));
     // The reader's own limits hold while headers are parsed.
     let mut allocations = image::Limits::no_limits();
-    allocations.max_alloc = Some(limits.bytes());
+    allocations.max_alloc = Some(
+        limits
+            .max_pixels
+            .saturating_mul(DECODER_BYTES_PER_PIXEL)
+            .saturating_add(DECODER_OVERHEAD),
+    );
     reader.limits(allocations);
     let reader = reader
         .with_guessed_format()

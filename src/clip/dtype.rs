@@ -44,31 +44,38 @@ impl FromStr for Dtype {
 
 impl Dtype {
     /// An image tower in tensors, as `load` makes it of either type, with `features` of images `(n, 3, image_size, image_size)` as
-    /// rows of `shape.dim`. In bfloat16 only where that `is_fast`: candle's products of it are not on the CPU.
-    pub(super) fn tensors<T: fmt::Display, E>(
+    /// rows of `shape.dim`. `fast` is the type that the device multiplies fastest: of bfloat16 candle has no fast products on
+    /// the CPU.
+    pub(super) fn tensors<T, E>(
         self,
-        is_fast: bool,
+        fast: DType,
         shape: ImageShape,
         mut load: impl FnMut(DType) -> Result<T, E>,
         features: impl Fn(&T, &Tensor) -> candle_core::Result<Vec<f32>>,
-    ) -> Result<T, E> {
+    ) -> Result<T, E>
+    where
+        T: fmt::Display,
+        E: From<candle_core::Error>,
+    {
         match self {
-            Self::Bf16 if is_fast => load(DType::BF16),
-            Self::Auto if is_fast => {
-                let images = || {
-                    let size = shape.image_size;
-                    let pixels = numbers(IMAGES * 3 * size.pow(2));
-                    Tensor::from_vec(pixels, (IMAGES, 3, size, size), &Device::Cpu)
-                };
-                // A tower that fails is near to none.
-                let failed = || vec![f32::NAN; IMAGES * shape.dim];
-                let (exact, rounded) = (load(DType::F32)?, load(DType::BF16)?);
-                Ok(better(exact, rounded, shape.dim, |tower| {
-                    let found = images().and_then(|images| features(tower, &images));
-                    found.unwrap_or_else(|_| failed())
-                }))
+            Self::F32 => load(DType::F32),
+            Self::Bf16 => load(fast),
+            Self::Auto if fast == DType::F32 => load(fast),
+            Self::Auto => {
+                let size = shape.image_size;
+                let images = numbers(IMAGES * 3 * size.pow(2));
+                let images = Tensor::from_vec(images, (IMAGES, 3, size, size), &Device::Cpu)?;
+                let exact = load(DType::F32)?;
+                let wanted = features(&exact, &images)?;
+                let rounded = load(fast)?;
+                match features(&rounded, &images) {
+                    Ok(found) => Ok(better((exact, &wanted), (rounded, &found), shape.dim)),
+                    Err(error) => {
+                        tracing::warn!(%error, %rounded, "a tower fails: it computes in f32");
+                        Ok(exact)
+                    }
+                }
             }
-            Self::Auto | Self::F32 | Self::Bf16 => load(DType::F32),
         }
     }
 
@@ -85,17 +92,18 @@ impl Dtype {
         })
     }
 
-    /// The text tower.
+    /// The text tower. Where one is compared, it is by texts of these `tokens`: as many embeddings as the longest text has.
     pub(super) fn text_tower<E>(
         self,
         shape: TextShape,
+        tokens: &[f32],
         take: &mut Take<'_, E>,
     ) -> Result<Option<TextTower>, E> {
         let load = |instructions| TextTower::load(shape, instructions, take);
         let lengths = [TOKENS.min(shape.context_length), shape.context_length];
-        let texts = || numbers(lengths.iter().sum::<usize>() * shape.transformer.width);
+        let short = &tokens[..lengths[0] * shape.transformer.width];
         self.best(&shape.transformer, load, shape.dim, |tower| {
-            tower.forward(&texts(), &lengths)
+            tower.forward(&[short, tokens].concat(), &lengths)
         })
     }
 
@@ -116,7 +124,10 @@ impl Dtype {
                 let exact = first(Instructions::suiting(transformer, Precision::F32))?;
                 let rounded = first(Instructions::made_for(transformer, Precision::Bf16))?;
                 Ok(match (exact, rounded) {
-                    (Some(exact), Some(rounded)) => Some(better(exact, rounded, dim, features)),
+                    (Some(exact), Some(rounded)) => {
+                        let [wanted, found] = [&exact, &rounded].map(features);
+                        Some(better((exact, &wanted), (rounded, &found), dim))
+                    }
                     (exact, rounded) => exact.or(rounded),
                 })
             }
@@ -130,8 +141,7 @@ fn numbers(count: usize) -> Vec<f32> {
 }
 
 /// The second tower if its features, rows of `dim`, are near enough to those of the first.
-fn better<T: fmt::Display>(exact: T, rounded: T, dim: usize, features: impl Fn(&T) -> Vec<f32>) -> T {
-    let [wanted, found] = [&exact, &rounded].map(features);
+fn better<T: fmt::Display>((exact, wanted): (T, &[f32]), (rounded, found): (T, &[f32]), dim: usize) -> T {
     let rows = found.chunks(dim).zip(wanted.chunks(dim));
     let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
     let chosen = if are_near(&cosines) { rounded } else { exact };
@@ -193,7 +203,8 @@ mod tests {
     }
 
     fn text_tower(dtype: Dtype, size: f32) -> TextTower {
-        let tower = dtype.text_tower(TEXT, &mut take(size)).expect("weights");
+        let tokens = numbers(TEXT.context_length * TRANSFORMER.width);
+        let tower = dtype.text_tower(TEXT, &tokens, &mut take(size)).expect("weights");
         tower.expect("some instructions suit it")
     }
 
@@ -213,7 +224,8 @@ mod tests {
             let towers = [(Dtype::F32, 0.1), (Dtype::Bf16, size)];
             let [exact, rounded] = towers.map(|(dtype, size)| image_tower(dtype, size));
             let pixels = numbers(3 * 32 * 32);
-            better(exact, rounded, 24, |tower| tower.forward(&pixels, None)).precision()
+            let [wanted, found] = [&exact, &rounded].map(|tower| tower.forward(&pixels, None));
+            better((exact, &wanted), (rounded, &found), 24).precision()
         };
         assert_eq!(choice(0.1), Precision::Bf16);
         // Another tower altogether.

@@ -97,6 +97,19 @@ impl TextTower {
             .reshape((texts.len(), longest, self.width()))
     }
 
+    /// Embeddings of tokens from all over the vocabulary, as many as the longest text has.
+    pub(super) fn spread_embeddings(&self) -> Result<Tensor> {
+        let TextConfig {
+            context_length: count,
+            vocabulary,
+            ..
+        } = self.config;
+        let ids: Vec<u32> = (0..count)
+            .map(|place| (place * vocabulary / count) as u32)
+            .collect();
+        self.embeddings(&ids)
+    }
+
     /// The embeddings of tokens, without positions, `(n, width)`.
     pub(super) fn embeddings(&self, ids: &[u32]) -> Result<Tensor> {
         self.tokens

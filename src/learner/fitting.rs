@@ -16,7 +16,7 @@ use crate::adapter::{
     Base, FitError, FitInput, FitProgress, Fitted, Prompts, Readout, Statistics, Towers, embedding, fit,
 };
 use crate::domain::{Anchors, Features, Label, Model, NewClass, Phase, Reads, Strategy};
-use crate::engine::{Priority, read_out};
+use crate::engine::{EngineError, Priority, read_out};
 use crate::registry::Serving;
 
 /// What a fit starts from, owned so that it can move to a thread.
@@ -195,9 +195,13 @@ impl Learn<'_> {
                 abandon.cancel();
             }
         };
-        if let (None, Ok(Err(FitError::Tensor(_))) | Err(_)) = (&stopped, &finished) {
-            // It may have been the device that failed, and not the fit.
-            self.learner.engine.check(Duration::ZERO).await?;
+        if let (None, Ok(Err(_)) | Err(_)) = (&stopped, &finished) {
+            // It may have been the device that failed, and not the fit. Asked now, a device that is lost is found to be, and
+            // the job left to the next process; whatever else is wrong with it is no news of this job.
+            if let Err(EngineError::Stopped) = self.learner.engine.check(Duration::ZERO).await {
+                tracing::error!("a fit failed as the device was lost");
+                return Err(Stop::Told);
+            }
         }
         match (stopped, finished) {
             (Some(stop), _) => Err(stop),

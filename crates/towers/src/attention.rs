@@ -21,6 +21,15 @@ pub(crate) struct Sequences {
     of_block: Vec<Vec<Range<usize>>>,
 }
 
+/// What a token attends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sight {
+    /// All tokens of its sequence.
+    All,
+    /// Those before it, and itself.
+    Causal,
+}
+
 /// Whose attention is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asked {
@@ -101,8 +110,7 @@ pub(crate) struct Attention {
     /// Of the output.
     layout: Layout,
     heads: usize,
-    /// Whether a token sees only those before it, and itself.
-    is_causal: bool,
+    sight: Sight,
     /// For each head of each block: keys and values of a sequence as the right sides of products, then scores.
     scratch: Aligned,
 }
@@ -111,7 +119,7 @@ pub(crate) struct Attention {
 struct Head<'a> {
     vectors: &'a dyn Vectors,
     layout: Layout,
-    is_causal: bool,
+    sight: Sight,
     /// Columns of the head.
     width: usize,
     /// Rows of the block that hold the sequence.
@@ -124,13 +132,13 @@ struct Head<'a> {
 
 impl Attention {
     /// For at most `blocks` blocks of `layout`, whose columns are those of `heads` heads.
-    pub(crate) fn new(layout: Layout, heads: usize, is_causal: bool, blocks: usize) -> Self {
+    pub(crate) fn new(layout: Layout, heads: usize, sight: Sight, blocks: usize) -> Self {
         let width = layout.panels * layout.panel / heads;
         let room = 2 * Self::keys(layout, width) + Self::scores(layout);
         Self {
             layout,
             heads,
-            is_causal,
+            sight,
             scratch: Aligned::zeros(room * heads * blocks),
         }
     }
@@ -154,7 +162,7 @@ impl Attention {
         asked: Asked,
         out: &mut Blocks<O>,
     ) {
-        let (layout, heads, is_causal) = (self.layout, self.heads, self.is_causal);
+        let (layout, heads, sight) = (self.layout, self.heads, self.sight);
         assert_eq!(
             (out.layout.panels, out.layout.stride),
             (layout.panels, layout.stride)
@@ -183,7 +191,7 @@ impl Attention {
                     let head = Head {
                         vectors,
                         layout,
-                        is_causal,
+                        sight,
                         width,
                         rows: rows.clone(),
                         query: part(0),
@@ -256,10 +264,9 @@ impl Head<'_> {
             let scores = &mut scores[..queries.len() * panel];
             for (query, row) in queries.clone().zip(scores.chunks_exact_mut(panel)) {
                 // What pads the tokens gets no attention, nor does what is ahead where nobody looks there.
-                let seen = if self.is_causal {
-                    query + 1 - self.rows.start
-                } else {
-                    self.rows.len()
+                let seen = match self.sight {
+                    Sight::All => self.rows.len(),
+                    Sight::Causal => query + 1 - self.rows.start,
                 };
                 let tokens = seen.saturating_sub(number * panel).min(panel);
                 row[..tokens].fill(0.0);

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::attention::{Asked, Sequences};
+use crate::attention::{Asked, Sequences, Sight};
 use crate::blocks::{Blocks, Extent, copy_columns, in_panels};
 use crate::kernel::Kernel;
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
@@ -77,7 +77,7 @@ impl<T: Operand> Packed<T> {
                 patches: Blocks::zeros(panel, tokens, inputs, chunk),
                 embedded: Blocks::zeros(panel, tokens, width, chunk),
                 stream: Stream::new(of, panel, tokens, chunk),
-                attending: Attending::new(of, panel, tokens, false, chunk),
+                attending: Attending::new(of, panel, tokens, Sight::All, chunk),
                 pooled: Stream::new(of, panel, chunk, 1),
                 features: Blocks::zeros(panel, chunk, shape.dim, 1),
             }),

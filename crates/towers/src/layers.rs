@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use crate::attention::{Asked, Attention, Sequences};
+use crate::attention::{Asked, Attention, Sequences, Sight};
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise;
 use crate::kernel::{Kernel, Vectors};
@@ -114,11 +114,11 @@ pub(crate) struct Attending {
 
 impl Attending {
     /// For at most `blocks` blocks of `rows` rows.
-    pub(crate) fn new(of: &Transformer, panel: usize, rows: usize, is_causal: bool, blocks: usize) -> Self {
+    pub(crate) fn new(of: &Transformer, panel: usize, rows: usize, sight: Sight, blocks: usize) -> Self {
         let layout = Layout::new::<f32>(panel, rows, of.width);
         Self {
             qkv: Blocks::zeros(panel, rows, 3 * of.width, blocks),
-            attention: Attention::new(layout, of.heads, is_causal, blocks),
+            attention: Attention::new(layout, of.heads, sight, blocks),
         }
     }
 }

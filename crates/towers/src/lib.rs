@@ -17,7 +17,8 @@
 //! | `text` | the text tower, from token embeddings to features |
 //!
 //! Invariants: weights never change; the features of an image or of a text depend on it alone, bit for bit, whatever shares its
-//! batch and however many threads there are; slices bound every access, and in `bf16` lengths that are asserted. Threads are those of the rayon pool that the caller runs in.
+//! batch and however many threads there are; slices bound every access, and in `bf16` lengths that are asserted. Threads are
+//! those of the rayon pool that the caller runs in.
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -215,7 +216,6 @@ impl ImageTower {
 
 /// A text tower, ready to be used.
 pub struct TextTower {
-    shape: TextShape,
     by: Either<text::Packed<f32>, text::Packed<Pair>>,
 }
 
@@ -229,7 +229,7 @@ impl TextTower {
             By::F32(kernel) => Either::F32(text::Packed::load(shape, kernel, take)?),
             By::Bf16(kernel) => Either::Bf16(text::Packed::load(shape, kernel, take)?),
         };
-        Ok(Self { shape, by })
+        Ok(Self { by })
     }
 
     /// The precision of products with weights.
@@ -247,11 +247,6 @@ impl TextTower {
             Either::F32(packed) => packed.forward(embeddings, lengths),
             Either::Bf16(packed) => packed.forward(embeddings, lengths),
         }
-    }
-
-    /// The dimensions.
-    pub fn shape(&self) -> &TextShape {
-        &self.shape
     }
 }
 

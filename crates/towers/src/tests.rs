@@ -469,6 +469,26 @@ fn what_is_no_number_reaches_the_features_of_its_text_alone() {
 }
 
 #[test]
+fn a_text_may_be_longer_than_a_block_usually_is() {
+    let shape = TextShape {
+        context_length: 150,
+        ..TEXTS
+    };
+    let lengths = [150, 9, 150];
+    let texts = embeddings(9, &lengths);
+    let tower = |instructions| TextTower::load(shape, instructions, &mut weights()).expect("weights");
+    let instructions = Instructions::suiting(&TRANSFORMER, Precision::F32);
+    let found: Vec<_> = instructions
+        .into_iter()
+        .map(|instructions| tower(instructions).forward(&texts, &lengths))
+        .collect();
+    assert_eq!(found[0].len(), 3 * shape.dim);
+    for other in &found[1..] {
+        assert!(furthest(other, &found[0]) < 1e-4);
+    }
+}
+
+#[test]
 fn tokens_see_what_is_before_them() {
     let lengths = [20];
     let texts = embeddings(8, &lengths);

@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::attention::{Asked, Sequences};
+use crate::attention::{Asked, Sequences, Sight};
 use crate::blocks::{Blocks, Extent, copy_columns};
 use crate::kernel::Kernel;
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
@@ -63,7 +63,7 @@ impl<T: Operand> Packed<T> {
                 sequences: Sequences::none(blocks),
                 token: vec![0.0; of.width],
                 stream: Stream::new(of, panel, rows, blocks),
-                attending: Attending::new(of, panel, rows, true, blocks),
+                attending: Attending::new(of, panel, rows, Sight::Causal, blocks),
                 pooled: Stream::new(of, panel, TEXTS, 1),
                 features: Blocks::zeros(panel, TEXTS, shape.dim, 1),
             }),

@@ -37,10 +37,18 @@ pub(super) struct Target {
     /// Requests that were sent; and what no other run has.
     pub(super) number: AtomicU64,
     pub(super) run: Uuid,
-    /// The field of a form that an image is sent in; `None` for a body of its own.
-    pub(super) form: Option<String>,
-    /// The JSON that an image is sent in, as base64 in the place of {}; `None` for none.
-    pub(super) envelope: Option<String>,
+    pub(super) body: Body,
+}
+
+/// How an image is sent.
+#[derive(Debug, Clone)]
+pub(super) enum Body {
+    /// As it is.
+    Plain,
+    /// In this field of a form.
+    Form(String),
+    /// As base64 in the place of {} in this JSON.
+    Envelope(String),
 }
 
 /// What came back.
@@ -108,26 +116,28 @@ impl Target {
     async fn send(&self) -> Result<(), String> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let image = &self.images[number as usize % self.images.len()];
-        let body = if self.repeat {
+        let image = if self.repeat {
             image.clone()
         } else {
             // Behind its end a picture may carry anything: no cache has seen it, and it looks the same.
             let unique = [self.run.as_bytes().as_slice(), &number.to_le_bytes()].concat();
             Bytes::from([image.as_ref(), &unique].concat())
         };
-        let url = &self.urls[number as usize % self.urls.len()];
-        let request = self.http.post(url.clone());
-        let request = match (&self.form, &self.envelope) {
-            (Some(field), _) => {
-                let part = Part::stream_with_length(body.clone(), body.len() as u64).file_name("image");
+        // By turns, and with as many photographs as there are URLs not always the same one.
+        let turn = number as usize + number as usize / self.urls.len();
+        let request = self.http.post(self.urls[turn % self.urls.len()].clone());
+        let request = match &self.body {
+            Body::Plain => request
+                .header("content-type", "application/octet-stream")
+                .body(image),
+            Body::Form(field) => {
+                let length = image.len() as u64;
+                let part = Part::stream_with_length(image, length).file_name("image");
                 request.multipart(Form::new().part(field.clone(), part))
             }
-            (None, Some(envelope)) => request
+            Body::Envelope(json) => request
                 .header("content-type", "application/json")
-                .body(envelope.replace("{}", &STANDARD.encode(&body))),
-            (None, None) => request
-                .header("content-type", "application/octet-stream")
-                .body(body),
+                .body(json.replacen("{}", &STANDARD.encode(&image), 1)),
         };
         let answer = request.send().await.map_err(|error| reason(&error))?;
         let status = answer.status();

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::photographs::photographs;
 use super::timing::milliseconds;
-use load::{Answers, Pace, Target};
+use load::{Answers, Body, Pace, Target};
 use stages::Stages;
 
 /// Send photographs to a server that runs, and measure its answers.
@@ -54,7 +54,7 @@ pub(super) struct Http {
     /// Send an image in this field of a form, and not as the whole body.
     #[arg(long, value_name = "FIELD")]
     form: Option<String>,
-    /// Send an image as base64 in the place of {} in this JSON, and not as the whole body.
+    /// Send an image as base64 in the place of the first {} in this JSON, and not as the whole body.
     #[arg(long, value_name = "JSON", conflicts_with = "form", value_parser = envelope)]
     envelope: Option<String>,
     /// A task to be taught meanwhile, as a zip or tar: posted to the first URL's `…/tasks` as the measurement begins.
@@ -76,11 +76,13 @@ fn positive(text: &str) -> Result<f64, String> {
 }
 
 fn envelope(text: &str) -> Result<String, String> {
-    let json: Result<serde_json::Value, _> = serde_json::from_str(text);
-    match json {
-        Ok(_) if text.contains("{}") => Ok(text.to_owned()),
-        Ok(_) => Err("it has no {} for the image".to_owned()),
-        Err(error) => Err(error.to_string()),
+    if !text.contains("{}") {
+        return Err("it has no {} for the image".to_owned());
+    }
+    let filled: Result<serde_json::Value, _> = serde_json::from_str(&text.replacen("{}", "QUJD", 1));
+    match filled {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("with an image in it, it is no JSON: {error}")),
     }
 }
 
@@ -144,8 +146,11 @@ impl Http {
             repeat: self.repeat,
             number: AtomicU64::new(0),
             run: Uuid::now_v7(),
-            form: self.form.clone(),
-            envelope: self.envelope.clone(),
+            body: match (self.form.clone(), self.envelope.clone()) {
+                (Some(field), _) => Body::Form(field),
+                (None, Some(json)) => Body::Envelope(json),
+                (None, None) => Body::Plain,
+            },
         });
         let clients = self.clients.map_or(1, NonZeroUsize::get);
         let (pace, clients) = match self.rate {
@@ -250,5 +255,9 @@ mod tests {
         assert!(envelope(r#"{"input": ["{}"]}"#).is_ok());
         assert!(envelope(r#"{"input": []}"#).is_err());
         assert!(envelope(r#"{"input": "{}"#).is_err());
+        assert!(
+            envelope(r#"{"other": {}, "input": "{}"}"#).is_err(),
+            "an object is no place"
+        );
     }
 }
