@@ -65,8 +65,8 @@ pub struct BackboneArgs {
         value_name = "auto|cpu|cuda:N"
     )]
     pub device: DeviceChoice,
-    /// What images are encoded in, f32 or bf16. `auto` takes bf16 on a GPU, and on a processor with instructions for it if
-    /// features keep a cosine of 0.999 with those of f32.
+    /// What images are encoded in, and texts on a processor, f32 or bf16. `auto` takes bf16 on a GPU and on a processor with
+    /// instructions for it, if features keep a cosine of 0.999 with those of f32.
     #[arg(
         long,
         env = "CLIPKEEP_DTYPE",

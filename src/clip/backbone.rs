@@ -290,7 +290,8 @@ impl Backbone {
         self.readout.clone()
     }
 
-    /// What the image tower computes with: instructions of the processor, or tensors.
+    /// What the image tower computes with: instructions of the processor, or tensors. On a processor the text tower has
+    /// the same ones wherever its shape suits them.
     pub fn instructions(&self) -> String {
         match &self.images {
             Images::Packed(tower) => tower.to_string(),
