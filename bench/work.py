@@ -9,6 +9,7 @@ Markdown, medians over the rounds. Needs Python 3.11 on Linux and no package.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -94,10 +95,19 @@ def clients(given, folder):
         server.stop()
 
 
-def classes(given, folder):
+@contextlib.contextmanager
+def narrow(given, folder):
+    """A server whose towers cost little."""
     jobs.make_backbone(Path(folder) / "backbone")
     server = jobs.Server(given.clipkeep, f"{folder}/backbone", folder, *options(given))
     try:
+        yield server
+    finally:
+        server.stop()
+
+
+def classes(given, folder):
+    with narrow(given, folder) as server:
         print("| classes | p50 of one client, new images | p50, images seen before | images a second of 16 clients, seen before |")
         print("|---|---|---|---|")
         for count in CLASSES:
@@ -106,21 +116,15 @@ def classes(given, folder):
             _, seen, _ = medians(given, lambda: ask(given, [url], 1, repeat=True))
             rate, _, _ = medians(given, lambda: ask(given, [url], 16, repeat=True))
             print(f"| {count:,} | {fresh:.2f} ms | {seen:.2f} ms | {rate:,.0f} |", flush=True)
-    finally:
-        server.stop()
 
 
 def models(given, folder):
-    jobs.make_backbone(Path(folder) / "backbone")
-    server = jobs.Server(given.clipkeep, f"{folder}/backbone", folder, *options(given))
-    try:
+    with narrow(given, folder) as server:
         urls = [teach(server, f"model-{number}", 10) for number in range(max(MODELS))]
         print("| models asked by turns | images a second of 64 clients | p50 | p99 |\n|---|---|---|---|")
         for count in MODELS:
             rate, p50, p99 = medians(given, lambda: ask(given, urls[:count], 64))
             print(f"| {count} | {rate:,.0f} | {p50:.1f} ms | {p99:.1f} ms |", flush=True)
-    finally:
-        server.stop()
 
 
 def main():

@@ -86,10 +86,6 @@ impl<T: Operand> Packed<T> {
         })
     }
 
-    pub(crate) fn kernel(&self) -> &Kernel<T> {
-        &self.kernel
-    }
-
     pub(crate) fn forward(&self, pixels: &[f32], mut states: Option<&mut Vec<f32>>) -> Vec<f32> {
         let image = 3 * self.shape.image_size.pow(2);
         let mut features = Vec::with_capacity(pixels.len() / image * self.shape.dim);

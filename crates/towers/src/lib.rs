@@ -175,9 +175,25 @@ enum Either<F, B> {
     Bf16(B),
 }
 
+/// What a tower's instructions were.
+struct Chosen {
+    name: String,
+    precision: Precision,
+}
+
+impl Chosen {
+    fn of(instructions: &Instructions) -> Self {
+        Self {
+            name: instructions.to_string(),
+            precision: instructions.precision(),
+        }
+    }
+}
+
 /// An image tower, ready to be used.
 pub struct ImageTower {
     shape: ImageShape,
+    chosen: Chosen,
     by: Either<image::Packed<f32>, image::Packed<Pair>>,
 }
 
@@ -187,16 +203,17 @@ impl ImageTower {
     /// # Errors
     /// Whatever `take` says.
     pub fn load<E>(shape: ImageShape, instructions: Instructions, take: &mut Take<'_, E>) -> Result<Self, E> {
+        let chosen = Chosen::of(&instructions);
         let by = match instructions.0 {
             By::F32(kernel) => Either::F32(image::Packed::load(shape, kernel, take)?),
             By::Bf16(kernel) => Either::Bf16(image::Packed::load(shape, kernel, take)?),
         };
-        Ok(Self { shape, by })
+        Ok(Self { shape, chosen, by })
     }
 
     /// The precision of products with weights.
     pub fn precision(&self) -> Precision {
-        self.by.precision()
+        self.chosen.precision
     }
 
     /// `(n, 3, image_size, image_size)` pixels, one after another, to features `(n, dim)`, not normalised. Where `states` is
@@ -216,6 +233,7 @@ impl ImageTower {
 
 /// A text tower, ready to be used.
 pub struct TextTower {
+    chosen: Chosen,
     by: Either<text::Packed<f32>, text::Packed<Pair>>,
 }
 
@@ -225,16 +243,17 @@ impl TextTower {
     /// # Errors
     /// Whatever `take` says.
     pub fn load<E>(shape: TextShape, instructions: Instructions, take: &mut Take<'_, E>) -> Result<Self, E> {
+        let chosen = Chosen::of(&instructions);
         let by = match instructions.0 {
             By::F32(kernel) => Either::F32(text::Packed::load(shape, kernel, take)?),
             By::Bf16(kernel) => Either::Bf16(text::Packed::load(shape, kernel, take)?),
         };
-        Ok(Self { by })
+        Ok(Self { chosen, by })
     }
 
     /// The precision of products with weights.
     pub fn precision(&self) -> Precision {
-        self.by.precision()
+        self.chosen.precision
     }
 
     /// The embeddings of all tokens of n texts, without positions, one after another `(Σ lengths, width)`, to features
@@ -250,31 +269,16 @@ impl TextTower {
     }
 }
 
-impl<F, B> Either<F, B> {
-    fn precision(&self) -> Precision {
-        match self {
-            Self::F32(_) => Precision::F32,
-            Self::Bf16(_) => Precision::Bf16,
-        }
-    }
-}
-
 impl fmt::Display for ImageTower {
     /// The instructions it uses.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.by {
-            Either::F32(packed) => write!(out, "{} f32", packed.kernel()),
-            Either::Bf16(packed) => write!(out, "{} bf16", packed.kernel()),
-        }
+        out.write_str(&self.chosen.name)
     }
 }
 
 impl fmt::Display for TextTower {
     /// The instructions it uses.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.by {
-            Either::F32(packed) => write!(out, "{} f32", packed.kernel()),
-            Either::Bf16(packed) => write!(out, "{} bf16", packed.kernel()),
-        }
+        out.write_str(&self.chosen.name)
     }
 }

@@ -72,10 +72,6 @@ impl<T: Operand> Packed<T> {
         })
     }
 
-    pub(crate) fn kernel(&self) -> &Kernel<T> {
-        &self.kernel
-    }
-
     pub(crate) fn forward(&self, embeddings: &[f32], lengths: &[usize]) -> Vec<f32> {
         let width = self.shape.transformer.width;
         assert_eq!(embeddings.len(), lengths.iter().sum::<usize>() * width);

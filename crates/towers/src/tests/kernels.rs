@@ -1,0 +1,229 @@
+//! Kernels against plain sums in f64.
+
+use proptest::prelude::*;
+
+use super::noise;
+use crate::Activation;
+use crate::blocks::{Aligned, Blocks, Extent, in_panels};
+use crate::elementwise::{self, Activate, Round, Softmax};
+use crate::kernel::{Kernel, Vectors, all, all_bf16};
+use crate::matrix::{Matrix, Start};
+use crate::operand::{Operand, Pair};
+
+/// Rows of values as one block.
+fn block<T: Operand>(rows: &[Vec<f32>], panel: usize) -> Blocks<T> {
+    in_panels(&rows.concat(), rows[0].len(), panel)
+}
+
+/// Vectors of every width that runs here.
+fn vectors() -> Vec<Box<dyn Vectors>> {
+    let vectors = all().into_iter().map(|kernel| kernel.vectors);
+    vectors
+        .chain(all_bf16().into_iter().map(|kernel| kernel.vectors))
+        .collect()
+}
+
+/// The values that pairs hold, row by row.
+fn unpaired(blocks: &Blocks<Pair>, count: usize, columns: usize) -> Vec<Vec<f32>> {
+    let values = |piece: &[Pair]| {
+        let lower = piece.iter().map(|pair| f32::from_bits(pair << 16));
+        let upper = piece.iter().map(|pair| f32::from_bits(pair & 0xffff_0000));
+        lower.chain(upper).collect::<Vec<_>>()
+    };
+    let row = |row| blocks.row(0, row).flat_map(values).take(columns).collect();
+    (0..count).map(row).collect()
+}
+
+/// The nearest bfloat16, by way of whole numbers of units in its last place; ties to even.
+fn nearest(value: f32) -> f32 {
+    let unit = 2_f64.powi(f64::from(value.abs()).log2().floor() as i32 - 7);
+    ((f64::from(value) / unit).round_ties_even() * unit) as f32
+}
+
+fn rows(blocks: &Blocks, count: usize, columns: usize) -> Vec<Vec<f32>> {
+    (0..count)
+        .map(|row| blocks.row(0, row).flatten().copied().take(columns).collect())
+        .collect()
+}
+
+fn matrix(seed: usize, rows: usize, columns: usize) -> Vec<Vec<f32>> {
+    (0..rows).map(|row| noise(seed + 31 * row, columns)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn products_are_those_of_plain_sums(
+        count in 1_usize..40,
+        inputs in 1_usize..600,
+        outputs in 1_usize..80,
+        seed in 0_usize..1000,
+    ) {
+        let left = matrix(seed, count, inputs);
+        let right = matrix(seed + 7, outputs, inputs);
+        let bias = noise(seed + 3, outputs);
+        for kernel in all() {
+            let found = product(&kernel, &left, &right, &bias);
+            let wrong = furthest_product(&left, &right, &bias, &found);
+            prop_assert!(wrong < 1e-5, "{kernel}: {wrong}");
+        }
+        let [left, right] = [left, right].map(|rows| {
+            let nearest = |row: Vec<f32>| row.into_iter().map(nearest).collect();
+            rows.into_iter().map(nearest).collect::<Vec<Vec<f32>>>()
+        });
+        for kernel in all_bf16() {
+            let found = product(&kernel, &left, &right, &bias);
+            let wrong = furthest_product(&left, &right, &bias, &found);
+            prop_assert!(wrong < 1e-5, "{kernel}: {wrong}");
+        }
+    }
+
+    #[test]
+    fn pairs_hold_the_nearest_numbers(
+        count in 1_usize..9,
+        panels in 1_usize..4,
+        seed in 0_usize..1000,
+        power in -30_i32..30,
+    ) {
+        for vectors in all_bf16().into_iter().map(|kernel| kernel.vectors) {
+            let panel = vectors.columns();
+            let columns = panels * panel;
+            let values: Vec<Vec<f32>> = matrix(seed, count, columns)
+                .into_iter()
+                .map(|row| row.into_iter().map(|x| x * 2_f32.powi(power)).collect())
+                .collect();
+            let wanted: Vec<Vec<f32>> = values.iter().map(|row| row.iter().copied().map(nearest).collect()).collect();
+            prop_assert_eq!(&unpaired(&block(&values, panel), count, columns), &wanted);
+            let from: Blocks = block(&values, panel);
+            let mut to = Blocks::<Pair>::zeros(panel, count, columns, 1);
+            vectors.round(Round { values: &from.values, operands: &mut to.values });
+            prop_assert_eq!(&unpaired(&to, count, columns), &wanted);
+        }
+    }
+
+    #[test]
+    fn norms_and_softmaxes_are_those_of_plain_sums(
+        count in 1_usize..9,
+        panels in 1_usize..6,
+        seed in 0_usize..1000,
+        offset in -20_f32..20.0,
+    ) {
+        for vectors in vectors() {
+            let panel = vectors.columns();
+            let columns = panels * panel;
+            let input: Vec<Vec<f32>> = matrix(seed, count, columns)
+                .into_iter()
+                .map(|row| row.into_iter().map(|x| 4.0 * x + offset).collect())
+                .collect();
+            let (weight, bias) = (noise(seed + 5, columns), noise(seed + 6, columns));
+            let from: Blocks = block(&input, panel);
+            let stride = from.layout.stride;
+            let mut to = Blocks::<f32>::zeros(panel, count, columns, 1);
+            vectors.layer_norm(elementwise::LayerNorm {
+                input: &from.values,
+                output: &mut to.values,
+                stride,
+                rows: 0..count,
+                weight: &weight,
+                bias: &bias,
+                epsilon: 1e-5,
+            });
+            let mut soft: Blocks = block(&input, panel);
+            vectors.softmax(Softmax { block: &mut soft.values, stride, rows: 0..count });
+            let (normed, soft) = (rows(&to, count, columns), rows(&soft, count, columns));
+            for ((input, normed), soft) in input.iter().zip(normed).zip(soft) {
+                let x: Vec<f64> = input.iter().copied().map(f64::from).collect();
+                let mean = x.iter().sum::<f64>() / columns as f64;
+                let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / columns as f64;
+                let most = x.iter().copied().fold(f64::MIN, f64::max);
+                let sum: f64 = x.iter().map(|x| (x - most).exp()).sum();
+                for i in 0..columns {
+                    let wanted = (x[i] - mean) / (variance + 1e-5).sqrt() * f64::from(weight[i]) + f64::from(bias[i]);
+                    prop_assert!((wanted - f64::from(normed[i])).abs() < 2e-5, "{panel} columns");
+                    let wanted = (x[i] - most).exp() / sum;
+                    prop_assert!((wanted - f64::from(soft[i])).abs() < 1e-6, "{panel} columns");
+                }
+            }
+        }
+    }
+}
+
+/// `left · rightᵀ + bias` by a kernel.
+fn product<T: Operand>(
+    kernel: &Kernel<T>,
+    left: &[Vec<f32>],
+    right: &[Vec<f32>],
+    bias: &[f32],
+) -> Vec<Vec<f32>> {
+    let panel = kernel.columns();
+    let (count, inputs) = (left.len(), left[0].len());
+    let packed = Matrix::<T>::pack(&right.concat(), inputs, bias, panel);
+    let mut out = Blocks::<f32>::zeros(panel, count, right.len(), 1);
+    let extent = Extent {
+        blocks: 1,
+        rows: count,
+    };
+    packed.product(kernel, &block(left, panel), extent, &mut out, Start::Bias, None);
+    rows(&out, count, right.len())
+}
+
+/// How far a product is from what it should be, against the sizes of what is summed.
+fn furthest_product(left: &[Vec<f32>], right: &[Vec<f32>], bias: &[f32], found: &[Vec<f32>]) -> f64 {
+    let mut furthest = 0.0_f64;
+    for (left, found) in left.iter().zip(found) {
+        for ((right, bias), found) in right.iter().zip(bias).zip(found) {
+            let products = left.iter().zip(right).map(|(l, r)| f64::from(*l) * f64::from(*r));
+            let wanted = f64::from(*bias) + products.clone().sum::<f64>();
+            let size = 1.0 + products.map(f64::abs).sum::<f64>();
+            let apart = (wanted - f64::from(*found)).abs() / size;
+            // What is no number is further than anything.
+            furthest = if apart <= furthest { furthest } else { apart };
+        }
+    }
+    furthest
+}
+
+/// The error function, by its series and, where that cancels, by its limit.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 5.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    2.0 / std::f64::consts::PI.sqrt() * sum
+}
+
+#[test]
+fn activations_are_those_of_their_formulas() {
+    let inputs: Vec<f32> = (-1280..1280).map(|i| i as f32 / 64.0).collect();
+    for vectors in vectors() {
+        let columns = vectors.columns();
+        let of = |activation| {
+            let mut values = Aligned::zeros(inputs.len());
+            values.copy_from_slice(&inputs);
+            vectors.activate(Activate {
+                values: &mut values,
+                activation,
+            });
+            values.to_vec()
+        };
+        for (x, y) in inputs.iter().zip(of(Activation::QuickGelu)) {
+            let wanted = f64::from(*x) / (1.0 + (-1.702 * f64::from(*x)).exp());
+            assert!(
+                (wanted - f64::from(y)).abs() < 2e-6 * wanted.abs().max(1.0),
+                "{columns} columns: {x}"
+            );
+        }
+        for (x, y) in inputs.iter().zip(of(Activation::Gelu)) {
+            let wanted = f64::from(*x) * (1.0 + erf(f64::from(*x) / 2_f64.sqrt())) / 2.0;
+            assert!(
+                (wanted - f64::from(y)).abs() < 2e-6 * wanted.abs().max(1.0),
+                "{columns} columns: {x}"
+            );
+        }
+    }
+}
