@@ -18,10 +18,12 @@ impl Learn<'_> {
         let started = Instant::now();
         let reads = self.model().await?.config.strategy.reads();
         let limit = self.most_rows(reads);
+        // Counted once: nobody but the lease's holder encodes a job's images.
+        let counts = self.learner.store.example_counts(self.job.id).await?;
+        let mut done = counts.encoded + counts.discarded;
         loop {
-            let counts = self.learner.store.example_counts(self.job.id).await?;
-            let done = f64::from(counts.encoded + counts.discarded) / f64::from(counts.total.max(1));
-            self.report(Phase::Encode, done, None).await?;
+            let share = f64::from(done) / f64::from(counts.total.max(1));
+            self.report(Phase::Encode, share, None).await?;
             let chunk = self
                 .learner
                 .store
@@ -30,6 +32,7 @@ impl Learn<'_> {
             if chunk.is_empty() {
                 break;
             }
+            done += chunk.len() as u32;
             self.encode_chunk(chunk, reads).await?;
         }
         self.took("encode", started);
