@@ -277,6 +277,7 @@ impl Head<'_> {
                 stride: layout.stride,
                 rows: queries.clone(),
                 panel: keys,
+                next: &[],
                 output: scores,
             });
         }
@@ -295,6 +296,7 @@ impl Head<'_> {
                     stride,
                     rows: 0..queries.len(),
                     panel: values,
+                    next: &[],
                     output,
                 });
             });

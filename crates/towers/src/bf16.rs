@@ -1,6 +1,6 @@
 //! Products of pairs by the instructions that x86 has for bfloat16.
 //!
-//! The only module with unsafe code: it asks the kernel for the tile registers, writes their instructions out, which Rust has
+//! The one module with much unsafe code: it asks the kernel for the tile registers, writes their instructions out, which Rust has
 //! not, and reads slices through vector types. Invariant: every address lies in a slice whose length was asserted before.
 
 #![expect(
@@ -53,6 +53,7 @@ fn dot_products(product: Product<'_, Pair>) {
         stride,
         rows,
         panel,
+        next: _,
         output,
     } = product;
     let (left, panel) = (left.as_chunks::<PAIRS>().0, panel.as_chunks::<COLUMNS>().0);
@@ -180,6 +181,7 @@ impl Multiply<Pair> for Amx {
             stride,
             rows,
             panel,
+            next: _,
             output,
         } = product;
         let count = rows.len();

@@ -12,43 +12,70 @@
 //! What a product multiplies may be *pairs* of bfloat16 (see [`crate::operand`]): W columns are W / 2 of them, and so are W
 //! inputs of a column of weights.
 //!
-//! Invariants: columns are padded to whole panels, rows to a multiple of W; memory starts at a cache line.
+//! Invariants: columns are padded to whole panels, rows to a multiple of W; memory starts at a page.
 
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
+
+use memmap2::MmapMut;
 
 use crate::operand::Operand;
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
+/// Bytes of a page that the processor finds with one entry of its table, where the system has such pages.
+const HUGE: usize = 2 << 20;
 
-/// Numbers that start at a cache line, so that no vector of them lies across two.
+/// Numbers in memory of their own, which starts at a page, so that no vector of them lies across two cache lines.
+///
+/// Large ones ask for huge pages: weights are read from one end to the other with every batch, and page by page the
+/// processor waits for the addresses.
 pub(crate) struct Aligned<T = f32> {
-    values: Vec<T>,
+    memory: MmapMut,
+    /// Bytes before the first number.
     start: usize,
     len: usize,
+    numbers: PhantomData<T>,
 }
 
-impl<T: Copy + Default> Aligned<T> {
+impl<T: Operand> Aligned<T> {
     /// So many zeros.
+    ///
+    /// # Panics
+    /// When there is no memory for them.
     pub(crate) fn zeros(len: usize) -> Self {
-        let spare = LINE / size_of::<T>();
-        let values = vec![T::default(); len + spare];
-        let start = values.as_ptr().align_offset(LINE).min(spare);
-        Self { values, start, len }
+        let bytes = len * size_of::<T>();
+        let spare = if bytes < HUGE { 0 } else { HUGE };
+        let memory = MmapMut::map_anon((bytes + spare).max(1)).expect("memory for a tower");
+        let start = memory.as_ptr().align_offset(HUGE).min(spare);
+        #[cfg(target_os = "linux")]
+        if spare > 0 {
+            // A system without huge pages says so, and does with small ones.
+            let _ = memory.advise_range(memmap2::Advice::HugePage, start, bytes);
+        }
+        Self {
+            memory,
+            start,
+            len,
+            numbers: PhantomData,
+        }
+    }
+
+    fn bytes(&self) -> Range<usize> {
+        self.start..self.start + self.len * size_of::<T>()
     }
 }
 
-impl<T> Deref for Aligned<T> {
+impl<T: Operand> Deref for Aligned<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &self.values[self.start..self.start + self.len]
+        bytemuck::cast_slice(&self.memory[self.bytes()])
     }
 }
 
-impl<T> DerefMut for Aligned<T> {
+impl<T: Operand> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.values[self.start..self.start + self.len]
+        let bytes = self.bytes();
+        bytemuck::cast_slice_mut(&mut self.memory[bytes])
     }
 }
 

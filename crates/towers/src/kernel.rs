@@ -19,6 +19,7 @@ use pulp::{Scalar, Simd, WithSimd};
 use crate::bf16;
 use crate::elementwise::{Activate, InPairs, InPanels, LayerNorm, Round, Softmax};
 use crate::operand::{Pair, UPPER};
+use crate::prefetch::prefetch;
 
 /// Instructions, and the width of the panels they like: all but the products with weights, in f32.
 pub(crate) trait Vectors: Multiply<f32> {
@@ -78,6 +79,8 @@ pub(crate) struct Product<'a, T> {
     pub(crate) rows: Range<usize>,
     /// The columns of the right matrix that the output's panel has: a row of W operands for each k, or for each pair.
     pub(crate) panel: &'a [T],
+    /// What is multiplied next, so that it can be fetched meanwhile; it changes no result.
+    pub(crate) next: &'a [T],
     /// A row of W values for each of `rows`.
     pub(crate) output: &'a mut [f32],
 }
@@ -241,13 +244,19 @@ impl<const W: usize, const VECTORS: usize> WithSimd for Singly<'_, W, VECTORS> {
             stride,
             rows,
             panel,
+            next,
             output,
         } = self.0;
         let (left, panel) = (left.as_chunks::<W>().0, panel.as_chunks::<W>().0);
         let output = &mut output.as_chunks_mut::<W>().0[..rows.len()];
         let parts = (DEPTH / W).max(1);
-        for (left, panel) in left.chunks(parts * stride).zip(panel.chunks(parts * W)) {
+        let following = panel.chunks(parts * W).skip(1).chain([next.as_chunks::<W>().0]);
+        let panels = panel.chunks(parts * W).zip(following);
+        for (left, (panel, next)) in left.chunks(parts * stride).zip(panels) {
+            let share = next.len().min(parts * W).div_ceil(rows.len().div_ceil(ROWS).max(1));
+            let mut next = next.chunks(share.max(1));
             for group in groups(rows.len(), ROWS) {
+                prefetch(next.next().unwrap_or_default().as_flattened());
                 let (first, output) = (rows.start + group.start, &mut output[group]);
                 match output.len() {
                     6 => micro::<S, W, VECTORS, 6>(simd, left, stride, first, panel, output),
@@ -319,6 +328,7 @@ impl<const W: usize, const HALF: usize, const VECTORS: usize> WithSimd
             stride,
             rows,
             panel,
+            next: _,
             output,
         } = self.0.0;
         let (left, panel) = (left.as_chunks::<HALF>().0, panel.as_chunks::<W>().0);

@@ -8,6 +8,7 @@
 //! | `operand` | what products multiply: f32, or bfloat16 in pairs |
 //! | `blocks` | how activations and weights lie in memory |
 //! | `kernel` | products of rows and panels, by the processor's instructions |
+//! | `prefetch` | memory that is asked for before it is read |
 //! | `bf16` | those of pairs, by the instructions that x86 has for them |
 //! | `elementwise` | layer norm, softmax, activations, by the same |
 //! | `matrix` | a packed matrix and its products, on all threads |
@@ -30,6 +31,7 @@ mod kernel;
 mod layers;
 mod matrix;
 mod operand;
+mod prefetch;
 mod text;
 
 #[cfg(test)]

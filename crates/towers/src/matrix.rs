@@ -133,11 +133,13 @@ impl<T: Operand> Matrix<T> {
             }
         }
         let panel = self.inputs / T::VALUES * width;
+        let (panel, next) = self.panels[column * panel..].split_at(panel);
         kernel.products.multiply(Product {
             left: left.block(block),
             stride,
             rows: 0..output.len() / width,
-            panel: &self.panels[column * panel..][..panel],
+            panel,
+            next,
             output,
         });
         if let Some(activation) = activation {

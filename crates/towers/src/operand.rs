@@ -7,12 +7,14 @@
 
 use std::cell::RefCell;
 
+use bytemuck::Pod;
+
 use crate::blocks::Aligned;
 use crate::elementwise::{LayerNorm, Round};
 use crate::kernel::Vectors;
 
 /// One operand: as many values as it holds.
-pub(crate) trait Operand: Copy + Default + Send + Sync + 'static {
+pub(crate) trait Operand: Pod + Default + Send + Sync {
     /// Values that one holds.
     const VALUES: usize;
 
