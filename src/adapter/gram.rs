@@ -173,8 +173,8 @@ impl Solution {
     /// Wᵀ, (C, M), in f64.
     pub(super) fn weights(&self, device: &Device) -> Result<Tensor> {
         let (size, classes) = (self.weights.nrows(), self.weights.ncols());
-        let values = (0..classes).flat_map(|column| self.weights.col(column).iter().copied());
-        Tensor::from_iter(values, device)?.reshape((classes, size))
+        let rows: Vec<&[f64]> = (0..classes).map(|class| self.weights.col_as_slice(class)).collect();
+        Tensor::from_vec(rows.concat(), (classes, size), device)
     }
 
     /// What each of some examples would have scored had it alone been left out, (n, C) row by row. Their φ (n, M) is part
@@ -209,9 +209,7 @@ impl Solution {
 fn matrix(rows: &Tensor) -> Result<Mat<f64>> {
     let (count, size) = rows.dims2()?;
     let values = rows.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
-    Ok(Mat::from_fn(count, size, |row, column| {
-        values[row * size + column]
-    }))
+    Ok(MatRef::from_row_major_slice(&values, count, size).to_owned())
 }
 
 /// The λ with which examples are predicted best by the others: the least squared error of leaving each out in turn (PRESS,

@@ -253,7 +253,10 @@ impl<const W: usize, const VECTORS: usize> WithSimd for Singly<'_, W, VECTORS> {
         let following = panel.chunks(parts * W).skip(1).chain([next.as_chunks::<W>().0]);
         let panels = panel.chunks(parts * W).zip(following);
         for (left, (panel, next)) in left.chunks(parts * stride).zip(panels) {
-            let share = next.len().min(parts * W).div_ceil(rows.len().div_ceil(ROWS).max(1));
+            let share = next
+                .len()
+                .min(parts * W)
+                .div_ceil(rows.len().div_ceil(ROWS).max(1));
             let mut next = next.chunks(share.max(1));
             for group in groups(rows.len(), ROWS) {
                 prefetch(next.next().unwrap_or_default().as_flattened());
