@@ -23,7 +23,6 @@ use super::source::{BackboneFiles, BackboneSource};
 use super::text::TextTower;
 use super::tokenizer::ClipTokenizer;
 use super::vision::{ImageReadout, VisionTower};
-use super::weights::Weights;
 use crate::domain::Digest;
 
 /// The embedded backbone's name.
@@ -79,19 +78,12 @@ impl Parts {
     ) -> Result<Self, BackboneError> {
         let mut weights = files.tensors(device)?;
         let readout = ImageReadout::load(&mut weights, config)?;
-        let packed_images = |weights: &mut Weights| match device {
-            Device::Cpu => {
-                let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
-                dtype.image_tower(config.image_shape(), &mut take)
-            }
-            _ => Ok(None),
-        };
-        let (text, packed_images) = weights.join(|weights| TextTower::load(weights, config), packed_images);
-        let (text, packed_images) = (text?, packed_images?);
-        let mut packed_text = None;
+        let text = TextTower::load(&mut weights, config)?;
+        let (mut packed_images, mut packed_text) = (None, None);
         if device.is_cpu() {
             let tokens = values(&text.spread_embeddings()?)?;
             let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
+            packed_images = dtype.image_tower(config.image_shape(), &mut take)?;
             packed_text = dtype.text_tower(config.text_shape(), &tokens, &mut take)?;
             if dtype == Dtype::Bf16 && packed_text.is_none() {
                 tracing::warn!("the text tower's shape does not suit packed weights: it computes in f32");

@@ -19,7 +19,6 @@ pub(super) struct WeightsFile<'a> {
 }
 
 /// All tensors of a checkpoint, in one file or several shards.
-#[derive(Clone)]
 pub(super) struct Weights<'a> {
     tensors: BTreeMap<String, Stored<'a>>,
     taken: BTreeSet<String>,
@@ -28,7 +27,6 @@ pub(super) struct Weights<'a> {
 }
 
 /// A tensor as it lies in the file.
-#[derive(Clone)]
 struct Stored<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
@@ -48,18 +46,6 @@ impl<'a> Weights<'a> {
             device: device.clone(),
             dtype: DType::F32,
         })
-    }
-
-    /// Runs two loaders beside one another; what either takes is taken.
-    pub(super) fn join<A: Send, B: Send>(
-        &mut self,
-        one: impl FnOnce(&mut Self) -> A + Send,
-        other: impl FnOnce(&mut Self) -> B + Send,
-    ) -> (A, B) {
-        let mut copy = self.clone();
-        let made = rayon::join(|| one(self), || other(&mut copy));
-        self.taken.extend(copy.taken);
-        made
     }
 
     /// Places the tensors that `load` takes in another type: bf16 on a GPU, f64 where gradients are compared with differences.
