@@ -13,6 +13,10 @@ check:
 test *arguments:
     scripts/test {{ arguments }}
 
+# The processor's kernels under valgrind.
+memcheck:
+    scripts/memcheck
+
 # Write openapi.yaml anew from the handlers.
 openapi:
     cargo build --quiet
