@@ -13,7 +13,7 @@ check:
 test *arguments:
     scripts/test {{ arguments }}
 
-# The processor's kernels under valgrind.
+# The towers' portable and AVX2 code under valgrind.
 memcheck:
     scripts/memcheck
 

@@ -173,7 +173,9 @@ impl Solution {
     /// Wᵀ, (C, M), in f64.
     pub(super) fn weights(&self, device: &Device) -> Result<Tensor> {
         let (size, classes) = (self.weights.nrows(), self.weights.ncols());
-        let rows: Vec<&[f64]> = (0..classes).map(|class| self.weights.col_as_slice(class)).collect();
+        let rows: Vec<&[f64]> = (0..classes)
+            .map(|class| self.weights.col_as_slice(class))
+            .collect();
         Tensor::from_vec(rows.concat(), (classes, size), device)
     }
 

@@ -39,10 +39,16 @@ pub(crate) const IMPORTS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that may have unsafe code, each with the reason.
-pub(crate) const UNSAFE: &[(&str, &str)] = &[(
-    "crates/towers/src/bf16.rs",
-    "instructions of the processor that have no safe form",
-)];
+pub(crate) const UNSAFE: &[(&str, &str)] = &[
+    (
+        "crates/towers/src/bf16.rs",
+        "instructions of the processor that have no safe form",
+    ),
+    (
+        "crates/towers/src/prefetch.rs",
+        "the instruction that fetches has no safe form",
+    ),
+];
 
 /// Single items that a module may import besides, each with the reason: module, item, reason.
 pub(crate) const IMPORT_EXCEPTIONS: &[(&str, &str, &str)] = &[

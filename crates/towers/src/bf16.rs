@@ -1,6 +1,6 @@
 //! Products of pairs by the instructions that x86 has for bfloat16.
 //!
-//! The one module with much unsafe code: it asks the kernel for the tile registers, writes their instructions out, which Rust has
+//! All unsafe code but a line of [`crate::prefetch`]: it asks the kernel for the tile registers, writes their instructions out, which Rust has
 //! not, and reads slices through vector types. Invariant: every address lies in a slice whose length was asserted before.
 
 #![expect(

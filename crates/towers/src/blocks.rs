@@ -26,7 +26,7 @@ const HUGE: usize = 2 << 20;
 
 /// Numbers in memory of their own, which starts at a page, so that no vector of them lies across two cache lines.
 ///
-/// Large ones ask for huge pages: weights are read from one end to the other with every batch, and page by page the
+/// Large ones ask for huge pages on Linux: weights above all, which are read from one end to the other with every batch, and page by page the
 /// processor waits for the addresses.
 pub(crate) struct Aligned<T = f32> {
     memory: MmapMut,
@@ -43,7 +43,11 @@ impl<T: Operand> Aligned<T> {
     /// When there is no memory for them.
     pub(crate) fn zeros(len: usize) -> Self {
         let bytes = len * size_of::<T>();
-        let spare = if bytes < HUGE { 0 } else { HUGE };
+        let spare = if cfg!(target_os = "linux") && bytes >= HUGE {
+            HUGE
+        } else {
+            0
+        };
         let memory = MmapMut::map_anon((bytes + spare).max(1)).expect("memory for a tower");
         let start = memory.as_ptr().align_offset(HUGE).min(spare);
         #[cfg(target_os = "linux")]

@@ -79,7 +79,7 @@ pub(crate) struct Product<'a, T> {
     pub(crate) rows: Range<usize>,
     /// The columns of the right matrix that the output's panel has: a row of W operands for each k, or for each pair.
     pub(crate) panel: &'a [T],
-    /// What is multiplied next, so that it can be fetched meanwhile; it changes no result.
+    /// The panels behind it: the first is fetched meanwhile, in f32. They change no result.
     pub(crate) next: &'a [T],
     /// A row of W values for each of `rows`.
     pub(crate) output: &'a mut [f32],

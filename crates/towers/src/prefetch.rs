@@ -8,8 +8,8 @@ const LINE: usize = 64;
 
 /// Has the cache lines of `values` fetched into the second cache. Changes no result.
 #[inline]
-pub(crate) fn prefetch<T>(values: &[T]) {
-    for line in values.chunks(LINE / size_of::<T>()) {
+pub(crate) fn prefetch(values: &[f32]) {
+    for line in values.chunks(LINE / size_of::<f32>()) {
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "the instruction has no safe form")]
         {
