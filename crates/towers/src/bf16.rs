@@ -1,7 +1,8 @@
 //! Products of pairs by the instructions that x86 has for bfloat16.
 //!
-//! All unsafe code but a line of [`crate::prefetch`]: it asks the kernel for the tile registers, writes their instructions out, which Rust has
-//! not, and reads slices through vector types. Invariant: every address lies in a slice whose length was asserted before.
+//! All unsafe code but a line of [`crate::prefetch`]: it asks the kernel for the tile registers, writes their instructions
+//! out, which Rust has not, and reads slices through vector types. Invariant: every address lies in a slice whose length was
+//! asserted before.
 
 #![expect(
     unsafe_code,

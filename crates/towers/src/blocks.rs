@@ -26,8 +26,8 @@ const HUGE: usize = 2 << 20;
 
 /// Numbers in memory of their own, which starts at a page, so that no vector of them lies across two cache lines.
 ///
-/// Large ones ask for huge pages on Linux: weights above all, which are read from one end to the other with every batch, and page by page the
-/// processor waits for the addresses.
+/// Large ones ask for huge pages on Linux: weights above all, which are read from one end to the other with every batch, and
+/// page by page the processor waits for the addresses.
 pub(crate) struct Aligned<T = f32> {
     memory: MmapMut,
     /// Bytes before the first number.

@@ -18,8 +18,8 @@
 //! | `text` | the text tower, from token embeddings to features |
 //!
 //! Invariants: weights never change; the features of an image or of a text depend on it alone, bit for bit, whatever shares its
-//! batch and however many threads there are; slices bound every access, and in `bf16` lengths that are asserted; a prefetch is a hint. Threads are
-//! those of the rayon pool that the caller runs in.
+//! batch and however many threads there are; slices bound every access, and in `bf16` lengths that are asserted; a prefetch is
+//! a hint. Threads are those of the rayon pool that the caller runs in.
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
