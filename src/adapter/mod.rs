@@ -32,6 +32,7 @@ pub mod linear;
 mod objective;
 mod optimiser;
 mod penalty;
+mod principal;
 mod prompt;
 mod prototypes;
 mod rehearsal;

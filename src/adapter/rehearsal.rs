@@ -1,7 +1,7 @@
 //! Old classes take part in a fit as rows drawn from what is kept of them: pseudo-rows from a class's Gaussian, or its
 //! exemplars where it keeps any.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Storage, Tensor};
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt as _};
 use rand_distr::{Distribution, StandardNormal};
@@ -10,21 +10,42 @@ use super::statistics::ClassStatistics;
 
 /// Deals rows of old classes. Every class comes once before any comes again, in a new order each time.
 ///
-/// What a draw costs in memory is its rows: components and exemplars are read where they lie, shared with the statistics,
-/// and never gathered row by row.
+/// Rows are made in the host's memory, where one costs less than handing it to a device, and go to the device together.
+/// What a draw costs in memory is its rows: components and exemplars are read where they lie, shared with the statistics
+/// where these lie in the host's memory too.
 pub(super) struct Rehearsal {
-    classes: Vec<ClassStatistics>,
+    classes: Vec<Source>,
+    dim: usize,
+    device: Device,
     deck: Vec<u32>,
+}
+
+/// What rows of a class come from, in the host's memory.
+struct Source {
+    /// Its exemplars (k, D), or else its mean (1, D).
+    from: Tensor,
+    /// How rows differ from the mean, where there are no exemplars.
+    spread: Option<Spread>,
+}
+
+/// A Gaussian about nothing.
+struct Spread {
+    /// A, (r, D).
+    components: Tensor,
+    /// σ.
+    beyond: f32,
 }
 
 impl Rehearsal {
     /// Over old classes in column order; there must be at least one.
     pub(super) fn new(classes: &[ClassStatistics]) -> Result<Self> {
-        if classes.is_empty() {
+        let Some(first) = classes.first() else {
             candle_core::bail!("a rehearsal of no classes");
-        }
+        };
         Ok(Self {
-            classes: classes.to_vec(),
+            dim: first.mean.dim(0)?,
+            device: first.mean.device().clone(),
+            classes: classes.iter().map(Source::of).collect::<Result<_>>()?,
             deck: Vec::new(),
         })
     }
@@ -33,13 +54,15 @@ impl Rehearsal {
     pub(super) fn draw(&mut self, count: usize, rng: &mut impl Rng) -> Result<(Tensor, Vec<u32>)> {
         let classes = self.classes.len();
         let mut columns: Vec<u32> = (0..count).map(|_| self.deal(classes, rng)).collect();
-        // A class's rows stand together, so that they are one product with its components.
         columns.sort_unstable();
-        let drawn: Vec<Tensor> = columns
-            .chunk_by(|a, b| a == b)
-            .map(|rows| rows_of(&self.classes[rows[0] as usize], rows.len(), rng))
-            .collect::<Result<_>>()?;
-        Ok((Tensor::cat(&drawn, 0)?, columns))
+        let mut rows = vec![0.0; count * self.dim];
+        let mut rest = rows.as_mut_slice();
+        for of_class in columns.chunk_by(|a, b| a == b) {
+            let (drawn, next) = rest.split_at_mut(of_class.len() * self.dim);
+            self.classes[of_class[0] as usize].draw(drawn, self.dim, rng)?;
+            rest = next;
+        }
+        Ok((Tensor::from_vec(rows, (count, self.dim), &self.device)?, columns))
     }
 
     fn deal(&mut self, classes: usize, rng: &mut impl Rng) -> u32 {
@@ -51,31 +74,64 @@ impl Rehearsal {
     }
 }
 
-/// `count` rows of one class (count, D): any of its exemplars, or μ + Aᵀ z₁ + σ z₂ with standard normal z.
-fn rows_of(class: &ClassStatistics, count: usize, rng: &mut impl Rng) -> Result<Tensor> {
-    if let Some(exemplars) = &class.exemplars {
-        let kept = exemplars.dim(0)? as u32;
-        let chosen: Vec<u32> = (0..count).map(|_| rng.random_range(0..kept)).collect();
-        return exemplars.index_select(&Tensor::new(chosen, exemplars.device())?, 0);
+impl Source {
+    fn of(class: &ClassStatistics) -> Result<Self> {
+        let here = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.contiguous();
+        Ok(match &class.exemplars {
+            Some(exemplars) => Self {
+                from: here(exemplars)?,
+                spread: None,
+            },
+            None => Self {
+                from: here(&class.mean)?.unsqueeze(0)?,
+                spread: Some(Spread {
+                    components: here(&class.components)?,
+                    beyond: class.residual.sqrt() as f32,
+                }),
+            },
+        })
     }
-    let (rank, dim) = class.components.dims2()?;
-    let device = class.mean.device();
-    let beyond = normals(count * dim, rng, device)?.reshape((count, dim))?;
-    let rows = (beyond * class.residual.sqrt())?.broadcast_add(&class.mean)?;
-    match rank {
-        // A class known by one example.
-        0 => Ok(rows),
-        _ => {
-            rows + normals(count * rank, rng, device)?
-                .reshape((count, rank))?
-                .matmul(&class.components)?
-        }
+
+    /// Fills rows of D values: each one of the exemplars, or μ + Aᵀ z₁ + σ z₂ with standard normal z.
+    fn draw(&self, rows: &mut [f32], dim: usize, rng: &mut impl Rng) -> Result<()> {
+        read(&self.from, |from| match &self.spread {
+            None => {
+                let kept = from.len() / dim;
+                for row in rows.chunks_exact_mut(dim) {
+                    let chosen = rng.random_range(0..kept as u32) as usize;
+                    row.copy_from_slice(&from[chosen * dim..][..dim]);
+                }
+                Ok(())
+            }
+            Some(spread) => {
+                for row in rows.chunks_exact_mut(dim) {
+                    for (value, mean) in row.iter_mut().zip(from) {
+                        let normal: f32 = StandardNormal.sample(rng);
+                        *value = normal * spread.beyond + mean;
+                    }
+                }
+                read(&spread.components, |components| {
+                    for row in rows.chunks_exact_mut(dim) {
+                        for component in components.chunks_exact(dim) {
+                            let along: f32 = StandardNormal.sample(rng);
+                            let pairs = row.iter_mut().zip(component);
+                            pairs.for_each(|(value, component)| *value += along * component);
+                        }
+                    }
+                    Ok(())
+                })
+            }
+        })
     }
 }
 
-fn normals(count: usize, rng: &mut impl Rng, device: &Device) -> Result<Tensor> {
-    let values: Vec<f32> = StandardNormal.sample_iter(rng).take(count).collect();
-    Tensor::from_vec(values, count, device)
+/// What `look` sees in the values of a contiguous tensor in the host's memory.
+fn read<T>(tensor: &Tensor, look: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(values), Some((start, end))) => look(&values.as_slice::<f32>()?[start..end]),
+        _ => candle_core::bail!("values that do not lie in the host's memory one after another"),
+    }
 }
 
 #[cfg(test)]
@@ -89,9 +145,8 @@ pub(super) mod tests {
     /// Rows around a mean, wider in some directions than in others, with lengths that must not matter.
     pub(in crate::adapter) fn features(count: usize, dim: usize) -> Tensor {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
-        let noise = normals(count * dim, &mut rng, &Device::Cpu)
-            .and_then(|n| n.reshape((count, dim)))
-            .expect("noise");
+        let noise: Vec<f32> = StandardNormal.sample_iter(&mut rng).take(count * dim).collect();
+        let noise = Tensor::from_vec(noise, (count, dim), &Device::Cpu).expect("noise");
         let widths: Vec<f32> = (0..dim).map(|i| 1.0 / (1 + i) as f32).collect();
         let centre: Vec<f32> = (0..dim).map(|i| (i as f32).sin()).collect();
         let row = |values: Vec<f32>| Tensor::from_vec(values, (1, dim), &Device::Cpu).expect("a row");
@@ -213,24 +268,5 @@ pub(super) mod tests {
             kept.iter().all(|row| drawn.contains(row)),
             "each of the three comes"
         );
-    }
-
-    /// Gathered row by row, the components alone would be 8 GiB.
-    #[test]
-    fn a_draw_costs_its_rows_whatever_the_rank() {
-        let (rank, dim, count) = (512, 256, 16_384);
-        let class = ClassStatistics {
-            count: 1000,
-            mean: Tensor::zeros(dim, DType::F32, &Device::Cpu).expect("a mean"),
-            components: Tensor::ones((rank, dim), DType::F32, &Device::Cpu).expect("components"),
-            residual: 0.0,
-            exemplars: None,
-            rows: None,
-        };
-        let mut rng = ChaCha8Rng::seed_from_u64(2);
-        let (drawn, columns) = Rehearsal::new(&[class])
-            .and_then(|mut rehearsal| rehearsal.draw(count, &mut rng))
-            .expect("drawn");
-        assert_eq!((drawn.dims(), columns), (&[count, dim][..], vec![0; count]));
     }
 }

@@ -1,7 +1,7 @@
 //! What is kept of a class instead of its examples: a Gaussian over its embeddings.
 //!
 //! With few examples the sample covariance is singular and noisy, so it is kept in the form of probabilistic
-//! principal components (Tipping & Bishop 1999): the `r` widest directions exactly, everything else spread evenly.
+//! principal components (Tipping & Bishop 1999): the `r` widest directions, and everything else spread evenly.
 //!
 //! ```text
 //! S  = Σ (x − μ)(x − μ)ᵀ / (n − 1)              the sample covariance, eigenvalues λ₁ ≥ λ₂ ≥ …
@@ -25,6 +25,7 @@ use rayon::prelude::*;
 
 use super::exemplars;
 use super::gram::Gram;
+use super::principal::principal_directions;
 use super::ridge;
 use super::sample::Sample;
 use super::whitening::Scatter;
@@ -285,44 +286,6 @@ impl ClassStatistics {
             rows: None,
         })
     }
-}
-
-/// The `rank` widest principal directions of `deviations` (n, D), whose product XᵀX is the covariance: rows √λᵢ vᵢ of
-/// a (rank, D) tensor, and Σ λᵢ. Works on the smaller of XXᵀ and XᵀX, which share their eigenvalues.
-fn principal_directions(deviations: &Tensor, rank: usize) -> candle_core::Result<(Tensor, f64)> {
-    let (count, dim) = deviations.dims2()?;
-    let rank = rank.min(dim);
-    if rank == 0 {
-        return Ok((Tensor::zeros((0, dim), DType::F64, deviations.device())?, 0.0));
-    }
-    let across_examples = count <= dim;
-    let square = if across_examples {
-        deviations.matmul(&deviations.t()?)?
-    } else {
-        deviations.t()?.contiguous()?.matmul(deviations)?
-    };
-    let size = count.min(dim);
-    let values = square.to_vec2::<f64>()?;
-    let matrix = faer::Mat::from_fn(size, size, |i, j| values[i][j]);
-    let eigen = matrix
-        .self_adjoint_eigen(faer::Side::Lower)
-        .map_err(|error| candle_core::Error::msg(format!("eigenvectors of a covariance: {error:?}")))?;
-    // Eigenvalues come in rising order: the widest directions are the last columns.
-    let widest = || (size - rank..size).rev();
-    let lambda: Vec<f64> = widest().map(|i| eigen.S()[i].max(0.0)).collect();
-    let vectors: Vec<f64> = widest()
-        .flat_map(|i| (0..size).map(move |j| (i, j)))
-        .map(|(i, j)| eigen.U()[(j, i)])
-        .collect();
-    let vectors = Tensor::from_vec(vectors, (rank, size), deviations.device())?;
-    let components = if across_examples {
-        // √λ v = Xᵀ u for unit eigenvectors u of XXᵀ: no division by a λ that may be zero.
-        vectors.matmul(deviations)?
-    } else {
-        let roots: Vec<f64> = lambda.iter().map(|l| l.sqrt()).collect();
-        vectors.broadcast_mul(&Tensor::from_vec(roots, (rank, 1), deviations.device())?)?
-    };
-    Ok((components, lambda.iter().sum()))
 }
 
 #[cfg(test)]
