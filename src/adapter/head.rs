@@ -1,6 +1,7 @@
 //! A head turns features into scores over the classes of a version.
 
 use candle_core::{D, Device, Result, Tensor};
+use rayon::prelude::*;
 
 use super::affine::Affine;
 use super::embedding::{against, normalise};
@@ -200,17 +201,21 @@ impl Head {
         self.anchors.device()
     }
 
-    /// Rows of what it reads, such as features (n, D), to logits (n, C). A row's logits do not depend on the other rows, down to the last bit.
+    /// Rows of what it reads, such as features (n, D), to logits (n, C). A row's logits do not depend on the other rows, down to
+    /// the last bit.
     pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
         let (rows, _) = features.dims2()?;
         if rows == 0 {
             return Tensor::zeros((0, self.columns()), features.dtype(), features.device());
         }
-        let blocks: Vec<Tensor> = (0..rows)
-            .step_by(BLOCK)
-            .map(|start| self.block(features, start))
-            .collect::<Result<_>>()?;
-        Tensor::cat(&blocks, 0)
+        let block = |number| self.block(features, number * BLOCK);
+        let numbers = 0..rows.div_ceil(BLOCK);
+        let blocks: Vec<Result<Tensor>> = if features.device().is_cpu() {
+            numbers.into_par_iter().map(block).collect()
+        } else {
+            numbers.map(block).collect()
+        };
+        Tensor::cat(&blocks.into_iter().collect::<Result<Vec<_>>>()?, 0)
     }
 
     /// Rows of what it reads to n rows of C probabilities: the softmax of [`Self::logits`].
