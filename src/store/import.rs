@@ -102,7 +102,13 @@ impl Store {
             held_out_count: 0,
         };
         written.insert(&mut tx).await?;
-        insert_classes(&mut tx, &written, &new.classes).await?;
+        if let Err(error) = insert_classes(&mut tx, &written, &new.classes).await {
+            // Where two write side by side, one may have taken them since.
+            tx.rollback().await?;
+            let mut connection = self.reader.acquire().await?;
+            let taken = taken(&mut connection, &new.classes).await?;
+            return Err(taken.map_or(error.into(), ImportError::ClassTaken));
+        }
         // A job and its version name each other.
         sqlx::query("update job set version = $2 where id = $1")
             .bind(job.id.to_string())

@@ -1,6 +1,8 @@
 //! Versions that were learned elsewhere: everything of them or nothing.
 
-use clipkeep::domain::{Class, ClassId, Digest, JobId, JobKind, JobState, ModelConfig, VersionNumber};
+use clipkeep::domain::{
+    Class, ClassId, Digest, JobId, JobKind, JobState, ModelConfig, ModelName, VersionNumber,
+};
 use clipkeep::store::{Arrival, EnqueueError, Import, ImportError, NewJob, Store};
 use serde_json::json;
 
@@ -15,6 +17,7 @@ on_both!(
     keeps_one_aside,
     is_learned_on_top_of,
     leaves_nothing_when_it_cannot_be_taken_in,
+    takes_classes_in_once_however_many_try,
 );
 
 /// Rows of all that an import writes.
@@ -177,4 +180,29 @@ async fn leaves_nothing_when_it_cannot_be_taken_in(database: Database) {
         2,
         "numbers leave no gap"
     );
+}
+
+async fn takes_classes_in_once_however_many_try(database: Database) {
+    let (one, other) = (database.open().await, database.open().await);
+    with_model(&one).await;
+    let beside: ModelName = "beside".parse().expect("a name");
+    one.ensure_model(&beside, &ModelConfig::default(), at(0))
+        .await
+        .expect("created");
+    for _ in 0..20 {
+        let classes = classes();
+        let first = an_import(classes.clone(), Arrival::Kept);
+        let second = Import {
+            model: beside.clone(),
+            ..an_import(classes, Arrival::Kept)
+        };
+        let both = tokio::join!(one.import(first), other.import(second));
+        assert!(
+            matches!(
+                both,
+                (Ok(_), Err(ImportError::ClassTaken(_))) | (Err(ImportError::ClassTaken(_)), Ok(_))
+            ),
+            "{both:?}"
+        );
+    }
 }
