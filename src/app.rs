@@ -1,8 +1,8 @@
 //! The composition root: what is started in which order, and how it all stops.
 //!
 //! Start: store, backbone, engine, registry, learner, interface; readiness only then. Stop, on a signal: readiness
-//! fails, requests drain within a bound, the worker puts its job back into the queue, the engine ends, the store
-//! closes.
+//! fails and the worker puts its job back into the queue, the listener closes, requests drain within a bound, the engine
+//! ends, the store closes.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -37,6 +37,9 @@ pub struct App {
     addr: SocketAddr,
     api: Api,
     store: Store,
+    /// From the signal to stop until the listener closes.
+    linger: Duration,
+    /// From then on.
     drain: Duration,
     /// Held for as long as the server lives; a killed one's is released by the system.
     lock: File,
@@ -101,6 +104,7 @@ impl App {
             addr,
             api,
             store,
+            linger: Duration::from_secs(config.linger_seconds),
             drain: Duration::from_secs(config.drain_seconds),
         })
     }
@@ -125,25 +129,35 @@ impl App {
             listener,
             api,
             store,
+            linger,
             drain,
             ..
         } = self;
         let stopping = api.stopping.clone();
+        let closing = CancellationToken::new();
         let workers = TaskTracker::new();
         workers.spawn(api.learner.worker().run(stopping.clone()));
         workers.spawn(follow_store(
             Arc::clone(&api.registry),
             store.clone(),
-            stopping.clone(),
+            closing.clone(),
         ));
-        workers.spawn(metrics::upkeep(api.metrics.clone(), stopping.clone()));
+        workers.spawn(metrics::upkeep(api.metrics.clone(), closing.clone()));
         workers.close();
 
         let engine = api.engine.clone();
         let router = http::router(api);
-        let serve = axum::serve(listener, router).with_graceful_shutdown(stopping.clone().cancelled_owned());
+        let close = {
+            let (stopping, closing) = (stopping.clone(), closing.clone());
+            async move {
+                stopping.cancelled().await;
+                tokio::time::sleep(linger).await;
+                closing.cancel();
+            }
+        };
+        let serve = axum::serve(listener, router).with_graceful_shutdown(close);
         let bounded = async {
-            stopping.cancelled().await;
+            closing.cancelled().await;
             tokio::time::sleep(drain).await;
         };
         let mut lost = false;
@@ -158,6 +172,7 @@ impl App {
                 stopping.cancel();
             }
         }
+        closing.cancel();
         // What a worker leaves unfinished is in the store as it was last saved; the next start takes it up.
         if tokio::time::timeout(drain, workers.wait()).await.is_err() {
             tracing::warn!("the running job did not stop in time and is left as it was last saved");
@@ -243,7 +258,7 @@ fn open_device(choice: DeviceChoice) -> anyhow::Result<Device> {
 
 /// Brings in activations that others made in the same store: at once where the store announces them, and always
 /// within [`REFRESH`].
-async fn follow_store(registry: Arc<Registry>, store: Store, stopping: CancellationToken) {
+async fn follow_store(registry: Arc<Registry>, store: Store, closing: CancellationToken) {
     let mut feed = None;
     let mut is_announced = true;
     loop {
@@ -262,7 +277,7 @@ async fn follow_store(registry: Arc<Registry>, store: Store, stopping: Cancellat
         tokio::pin!(next_refresh);
         loop {
             tokio::select! {
-                () = stopping.cancelled() => return,
+                () = closing.cancelled() => return,
                 () = &mut next_refresh => break,
                 announced = announced(&mut feed) => match announced {
                     Ok(Announcement::Model(model)) => {

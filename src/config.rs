@@ -45,7 +45,11 @@ pub struct ServeConfig {
     /// The interface's part.
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// How long requests may go on after a signal to stop, in seconds.
+    /// How long the server goes on after a signal to stop, not ready any more but answering: what spreads requests over several
+    /// servers looks at readiness now and then, and sends here until it has seen it. In seconds.
+    #[arg(long, env = "CLIPKEEP_LINGER_SECONDS", default_value_t = 0)]
+    pub linger_seconds: u64,
+    /// How long requests may go on after that, in seconds.
     #[arg(long, env = "CLIPKEEP_DRAIN_SECONDS", default_value_t = 30)]
     pub drain_seconds: u64,
 }

@@ -53,9 +53,14 @@ impl TestApp {
         Self::run(config, database.clone()).await
     }
 
+    /// What a signal to stop does.
+    pub(crate) fn signal(&self) {
+        self.stopping.cancel();
+    }
+
     /// Stops the server as a signal would and starts it again on the same directory and database.
     pub(crate) async fn restart(self) -> Self {
-        self.stopping.cancel();
+        self.signal();
         self.running
             .await
             .expect("no panic")
