@@ -97,6 +97,7 @@ impl App {
             metrics,
             spool: Arc::new(spool),
             stopping: CancellationToken::new(),
+            closing: CancellationToken::new(),
         };
         Ok(Self {
             lock,
@@ -133,8 +134,7 @@ impl App {
             drain,
             ..
         } = self;
-        let stopping = api.stopping.clone();
-        let closing = CancellationToken::new();
+        let (stopping, closing) = (api.stopping.clone(), api.closing.clone());
         let workers = TaskTracker::new();
         workers.spawn(api.learner.worker().run(stopping.clone()));
         workers.spawn(follow_store(
@@ -161,17 +161,13 @@ impl App {
             tokio::time::sleep(drain).await;
         };
         let mut lost = false;
+        let mut served = Ok(());
         tokio::select! {
-            served = serve.into_future() => {
-                stopping.cancel();
-                served?;
-            }
+            ended = serve.into_future() => served = ended,
             () = bounded => tracing::warn!("some requests did not end in time and are not waited for"),
-            () = engine.lost() => {
-                lost = true;
-                stopping.cancel();
-            }
+            () = engine.lost() => lost = true,
         }
+        stopping.cancel();
         closing.cancel();
         // What a worker leaves unfinished is in the store as it was last saved; the next start takes it up.
         if tokio::time::timeout(drain, workers.wait()).await.is_err() {
@@ -182,7 +178,7 @@ impl App {
         tracing::info!("stopped");
         // A supervisor starts another process, which can use the device again.
         anyhow::ensure!(!lost, "the device is lost to this process");
-        Ok(())
+        Ok(served?)
     }
 }
 

@@ -49,7 +49,7 @@ pub struct ServeConfig {
     /// servers looks at readiness now and then, and sends here until it has seen it. In seconds.
     #[arg(long, env = "CLIPKEEP_LINGER_SECONDS", default_value_t = 0)]
     pub linger_seconds: u64,
-    /// How long requests may go on after that, in seconds.
+    /// How long requests may go on after that, and a job that does not stop after these, in seconds.
     #[arg(long, env = "CLIPKEEP_DRAIN_SECONDS", default_value_t = 30)]
     pub drain_seconds: u64,
 }

@@ -210,12 +210,12 @@ impl Head {
         }
         let block = |number| self.block(features, number * BLOCK);
         let numbers = 0..rows.div_ceil(BLOCK);
-        let blocks: Vec<Result<Tensor>> = if features.device().is_cpu() {
+        let blocks: Result<Vec<Tensor>> = if features.device().is_cpu() {
             numbers.into_par_iter().map(block).collect()
         } else {
             numbers.map(block).collect()
         };
-        Tensor::cat(&blocks.into_iter().collect::<Result<Vec<_>>>()?, 0)
+        Tensor::cat(&blocks?, 0)
     }
 
     /// Rows of what it reads to n rows of C probabilities: the softmax of [`Self::logits`].

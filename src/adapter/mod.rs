@@ -28,6 +28,7 @@ pub mod export;
 pub mod fit;
 mod gram;
 pub mod head;
+mod host;
 pub mod linear;
 mod objective;
 mod optimiser;

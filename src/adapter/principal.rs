@@ -1,13 +1,14 @@
 //! The widest principal directions of a class's rows.
 //!
 //! Of a few rows, or of few values each, all directions are found, and the widest taken. Otherwise only the widest are, by
-//! subspace iteration (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1):
+//! subspace iteration (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.3):
 //!
 //! ```text
-//! Q = orth(random (D, k)),   3 times: Q = orth(Xᵀ X Q),   Qᵀ Xᵀ X Q = U Λ Uᵀ,   V = Q U,   k = 2 r
+//! Q = random (D, k),   3 times: Q = orth(Xᵀ X Q),   Qᵀ Xᵀ X Q = U Λ Uᵀ,   V = Q U,   k = 2 r
 //! ```
 //!
-//! How far the i-th direction is missed falls with (λ_k / λ_i)³: what is mistaken for one another is of nearly the same width.
+//! How far the i-th direction is missed falls with (λ_{k+1} / λ_i)³: what is mistaken for one another is of nearly the same
+//! width.
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 use faer::{Mat, MatRef, Side};
@@ -15,27 +16,30 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
+use super::host::read;
+
 /// How many directions are iterated on for one that is wanted.
 const WIDER: usize = 2;
 
 /// Iterations.
 const POWERS: usize = 3;
 
+/// How many directions there may be for one that is wanted, so that all are found.
+const FEW: usize = 4;
+
 /// The `rank` widest principal directions of `deviations` (n, D), whose product XᵀX is the covariance: rows √λᵢ vᵢ of
 /// a (rank, D) tensor in f64, and Σ λᵢ.
 pub(super) fn principal_directions(deviations: &Tensor, rank: usize) -> Result<(Tensor, f64)> {
     let (count, dim) = deviations.dims2()?;
-    let rank = rank.min(dim);
+    let rank = rank.min(count).min(dim);
     if rank == 0 {
         return Ok((Tensor::zeros((0, dim), DType::F64, deviations.device())?, 0.0));
     }
-    let values = deviations.flatten_all()?.to_vec1::<f64>()?;
-    let rows = MatRef::from_row_major_slice(&values, count, dim);
-    let Directions { vectors, lambda } = if count.min(dim) <= 2 * WIDER * rank {
-        all(rows, rank)?
-    } else {
-        widest(rows, rank)?
-    };
+    let find = if count.min(dim) <= FEW * rank { all } else { widest };
+    let here = deviations.to_device(&Device::Cpu)?.contiguous()?;
+    let Directions { vectors, lambda } = read(&here, |values| {
+        find(MatRef::from_row_major_slice(values, count, dim), rank)
+    })?;
     let components: Vec<f64> = (0..rank)
         .flat_map(|i| (0..dim).map(move |j| (i, j)))
         .map(|(i, j)| vectors[(j, i)])
@@ -67,8 +71,7 @@ fn all(rows: MatRef<'_, f64>, rank: usize) -> Result<Directions> {
 fn widest(rows: MatRef<'_, f64>, rank: usize) -> Result<Directions> {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let normal = |_, _| -> f64 { StandardNormal.sample(&mut rng) };
-    let normal = Mat::from_fn(rows.ncols(), WIDER * rank, normal);
-    let mut basis = normal.qr().compute_thin_Q();
+    let mut basis = Mat::from_fn(rows.ncols(), WIDER * rank, normal);
     for _ in 0..POWERS {
         let along = rows * &basis;
         basis = (rows.transpose() * along).qr().compute_thin_Q();
@@ -111,7 +114,7 @@ mod tests {
         const RANK: usize = 4;
         let rows = features(200, 60);
         let rows = rows.broadcast_sub(&rows.mean_keepdim(0)?)?.to_dtype(DType::F64)?;
-        assert!(rows.dim(1)? > 2 * WIDER * RANK, "not all are looked at");
+        assert!(rows.dim(1)? > FEW * RANK, "not all are looked at");
         let (found, sum) = principal_directions(&rows, RANK)?;
         let values = rows.flatten_all()?.to_vec1::<f64>()?;
         let Directions { vectors, lambda } = all(MatRef::from_row_major_slice(&values, 200, 60), RANK)?;
@@ -132,17 +135,34 @@ mod tests {
     #[test]
     fn more_rows_than_values_and_fewer_have_the_same_directions() -> Result<()> {
         let rows = features(6, 9).to_dtype(DType::F64)?;
-        let values = rows.flatten_all()?.to_vec1::<f64>()?;
-        let rows = MatRef::from_row_major_slice(&values, 6, 9);
-        let across = all(rows, 5)?;
-        let (unit, lambda) = eigenvectors(&(rows.transpose() * rows), 5)?;
-        let along = scaled(unit, lambda);
-        for i in 0..5 {
-            let (a, b) = (across.vectors.col(i), along.vectors.col(i));
-            let product = a.transpose() * b;
-            assert!((product.abs() / across.lambda[i] - 1.0).abs() < 1e-6, "{i}");
-            assert!((along.lambda[i] / across.lambda[i] - 1.0).abs() < 1e-6, "{i}");
-        }
+        let longer = rows.pad_with_zeros(0, 0, 4)?;
+        let (across, sum) = principal_directions(&rows, 5)?;
+        let (along, sum_along) = principal_directions(&longer, 5)?;
+        assert!((sum / sum_along - 1.0).abs() < 1e-9);
+        // Either sign is right.
+        let products = (across * along)?.sum(1)?.abs()?.to_vec1::<f64>()?;
+        assert!(
+            (products.iter().sum::<f64>() / sum - 1.0).abs() < 1e-6,
+            "{products:?}"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn copies_of_two_rows_have_one_direction() -> Result<()> {
+        const RANK: usize = 3;
+        let two = features(2, 40).to_dtype(DType::F64)?;
+        let two = two.broadcast_sub(&two.mean_keepdim(0)?)?;
+        let rows = Tensor::cat(&[&two; 20], 0)?;
+        assert!(rows.dim(0)? > FEW * RANK, "not all are looked at");
+        let (found, sum) = principal_directions(&rows, RANK)?;
+        let widths = found.sqr()?.sum(1)?.to_vec1::<f64>()?;
+        let whole = rows.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        assert!((widths[0] / whole - 1.0).abs() < 1e-9 && (sum / whole - 1.0).abs() < 1e-9);
+        assert!(
+            widths[1..].iter().all(|width| *width < 1e-9 * whole),
+            "{widths:?}"
+        );
         Ok(())
     }
 }

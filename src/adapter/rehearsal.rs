@@ -1,11 +1,12 @@
 //! Old classes take part in a fit as rows drawn from what is kept of them: pseudo-rows from a class's Gaussian, or its
 //! exemplars where it keeps any.
 
-use candle_core::{Device, Result, Storage, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt as _};
 use rand_distr::{Distribution, StandardNormal};
 
+use super::host::read;
 use super::statistics::ClassStatistics;
 
 /// Deals rows of old classes. Every class comes once before any comes again, in a new order each time.
@@ -20,20 +21,18 @@ pub(super) struct Rehearsal {
     deck: Vec<u32>,
 }
 
-/// What rows of a class come from, in the host's memory.
-struct Source {
-    /// Its exemplars (k, D), or else its mean (1, D).
-    from: Tensor,
-    /// How rows differ from the mean, where there are no exemplars.
-    spread: Option<Spread>,
-}
-
-/// A Gaussian about nothing.
-struct Spread {
-    /// A, (r, D).
-    components: Tensor,
-    /// σ.
-    beyond: f32,
+/// What rows of a class come from, in the host's memory, in f32.
+enum Source {
+    /// Some of its own rows, (k, D).
+    Exemplars(Tensor),
+    Gaussian {
+        /// μ, (D).
+        mean: Tensor,
+        /// A, (r, D).
+        components: Tensor,
+        /// σ.
+        deviation: f32,
+    },
 }
 
 impl Rehearsal {
@@ -42,10 +41,12 @@ impl Rehearsal {
         let Some(first) = classes.first() else {
             candle_core::bail!("a rehearsal of no classes");
         };
+        let dim = first.mean.dim(0)?;
+        let sources = classes.iter().map(|class| Source::of(class, dim));
         Ok(Self {
-            dim: first.mean.dim(0)?,
+            dim,
             device: first.mean.device().clone(),
-            classes: classes.iter().map(Source::of).collect::<Result<_>>()?,
+            classes: sources.collect::<Result<_>>()?,
             deck: Vec::new(),
         })
     }
@@ -54,6 +55,7 @@ impl Rehearsal {
     pub(super) fn draw(&mut self, count: usize, rng: &mut impl Rng) -> Result<(Tensor, Vec<u32>)> {
         let classes = self.classes.len();
         let mut columns: Vec<u32> = (0..count).map(|_| self.deal(classes, rng)).collect();
+        // A class's rows stand together: it is read once for all of them.
         columns.sort_unstable();
         let mut rows = vec![0.0; count * self.dim];
         let mut rest = rows.as_mut_slice();
@@ -75,42 +77,49 @@ impl Rehearsal {
 }
 
 impl Source {
-    fn of(class: &ClassStatistics) -> Result<Self> {
-        let here = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.contiguous();
+    /// # Errors
+    /// When the class's rows have not `dim` values, or are not in f32.
+    fn of(class: &ClassStatistics, dim: usize) -> Result<Self> {
+        let here = |tensor: &Tensor| {
+            if tensor.dtype() != DType::F32 || tensor.dims().last() != Some(&dim) {
+                candle_core::bail!("classes whose rows are of different widths or types");
+            }
+            tensor.to_device(&Device::Cpu)?.contiguous()
+        };
         Ok(match &class.exemplars {
-            Some(exemplars) => Self {
-                from: here(exemplars)?,
-                spread: None,
-            },
-            None => Self {
-                from: here(&class.mean)?.unsqueeze(0)?,
-                spread: Some(Spread {
-                    components: here(&class.components)?,
-                    beyond: class.residual.sqrt() as f32,
-                }),
+            Some(exemplars) => Self::Exemplars(here(exemplars)?),
+            None => Self::Gaussian {
+                mean: here(&class.mean)?,
+                components: here(&class.components)?,
+                deviation: class.residual.sqrt() as f32,
             },
         })
     }
 
     /// Fills rows of D values: each one of the exemplars, or μ + Aᵀ z₁ + σ z₂ with standard normal z.
     fn draw(&self, rows: &mut [f32], dim: usize, rng: &mut impl Rng) -> Result<()> {
-        read(&self.from, |from| match &self.spread {
-            None => {
-                let kept = from.len() / dim;
+        match self {
+            Self::Exemplars(exemplars) => read(exemplars, |exemplars: &[f32]| {
+                let kept = (exemplars.len() / dim) as u32;
                 for row in rows.chunks_exact_mut(dim) {
-                    let chosen = rng.random_range(0..kept as u32) as usize;
-                    row.copy_from_slice(&from[chosen * dim..][..dim]);
+                    let chosen = rng.random_range(0..kept) as usize;
+                    row.copy_from_slice(&exemplars[chosen * dim..][..dim]);
                 }
                 Ok(())
-            }
-            Some(spread) => {
-                for row in rows.chunks_exact_mut(dim) {
-                    for (value, mean) in row.iter_mut().zip(from) {
-                        let normal: f32 = StandardNormal.sample(rng);
-                        *value = normal * spread.beyond + mean;
+            }),
+            Self::Gaussian {
+                mean,
+                components,
+                deviation,
+            } => {
+                read(mean, |mean: &[f32]| {
+                    for (value, mean) in rows.iter_mut().zip(mean.iter().cycle()) {
+                        let beyond: f32 = StandardNormal.sample(rng);
+                        *value = beyond * deviation + mean;
                     }
-                }
-                read(&spread.components, |components| {
+                    Ok(())
+                })?;
+                read(components, |components: &[f32]| {
                     for row in rows.chunks_exact_mut(dim) {
                         for component in components.chunks_exact(dim) {
                             let along: f32 = StandardNormal.sample(rng);
@@ -121,22 +130,12 @@ impl Source {
                     Ok(())
                 })
             }
-        })
-    }
-}
-
-/// What `look` sees in the values of a contiguous tensor in the host's memory.
-fn read<T>(tensor: &Tensor, look: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(values), Some((start, end))) => look(&values.as_slice::<f32>()?[start..end]),
-        _ => candle_core::bail!("values that do not lie in the host's memory one after another"),
+        }
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use candle_core::DType;
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 

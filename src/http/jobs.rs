@@ -105,7 +105,7 @@ async fn events(
     if job.state.is_final() && api.store.job_events(job.id, seen, 1).await?.is_empty() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let stopping = api.stopping.clone();
+    let closing = api.closing.clone();
     let follower = Follower {
         api,
         job: job.id,
@@ -115,7 +115,7 @@ async fn events(
     };
     let stream = stream::unfold(follower, Follower::next)
         .flat_map(stream::iter)
-        .take_until(stopping.cancelled_owned());
+        .take_until(closing.cancelled_owned());
     let events = Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10)));
     Ok(events.into_response())
 }
@@ -218,7 +218,7 @@ async fn let_serve(api: &Api, model: &ModelName) {
 /// more, the one that was seen last.
 pub(super) async fn wait_for_end(api: &Api, mut job: Job, seconds: u64) -> Job {
     let until = Instant::now() + Duration::from_secs(seconds);
-    while !job.state.is_final() && Instant::now() < until && !api.stopping.is_cancelled() {
+    while !job.state.is_final() && Instant::now() < until && !api.closing.is_cancelled() {
         tokio::time::sleep(WATCH_INTERVAL).await;
         match existing(api, job.id).await {
             Ok(seen) => job = seen,

@@ -119,8 +119,10 @@ pub struct Api {
     pub metrics: PrometheusHandle,
     /// Where uploads are spooled.
     pub spool: Arc<PathBuf>,
-    /// Cancelled when the server begins to shut down.
+    /// Cancelled when the server begins to shut down: it is not ready any more.
     pub stopping: CancellationToken,
+    /// Cancelled when it accepts no more connections: whoever waits or watches is let go.
+    pub closing: CancellationToken,
 }
 
 impl FromRef<Api> for Limits {

@@ -104,7 +104,7 @@ impl Store {
         written.insert(&mut tx).await?;
         if let Err(error) = insert_classes(&mut tx, &written, &new.classes).await {
             // Where two write side by side, one may have taken them since.
-            tx.rollback().await?;
+            let _ = tx.rollback().await;
             let mut connection = self.reader.acquire().await?;
             let taken = taken(&mut connection, &new.classes).await?;
             return Err(taken.map_or(error.into(), ImportError::ClassTaken));

@@ -59,9 +59,10 @@ pub use owner::Owner;
 pub use publish::{Publication, TaskScore};
 pub use queue::Attempt;
 
-/// What the connection that writes to SQLite sets, in this order: pages suit what is large, which takes one after another of
-/// them, and the file may give freed ones back (both must be said before it has a table), the log is written ahead, what is
-/// deleted is overwritten (images are not kept), and the log shrinks again after a large job.
+/// What the connection that writes to SQLite sets, in this order: pages are twice as large as usual, because snapshots and
+/// statistics lie in chains of them, and the file may give freed ones back (both must be said before it has a table: a file
+/// from before keeps its own), the log is written ahead, what is deleted is overwritten (images are not kept), and the log
+/// shrinks again after a large job.
 const WRITER_PRAGMAS: &str = "pragma page_size = 8192; pragma auto_vacuum = incremental; \
      pragma journal_mode = wal; pragma secure_delete = on; pragma journal_size_limit = 67108864";
 
