@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod evaluate;
 mod openapi;
+mod output;
 mod serve;
 mod threads;
 

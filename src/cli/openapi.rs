@@ -1,8 +1,7 @@
 //! `clipkeep openapi`: the description that `openapi.yaml` in the repository is a copy of.
 
-use std::io::Write as _;
+use super::output;
 
 pub(super) fn run() -> anyhow::Result<()> {
-    std::io::stdout().write_all(crate::http::openapi::yaml().as_bytes())?;
-    Ok(())
+    Ok(output::text(crate::http::openapi::yaml())?)
 }

@@ -3,6 +3,7 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::output;
 use crate::app::App;
 use crate::config::{BackboneArgs, ServeConfig};
 use crate::metrics;
@@ -25,7 +26,7 @@ impl Serve {
         let app = App::build(&self.config, metrics::install()?).await?;
         let addr = app.addr();
         tracing::info!(%addr, docs = format!("http://{addr}/docs"), "listening");
-        println!("clipkeep listens on http://{addr}");
+        output::line(format_args!("clipkeep listens on http://{addr}"))?;
         tokio::spawn(cancel_on_signal(app.stopping()));
         app.run_until_stopped().await
     }

@@ -1,5 +1,7 @@
 //! Probes, metrics, facts about the server, and its description.
 
+use std::process::{Command, Stdio};
+
 use reqwest::Method;
 use serde_json::json;
 
@@ -31,6 +33,28 @@ async fn tensors_have_the_threads_that_were_asked_for() {
             .split(|byte| *byte == 0)
             .find_map(|variable| variable.strip_prefix(b"RAYON_NUM_THREADS="));
         assert_eq!(found, Some(expected.as_bytes()));
+    }
+}
+
+#[test]
+fn a_reader_who_has_seen_enough_is_no_failure() {
+    for command in [
+        &["openapi"][..],
+        &["bench", "encode", "--batch", "1", "--seconds", "0.1"],
+    ] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_clipkeep"))
+            .args(command)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(
+            ended.status.success() && !said.contains("pipe"),
+            "{command:?}: {said}"
+        );
     }
 }
 

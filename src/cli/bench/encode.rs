@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::photographs::photographs;
 use super::timing::{self, median, milliseconds};
 use crate::app;
+use crate::cli::output;
 use crate::config::BackboneArgs;
 
 /// Time the image tower on batches of pixels.
@@ -116,16 +117,16 @@ impl Encode {
             cosine,
         };
         if !self.json {
-            println!(
+            output::line(format_args!(
                 "{}: {median:.1} ms for {} images, {:.1} images a second ({}, {} threads)",
                 measured.backbone,
                 self.batch,
                 measured.images_per_second,
                 measured.instructions,
                 measured.threads
-            );
+            ))?;
         }
-        println!("{}", serde_json::to_string(&measured)?);
+        output::line(serde_json::to_string(&measured)?)?;
         Ok(())
     }
 }

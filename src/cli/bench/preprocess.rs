@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::timing::{self, median, milliseconds};
 use crate::app;
+use crate::cli::output;
 use crate::config::BackboneArgs;
 
 /// Time decoding, resizing and normalising of image files, on one thread.
@@ -52,7 +53,7 @@ impl Preprocess {
                 milliseconds: milliseconds(median(&times)),
                 file,
             };
-            println!("{}", serde_json::to_string(&measured)?);
+            output::line(serde_json::to_string(&measured)?)?;
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
+use super::output;
 use client::Client;
 use pictures::Pattern;
 
@@ -50,9 +51,9 @@ impl Demo {
             .create_model(&model)
             .await
             .with_context(|| format!("is a server running at {}?", self.server))?;
-        println!(
+        output::line(format_args!(
             "Model {model}: it has learned nothing yet, so it chooses among labels given with the picture.\n"
-        );
+        ))?;
 
         let labels: Vec<&str> = TASKS
             .iter()
@@ -67,19 +68,19 @@ impl Demo {
             let answer = client
                 .classify(&model, picture, &[("labels", labels.join(","))])
                 .await?;
-            println!(
+            output::line(format_args!(
                 "  a picture of {:<13} looks like {}",
                 pattern.label(),
                 best(&answer)
-            );
+            ))?;
         }
 
         for (number, (task, classes)) in TASKS.iter().enumerate() {
-            println!(
+            output::line(format_args!(
                 "\nTeaching task {task}: {} pictures each of {}.",
                 self.pictures,
                 classes.map(Pattern::label).join(" and ")
-            );
+            ))?;
             let mut examples = Vec::new();
             for pattern in classes {
                 for _ in 0..self.pictures {
@@ -93,23 +94,31 @@ impl Demo {
                 "the job did not succeed: {}",
                 job["error"]
             );
-            println!("  learned as version {}", number + 1);
+            output::line(format_args!("  learned as version {}", number + 1))?;
         }
 
-        println!("\nNow it knows {} classes:", labels.len());
+        output::line(format_args!("\nNow it knows {} classes:", labels.len()))?;
         let mut known = Vec::new();
         for (pattern, picture) in &probes {
             let answer = client.classify(&model, picture, &[]).await?;
-            println!("  a picture of {:<13} is {}", pattern.label(), best(&answer));
+            output::line(format_args!(
+                "  a picture of {:<13} is {}",
+                pattern.label(),
+                best(&answer)
+            ))?;
             known.push(answer["predictions"][0]["classes"].clone());
         }
-        print!("\n{}", matrix(&client.accuracy(&model).await?));
+        output::text(format_args!("\n{}", matrix(&client.accuracy(&model).await?)))?;
 
-        println!("\nRolling back to version 1, which knows only the first task:");
+        output::line("\nRolling back to version 1, which knows only the first task:")?;
         client.rollback(&model, 1, "to see how it was").await?;
         for (pattern, picture) in &probes {
             let answer = client.classify(&model, picture, &[]).await?;
-            println!("  a picture of {:<13} is {}", pattern.label(), best(&answer));
+            output::line(format_args!(
+                "  a picture of {:<13} is {}",
+                pattern.label(),
+                best(&answer)
+            ))?;
         }
         let newest = TASKS.len() as u32;
         client.rollback(&model, newest, "and forward again").await?;
@@ -120,7 +129,9 @@ impl Demo {
                 "version {newest} answers otherwise than before"
             );
         }
-        println!("\nForward again: version {newest} answers every picture exactly as before.");
+        output::line(format_args!(
+            "\nForward again: version {newest} answers every picture exactly as before."
+        ))?;
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::{ArgGroup, Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::cli::output;
 use crate::config::BackboneArgs;
 use crate::domain::{Anchors, Reads, Strategy};
 use crate::evaluation::{ClassOrder, Contender, Data, Protocol, Report, Run, Tasks, draw};
@@ -122,7 +123,7 @@ impl Evaluate {
         let runs = compare(&contenders, &protocols, &data)?;
         let mut report = Report::of(&runs);
         report.left_out = left_out;
-        print!("{report}");
+        output::text(&report)?;
         if let Some(path) = &self.json {
             write(path, &serde_json::to_string_pretty(&report)?)?;
         }
@@ -131,7 +132,7 @@ impl Evaluate {
         }
         if let Some(directory) = &self.plots {
             for path in draw(&runs, directory)? {
-                println!("drew {}", path.display());
+                output::line(format_args!("drew {}", path.display()))?;
             }
         }
         Ok(())

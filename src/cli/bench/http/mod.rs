@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::photographs::photographs;
 use super::timing::milliseconds;
+use crate::cli::output;
 use load::{Answers, Body, Pace, Target};
 use stages::Stages;
 
@@ -196,36 +197,37 @@ impl Http {
             plot::draw(path, &all, &caption)?;
         }
         if !self.json {
-            measured.print();
+            measured.print()?;
         }
-        println!("{}", serde_json::to_string(&measured)?);
+        output::line(serde_json::to_string(&measured)?)?;
         Ok(())
     }
 }
 
 impl Measured {
-    fn print(&self) {
+    fn print(&self) -> std::io::Result<()> {
         let latencies = &self.milliseconds;
-        println!(
+        output::line(format_args!(
             "{} answers, {:.1} images a second, {} failures",
             self.answers,
             self.images_per_second,
             self.failures.values().sum::<usize>()
-        );
+        ))?;
         for (reason, count) in &self.failures {
-            println!("  {count} × {reason}");
+            output::line(format_args!("  {count} × {reason}"))?;
         }
-        println!("latency in ms      p50      p90      p99    p99.9      max");
-        println!(
+        output::line("latency in ms      p50      p90      p99    p99.9      max")?;
+        output::line(format_args!(
             "            {:>10.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1}",
             latencies.p50, latencies.p90, latencies.p99, latencies.p999, latencies.max
-        );
+        ))?;
         for (stage, time) in &self.stages {
-            println!("  {stage}: {time:.2} ms in the mean");
+            output::line(format_args!("  {stage}: {time:.2} ms in the mean"))?;
         }
         if let Some((state, seconds)) = &self.job {
-            println!("  the job {state} after {seconds:.1} s");
+            output::line(format_args!("  the job {state} after {seconds:.1} s"))?;
         }
+        Ok(())
     }
 }
 
