@@ -1,13 +1,15 @@
 //! Probes, metrics, facts about the server, and its description.
 
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::json;
 
+use crate::archive::zip;
 use crate::caller::Answer;
 use crate::database::{Database, on_both};
-use crate::pictures::png;
+use crate::pictures::{FLORA, folders, png};
 use crate::process::Process;
 use crate::scene::{CLASSIFY, with_flora};
 use crate::test_app::TestApp;
@@ -68,6 +70,21 @@ async fn a_server_that_stops_says_so_before_it_goes() {
     let labels = &[("labels", "poppy,fern")];
     let answer = Answer::to(app.post(CLASSIFY).query(labels).body(png("poppy", 1))).await;
     assert_eq!(answer.status, 200, "it answers those who have not seen it yet");
+    let accepted = Answer::to(app.submit("default", "flora", zip(&folders(&FLORA, 0..5))))
+        .await
+        .json(202);
+    let path = format!("/v1/jobs/{}", accepted["job"].as_str().expect("an id"));
+    let asked = Instant::now();
+    let waited = app.request(Method::GET, &path).header("prefer", "wait=1");
+    assert_eq!(
+        Answer::to(waited).await.json(200)["state"],
+        "queued",
+        "another server takes it"
+    );
+    assert!(
+        asked.elapsed() >= Duration::from_secs(1),
+        "who waits is not let go yet"
+    );
 }
 
 async fn tells_how_it_is(database: Database) {

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::{ArgGroup, Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::output;
+use super::output;
 use crate::config::BackboneArgs;
 use crate::domain::{Anchors, Reads, Strategy};
 use crate::evaluation::{ClassOrder, Contender, Data, Protocol, Report, Run, Tasks, draw};
