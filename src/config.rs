@@ -69,13 +69,14 @@ pub struct BackboneArgs {
         value_name = "auto|cpu|cuda:N"
     )]
     pub device: DeviceChoice,
-    /// What images are encoded in, and texts on a processor, f32 or bf16. `auto` takes bf16 on a GPU and on a processor with
-    /// instructions for it, if features keep a cosine of 0.999 with those of f32.
+    /// What images are encoded in, and texts on a processor. `auto` takes bf16 on a GPU and on a processor with instructions
+    /// for it, and int16 on one with AVX2 alone, if features keep a cosine of 0.999 with those of f32. int8 is faster and
+    /// less exact; both are for processors.
     #[arg(
         long,
         env = "CLIPKEEP_DTYPE",
         default_value = "auto",
-        value_name = "auto|f32|bf16"
+        value_name = "auto|f32|bf16|int16|int8"
     )]
     pub dtype: Dtype,
     /// Threads for tensors on the CPU, and as many again for decoding. As many as there are cores unless given.

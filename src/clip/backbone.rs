@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use clipkeep_towers as packed;
+use clipkeep_towers::{self as packed, Precision};
 use rayon::prelude::*;
 
 use super::config::ClipConfig;
@@ -76,16 +76,20 @@ impl Parts {
         device: &Device,
         dtype: Dtype,
     ) -> Result<Self, BackboneError> {
+        if dtype.is_whole() && !device.is_cpu() {
+            return Err(BackboneError::WholeNumbers);
+        }
         let mut weights = files.tensors(device)?;
         let readout = ImageReadout::load(&mut weights, config)?;
         let text = TextTower::load(&mut weights, config)?;
         let (mut packed_images, mut packed_text) = (None, None);
+        let is_rounded = dtype.precision().is_some_and(|given| given != Precision::F32);
         if device.is_cpu() {
             let tokens = values(&text.spread_embeddings()?)?;
             let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
             packed_images = dtype.image_tower(config.image_shape(), &mut take)?;
             packed_text = dtype.text_tower(config.text_shape(), &tokens, &mut take)?;
-            if dtype == Dtype::Bf16 && packed_text.is_none() {
+            if is_rounded && packed_text.is_none() {
                 tracing::warn!("the text tower's shape does not suit packed weights: it computes in f32");
             }
         }
@@ -98,7 +102,7 @@ impl Parts {
                 };
                 let fast = if device.is_cpu() { DType::F32 } else { DType::BF16 };
                 let tower = dtype.tensors(fast, config.image_shape(), load, features)?;
-                if dtype == Dtype::Bf16 && tower.dtype() == DType::F32 {
+                if is_rounded && tower.dtype() == DType::F32 {
                     tracing::warn!(
                         "the image tower's shape does not suit packed weights: it computes in f32"
                     );

@@ -8,10 +8,10 @@ use clipkeep_towers::{
     ImageShape, ImageTower, Instructions, Precision, Take, TextShape, TextTower, Transformer,
 };
 
-/// What bfloat16's features must at least have for a cosine with f32's to be chosen.
+/// What features that are rounded on the way must at least have for a cosine with f32's to be chosen.
 const LEAST_COSINE: f64 = 0.999;
 /// Images that towers are compared on.
-const IMAGES: usize = 2;
+const IMAGES: usize = 1;
 /// Tokens of a text that towers are compared on, beside one as long as can be.
 const TOKENS: usize = 8;
 
@@ -19,7 +19,8 @@ const TOKENS: usize = 8;
 /// sums, stays f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dtype {
-    /// bfloat16 on a GPU and on a processor with instructions for it, if features keep a cosine of 0.999 with those of f32. The
+    /// bfloat16 on a GPU and on a processor with instructions for it, and otherwise whole numbers of 16 bits where the
+    /// processor multiplies them faster than f32; but f32 where features do not keep a cosine of 0.999 with those of f32. The
     /// choice is always the same: nothing is timed.
     #[default]
     Auto,
@@ -27,23 +28,46 @@ pub enum Dtype {
     F32,
     /// bfloat16, whether or not the processor has instructions for it.
     Bf16,
+    /// Whole numbers of 16 bits, of which 12 are used, scaled for each token and each output. On processors alone.
+    Int16,
+    /// As `Int16`, of 8 bits: faster, and less exact.
+    Int8,
 }
+
+/// All but `Auto`, and what they are on a processor.
+const GIVEN: [(Dtype, Precision); 4] = [
+    (Dtype::F32, Precision::F32),
+    (Dtype::Bf16, Precision::Bf16),
+    (Dtype::Int16, Precision::Int16),
+    (Dtype::Int8, Precision::Int8),
+];
 
 impl FromStr for Dtype {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            _ => Err(format!("{text:?} is neither auto, f32 nor bf16")),
+        if text == "auto" {
+            return Ok(Self::Auto);
         }
+        let given = GIVEN.iter().find(|(_, precision)| precision.to_string() == text);
+        let dtype = given.map(|(dtype, _)| *dtype);
+        dtype.ok_or_else(|| format!("{text:?} is neither auto, f32, bf16, int16 nor int8"))
     }
 }
 
 impl Dtype {
-    /// An image tower in tensors, as `load` makes it of either type, with `features` of images `(n, 3, image_size, image_size)` as
+    /// What it is on a processor, where it is given.
+    pub(super) fn precision(self) -> Option<Precision> {
+        let given = GIVEN.iter().find(|(dtype, _)| *dtype == self);
+        given.map(|(_, precision)| *precision)
+    }
+
+    /// Whether tensors cannot have it.
+    pub(super) fn is_whole(self) -> bool {
+        matches!(self, Self::Int16 | Self::Int8)
+    }
+
+    /// An image tower in tensors, in f32 where they cannot have the type, as `load` makes it of either type, with `features` of images `(n, 3, image_size, image_size)` as
     /// rows of `shape.dim`. `fast` is the type that the device multiplies fastest: of bfloat16 candle has no fast products on
     /// the CPU.
     pub(super) fn tensors<T, E>(
@@ -58,7 +82,7 @@ impl Dtype {
         E: From<candle_core::Error>,
     {
         match self {
-            Self::F32 => load(DType::F32),
+            Self::F32 | Self::Int16 | Self::Int8 => load(DType::F32),
             Self::Bf16 => load(fast),
             Self::Auto if fast == DType::F32 => load(fast),
             Self::Auto => {
@@ -117,21 +141,19 @@ impl Dtype {
         features: impl Fn(&T) -> Vec<f32>,
     ) -> Result<Option<T>, E> {
         let mut first = |found: Vec<Instructions>| found.into_iter().next().map(&mut load).transpose();
-        match self {
-            Self::F32 => first(Instructions::suiting(transformer, Precision::F32)),
-            Self::Bf16 => first(Instructions::suiting(transformer, Precision::Bf16)),
-            Self::Auto => {
-                let exact = first(Instructions::suiting(transformer, Precision::F32))?;
-                let rounded = first(Instructions::made_for(transformer, Precision::Bf16))?;
-                Ok(match (exact, rounded) {
-                    (Some(exact), Some(rounded)) => {
-                        let [wanted, found] = [&exact, &rounded].map(features);
-                        Some(better((exact, &wanted), (rounded, &found), dim))
-                    }
-                    (exact, rounded) => exact.or(rounded),
-                })
-            }
+        if let Some(given) = self.precision() {
+            return first(Instructions::suiting(transformer, given));
         }
+        let exact = first(Instructions::suiting(transformer, Precision::F32))?;
+        let fast = [Precision::Bf16, Precision::Int16].map(|fast| Instructions::made_for(transformer, fast));
+        let rounded = first(fast.into_iter().flatten().collect())?;
+        Ok(match (exact, rounded) {
+            (Some(exact), Some(rounded)) => {
+                let [wanted, found] = [&exact, &rounded].map(features);
+                Some(better((exact, &wanted), (rounded, &found), dim))
+            }
+            (exact, rounded) => exact.or(rounded),
+        })
     }
 }
 
@@ -144,8 +166,9 @@ fn numbers(count: usize) -> Vec<f32> {
 fn better<T: fmt::Display>((exact, wanted): (T, &[f32]), (rounded, found): (T, &[f32]), dim: usize) -> T {
     let rows = found.chunks(dim).zip(wanted.chunks(dim));
     let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
+    let others = format!("{rounded} with {exact}");
     let chosen = if are_near(&cosines) { rounded } else { exact };
-    tracing::info!(?cosines, %chosen, "compared a tower in bf16 and in f32");
+    tracing::info!(?cosines, %chosen, "compared a tower by {others}");
     chosen
 }
 
@@ -164,6 +187,8 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use super::*;
 
     const TRANSFORMER: Transformer = Transformer {
@@ -189,7 +214,7 @@ mod tests {
     };
 
     /// Weights without a pattern, times `size`.
-    fn take(size: f32) -> impl FnMut(&str, &[usize]) -> Result<Vec<f32>, ()> {
+    fn take(size: f32) -> impl FnMut(&str, &[usize]) -> Result<Cow<'static, [f32]>, ()> {
         move |name, shape| {
             let seed = name.len() as f32;
             let value = |i| ((i as f32 + 1.0) * (12.9898 + seed)).sin() * size;
@@ -210,10 +235,10 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_loaded() {
-        for (text, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16)] {
+        for text in ["f32", "bf16", "int16", "int8"] {
             let dtype: Dtype = text.parse().expect("a dtype");
-            assert_eq!(image_tower(dtype, 0.1).precision(), precision);
-            assert_eq!(text_tower(dtype, 0.1).precision(), precision);
+            assert_eq!(image_tower(dtype, 0.1).precision().to_string(), text);
+            assert_eq!(text_tower(dtype, 0.1).precision().to_string(), text);
         }
         assert!("f16".parse::<Dtype>().is_err());
     }
@@ -234,10 +259,12 @@ mod tests {
     }
 
     #[test]
-    fn processors_without_instructions_for_it_round_nothing_of_themselves() {
-        let has_instructions = !Instructions::made_for(&TRANSFORMER, Precision::Bf16).is_empty();
-        let wanted = if has_instructions {
+    fn of_itself_a_processor_rounds_to_what_it_has_instructions_for() {
+        let has = |precision| !Instructions::made_for(&TRANSFORMER, precision).is_empty();
+        let wanted = if has(Precision::Bf16) {
             Precision::Bf16
+        } else if has(Precision::Int16) {
+            Precision::Int16
         } else {
             Precision::F32
         };

@@ -64,7 +64,7 @@ impl LayerNorm {
     }
 }
 
-/// A matrix `(inputs, outputs)`, the transpose of what checkpoints hold, with its bias.
+/// A matrix `(outputs, inputs)`, as checkpoints hold it, with its bias.
 struct Linear {
     weight: Tensor,
     bias: Tensor,
@@ -79,15 +79,12 @@ impl Linear {
     ) -> std::result::Result<Self, BackboneError> {
         let weight = weights.take(&format!("{prefix}.weight"), &[outputs, inputs])?;
         let bias = weights.take(&format!("{prefix}.bias"), &[outputs])?;
-        Ok(Self {
-            weight: weight.t()?.contiguous()?,
-            bias,
-        })
+        Ok(Self { weight, bias })
     }
 
     /// The product of `x` and the matrix, without the bias.
     fn product(&self, x: &Tensor) -> Result<Tensor> {
-        frozen::product(x, &self.weight)
+        frozen::product(x, &self.weight.t()?)
     }
 }
 
@@ -118,7 +115,7 @@ impl Layer {
         Ok(Self {
             norm1: LayerNorm::load(weights, &format!("{prefix}.layer_norm1"), config)?,
             qkv: Linear {
-                weight: Tensor::cat(&[&(query.weight * scale)?, &key.weight, &value.weight], 1)?,
+                weight: Tensor::cat(&[&(query.weight * scale)?, &key.weight, &value.weight], 0)?,
                 bias: Tensor::cat(&[&(query.bias * scale)?, &key.bias, &value.bias], 0)?,
             },
             out,

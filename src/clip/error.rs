@@ -35,6 +35,9 @@ pub enum BackboneError {
         /// Why.
         source: io::Error,
     },
+    /// Whole numbers were asked for on a device that is no processor.
+    #[error("--dtype int16 and int8 are for --device cpu: on a GPU there are f32 and bf16")]
+    WholeNumbers,
     /// A JSON file is damaged, or a field has a value of the wrong kind.
     #[error("cannot parse {file}")]
     Json {

@@ -7,7 +7,7 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-/// `x · weight` of `(…, inputs)`, contiguous, and `(inputs, outputs)`.
+/// `x · weight` of `(…, inputs)`, contiguous, and `(inputs, outputs)`, which may be transposed.
 pub(super) fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if !x.track_op() {
         return x.broadcast_matmul(weight);

@@ -49,7 +49,7 @@ impl TextTower {
             positions,
             encoder: Encoder::load(weights, "text_model.encoder", &config.encoder)?,
             final_norm: LayerNorm::load(weights, "text_model.final_layer_norm", &config.encoder)?,
-            projection: projection.t()?.contiguous()?,
+            projection: projection.t()?,
         })
     }
 
@@ -198,7 +198,13 @@ mod tests {
         let embeddings = reference.embeddings(&texts.concat())?;
         let embeddings: Vec<f32> = embeddings.flatten_all()?.to_vec1()?;
         let shape = config.text_shape();
-        for (precision, most) in [(Precision::F32, 1e-5), (Precision::Bf16, 2e-2)] {
+        let precisions = [
+            (Precision::F32, 1e-5),
+            (Precision::Bf16, 2e-2),
+            (Precision::Int16, 1e-2),
+            (Precision::Int8, 0.1),
+        ];
+        for (precision, most) in precisions {
             for instructions in Instructions::suiting(&shape.transformer, precision) {
                 let name = instructions.to_string();
                 let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);

@@ -43,7 +43,7 @@ impl ImageReadout {
             norm_weight: norm.weight,
             norm_bias: norm.bias,
             norm_epsilon: norm.eps,
-            projection: projection.t()?.contiguous()?,
+            projection: projection.t()?,
         })
     }
 
@@ -87,7 +87,7 @@ impl VisionTower {
         Ok(Self {
             patch_size: patch,
             grid,
-            patch_weight: patch_weight.reshape((width, ()))?.t()?.contiguous()?,
+            patch_weight: patch_weight.reshape((width, ()))?.t()?,
             class_token: (class + positions.get(0)?)?.reshape((1, 1, width))?,
             positions: positions.narrow(0, 1, patches)?.contiguous()?,
             // The missing letters are in the checkpoints.
@@ -212,7 +212,12 @@ mod tests {
                 .fold(0.0, |most, apart| if apart <= most { most } else { apart })
         };
         let shape = config.image_shape();
-        let towers = [(Precision::F32, 1e-5), (Precision::Bf16, 2e-2)];
+        let towers = [
+            (Precision::F32, 1e-5),
+            (Precision::Bf16, 2e-2),
+            (Precision::Int16, 1e-2),
+            (Precision::Int8, 0.1),
+        ];
         let towers = towers.into_iter().flat_map(|(precision, most)| {
             let instructions = Instructions::suiting(&shape.transformer, precision).into_iter();
             instructions.map(move |instructions| (instructions, most))

@@ -3,6 +3,7 @@
 //! Owner: the loader. Invariants: every tensor handed out has the shape that was asked for and only finite values;
 //! nothing is silently initialised; every error names the tensor.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
@@ -58,7 +59,7 @@ impl<'a> Weights<'a> {
 
     /// The tensor `key` with exactly `shape`.
     pub(super) fn take(&mut self, key: &str, shape: &[usize]) -> Result<Tensor, BackboneError> {
-        let values = self.values(key, shape)?;
+        let values = self.values(key, shape)?.into_owned();
         Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
     }
 
@@ -86,8 +87,8 @@ impl<'a> Weights<'a> {
         Ok(())
     }
 
-    /// The values of the tensor `key` with exactly `shape`, in order.
-    pub(super) fn values(&mut self, key: &str, shape: &[usize]) -> Result<Vec<f32>, BackboneError> {
+    /// The values of the tensor `key` with exactly `shape`, in order: where they lie, if they can be read there.
+    pub(super) fn values(&mut self, key: &str, shape: &[usize]) -> Result<Cow<'a, [f32]>, BackboneError> {
         let stored = self
             .tensors
             .get(key)
@@ -103,10 +104,13 @@ impl<'a> Weights<'a> {
             tensor: key.to_owned(),
             dtype: format!("{:?}", stored.dtype),
         })?;
-        if values.iter().any(|value| !value.is_finite()) {
-            return Err(BackboneError::NotFinite(key.to_owned()));
+        if !self.taken.contains(key) {
+            // All of them, without a way out in between: so they are looked at by vectors.
+            if !values.iter().fold(true, |all, value| all & value.is_finite()) {
+                return Err(BackboneError::NotFinite(key.to_owned()));
+            }
+            self.taken.insert(key.to_owned());
         }
-        self.taken.insert(key.to_owned());
         Ok(values)
     }
 }
@@ -179,18 +183,16 @@ fn header_error(file: &WeightsFile<'_>, source: SafeTensorError) -> BackboneErro
 }
 
 /// Little-endian bytes as numbers; `None` if the type is none of the three that checkpoints use.
-fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Cow<'_, [f32]>> {
     // Half floats are converted in bulk, where the half crate has instructions for it.
     match dtype {
-        Dtype::F32 => Some(
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .copied()
-                .map(f32::from_le_bytes)
-                .collect(),
-        ),
+        Dtype::F32 => match bytemuck::try_cast_slice(bytes) {
+            Ok(values) if cfg!(target_endian = "little") => Some(Cow::Borrowed(values)),
+            _ => {
+                let values = bytes.as_chunks().0.iter().copied();
+                Some(values.map(f32::from_le_bytes).collect())
+            }
+        },
         Dtype::F16 => {
             let halves: Vec<f16> = bytes
                 .as_chunks()
@@ -199,7 +201,7 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
                 .copied()
                 .map(f16::from_le_bytes)
                 .collect();
-            Some(halves.to_f32_vec())
+            Some(halves.to_f32_vec().into())
         }
         Dtype::BF16 => {
             let halves: Vec<bf16> = bytes
@@ -209,7 +211,7 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
                 .copied()
                 .map(bf16::from_le_bytes)
                 .collect();
-            Some(halves.to_f32_vec())
+            Some(halves.to_f32_vec().into())
         }
         _ => None,
     }

@@ -41,7 +41,7 @@ pub(crate) const IMPORTS: &[(&str, &[&str])] = &[
 /// Modules that may have unsafe code, each with the reason.
 pub(crate) const UNSAFE: &[(&str, &str)] = &[
     (
-        "crates/towers/src/bf16.rs",
+        "crates/towers/src/x86.rs",
         "instructions of the processor that have no safe form",
     ),
     (

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise::Softmax;
 use crate::kernel::{Product, Vectors};
-use crate::operand::Operand;
+use crate::operand::Piece;
 
 /// Queries whose scores are held at a time.
 const QUERIES: usize = 64;
@@ -154,7 +154,7 @@ impl Attention {
 
     /// `softmax(q · kᵀ) · v` of each head of each sequence in the first `blocks` blocks, for the tokens that are asked for, into
     /// its columns of `out`. `qkv` has the panels of all queries, all keys and all values.
-    pub(crate) fn attend<O: Operand>(
+    pub(crate) fn attend<O: Piece>(
         &mut self,
         vectors: &dyn Vectors,
         qkv: &Blocks,
@@ -249,7 +249,7 @@ impl Head<'_> {
     }
 
     /// Attends from some queries into the head's panels.
-    fn attend<'o, O: Operand>(
+    fn attend<'o, O: Piece>(
         &self,
         queries: Range<usize>,
         (keys, values): (&[f32], &[f32]),
@@ -274,9 +274,11 @@ impl Head<'_> {
             }
             self.vectors.multiply(Product {
                 left: self.query,
+                spans: &[],
                 stride: layout.stride,
                 rows: queries.clone(),
                 panel: keys,
+                scales: &[],
                 next: &[],
                 output: scores,
             });
@@ -293,9 +295,11 @@ impl Head<'_> {
                 output.fill(0.0);
                 self.vectors.multiply(Product {
                     left: scores,
+                    spans: &[],
                     stride,
                     rows: 0..queries.len(),
                     panel: values,
+                    scales: &[],
                     next: &[],
                     output,
                 });

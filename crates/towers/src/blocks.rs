@@ -9,8 +9,8 @@
 //! block:  [columns / W] [stride rows] [W]        weights:  [outputs / W] [inputs] [W]
 //! ```
 //!
-//! What a product multiplies may be *pairs* of bfloat16 (see [`crate::operand`]): W columns are W / 2 of them, and so are W
-//! inputs of a column of weights.
+//! What a product multiplies may be *pairs* of bfloat16, or whole numbers, two or four together (see [`crate::operand`]): W
+//! columns are W / 2 or W / 4 of them, and so are W inputs of a column of weights.
 //!
 //! Invariants: columns are padded to whole panels, rows to a multiple of W; memory starts at a page.
 
@@ -68,6 +68,15 @@ impl<T: Operand> Aligned<T> {
     }
 }
 
+impl<T: Operand> From<&[T]> for Aligned<T> {
+    /// A copy.
+    fn from(values: &[T]) -> Self {
+        let mut copy = Self::zeros(values.len());
+        copy.copy_from_slice(values);
+        copy
+    }
+}
+
 impl<T: Operand> Deref for Aligned<T> {
     type Target = [T];
 
@@ -86,7 +95,7 @@ impl<T: Operand> DerefMut for Aligned<T> {
 /// The shape of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Operands of a row of a panel: W, or W / 2 pairs.
+    /// Operands of a row of a panel: W, or fewer if each holds several values.
     pub(crate) panel: usize,
     /// Rows of a panel, those that pad it included.
     pub(crate) stride: usize,
@@ -138,7 +147,11 @@ pub(crate) struct Blocks<T = f32> {
 impl<T: Operand> Blocks<T> {
     /// `count` of zeros, each of `rows` rows and `columns` values in panels of `width` columns.
     pub(crate) fn zeros(width: usize, rows: usize, columns: usize, count: usize) -> Self {
-        let layout = Layout::new::<T>(width, rows, columns);
+        Self::of(Layout::new::<T>(width, rows, columns), count)
+    }
+
+    /// `count` of zeros.
+    pub(crate) fn of(layout: Layout, count: usize) -> Self {
         Self {
             layout,
             values: Aligned::zeros(layout.len() * count),

@@ -10,11 +10,11 @@ use crate::blocks::{Blocks, Extent, copy_columns, in_panels};
 use crate::kernel::Kernel;
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
 use crate::matrix::{Matrix, Start};
-use crate::operand::Operand;
+use crate::operand::{Left, Operand};
 use crate::{ImageShape, TOKENS, Take};
 
 /// The weights, packed, and room for activations.
-pub(crate) struct Packed<T> {
+pub(crate) struct Packed<T: Operand> {
     kernel: Kernel<T>,
     shape: ImageShape,
     patches: Matrix<T>,
@@ -32,8 +32,8 @@ pub(crate) struct Packed<T> {
 }
 
 /// Memory that forwards use again.
-struct Room<T> {
-    patches: Blocks<T>,
+struct Room<T: Operand> {
+    patches: Left<T>,
     /// Patches, projected.
     embedded: Blocks,
     /// A block an image.
@@ -42,6 +42,24 @@ struct Room<T> {
     /// One block with a row an image: its class token.
     pooled: Stream<T>,
     features: Blocks,
+}
+
+/// The tower, whatever the type of its weights.
+pub(crate) trait Forward: Send + Sync {
+    /// See [`ImageTower::forward`](crate::ImageTower::forward).
+    fn forward(&self, pixels: &[f32], states: Option<&mut Vec<f32>>) -> Vec<f32>;
+}
+
+impl<T: Operand> Forward for Packed<T> {
+    fn forward(&self, pixels: &[f32], mut states: Option<&mut Vec<f32>>) -> Vec<f32> {
+        let image = 3 * self.shape.image_size.pow(2);
+        let mut features = Vec::with_capacity(pixels.len() / image * self.shape.dim);
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        for images in pixels.chunks(self.chunk * image) {
+            self.forward_chunk(images, &mut room, &mut features, states.as_deref_mut());
+        }
+        features
+    }
 }
 
 impl<T: Operand> Packed<T> {
@@ -55,11 +73,12 @@ impl<T: Operand> Packed<T> {
             &[width, 3, patch, patch],
         )?;
         let class = take(&format!("{embeddings}.class_embedding"), &[width])?;
-        let mut positions = take(
+        let positions = take(
             &format!("{embeddings}.position_embedding.weight"),
             &[tokens, width],
         )?;
-        let first = positions.iter_mut().zip(class);
+        let mut positions = positions.into_owned();
+        let first = positions.iter_mut().zip(class.iter());
         first.for_each(|(position, class)| *position += class);
         let projection = take("visual_projection.weight", &[shape.dim, width])?;
         let chunk = (TOKENS * rayon::current_num_threads()).div_ceil(tokens);
@@ -74,7 +93,7 @@ impl<T: Operand> Packed<T> {
             chunk,
             sequences: Sequences::one_each(tokens, chunk),
             room: Mutex::new(Room {
-                patches: Blocks::zeros(panel, tokens, inputs, chunk),
+                patches: Left::zeros(panel, tokens, inputs, chunk),
                 embedded: Blocks::zeros(panel, tokens, width, chunk),
                 stream: Stream::new(of, panel, tokens, chunk),
                 attending: Attending::new(of, panel, tokens, Sight::All, chunk),
@@ -84,16 +103,6 @@ impl<T: Operand> Packed<T> {
             shape,
             kernel,
         })
-    }
-
-    pub(crate) fn forward(&self, pixels: &[f32], mut states: Option<&mut Vec<f32>>) -> Vec<f32> {
-        let image = 3 * self.shape.image_size.pow(2);
-        let mut features = Vec::with_capacity(pixels.len() / image * self.shape.dim);
-        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
-        for images in pixels.chunks(self.chunk * image) {
-            self.forward_chunk(images, &mut room, &mut features, states.as_deref_mut());
-        }
-        features
     }
 
     fn forward_chunk(
@@ -113,7 +122,7 @@ impl<T: Operand> Packed<T> {
             pooled,
             features: projected,
         } = room;
-        let images = self.unfold(pixels, patches);
+        let images = self.unfold(pixels, &mut patches.pieces);
         let extent = Extent {
             blocks: images,
             rows: self.shape.tokens(),
@@ -147,9 +156,9 @@ impl<T: Operand> Packed<T> {
             rows: images,
         };
         self.post_norm
-            .forward(vectors, &pooled.x, rows, &mut pooled.normed);
+            .forward(vectors, &pooled.x, rows, &mut pooled.normed.pieces);
         self.projection
-            .product(kernel, &pooled.normed, rows, projected, Start::Bias, None);
+            .product(kernel, &mut pooled.normed, rows, projected, Start::Bias, None);
         for image in 0..images {
             features.extend(projected.row(0, image).flatten().take(self.shape.dim));
         }
@@ -157,7 +166,7 @@ impl<T: Operand> Packed<T> {
 
     /// Patches as rows behind an empty one for the class token, each in the order of the convolution's weights; how many
     /// images they are of.
-    fn unfold(&self, pixels: &[f32], patches: &mut Blocks<T>) -> usize {
+    fn unfold(&self, pixels: &[f32], patches: &mut Blocks<T::Piece>) -> usize {
         let (size, patch, grid) = (self.shape.image_size, self.shape.patch_size, self.shape.grid());
         let layout = patches.layout;
         let images = pixels.par_chunks_exact(3 * size * size);

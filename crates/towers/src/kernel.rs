@@ -1,8 +1,6 @@
-//! What a processor does fast, by run-time choice of its instructions: AVX-512, AVX2 with FMA, NEON, or whatever the
-//! compiler makes of portable code.
+//! What a processor does fast, in f32 and in pairs, by any of its vectors: one source for all of them.
 //!
-//! Owner: the CPU tower. One source for all of them: `Lanes` is written over `pulp`'s vectors, and `pulp` looks at the
-//! processor. Everything is laid out in *panels* of W columns (see [`super::blocks`]). Invariant: a row's result depends on
+//! Owner: the CPU tower. `Lanes` is written over `pulp`'s vectors. Everything is laid out in *panels* of W columns (see [`super::blocks`]). Invariant: a row's result depends on
 //! that row alone, bit for bit: whatever rows are computed beside it, its sums run in the same order.
 
 #![expect(
@@ -13,11 +11,10 @@
 use std::fmt;
 use std::ops::Range;
 
-use pulp::{Scalar, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
-#[cfg(target_arch = "x86_64")]
-use crate::bf16;
 use crate::elementwise::{Activate, InPairs, InPanels, LayerNorm, Round, Softmax};
+use crate::integer::{Measure, Narrow, Span};
 use crate::operand::{Pair, UPPER};
 use crate::prefetch::prefetch;
 
@@ -34,6 +31,15 @@ pub(crate) trait Vectors: Multiply<f32> {
 
     /// Makes rows of W values rows of pairs.
     fn round(&self, round: Round<'_>);
+
+    /// Finds what whole numbers of rows of a block are to mean.
+    fn measure(&self, measure: Measure<'_>);
+
+    /// Makes rows of W values whole numbers of 8 bits.
+    fn narrow_to_bytes(&self, narrow: Narrow<'_, u8>);
+
+    /// Makes rows of W values whole numbers of 16 bits.
+    fn narrow_to_shorts(&self, narrow: Narrow<'_, u16>);
 
     /// Applies an activation to every value of whole panels.
     fn activate(&self, activate: Activate<'_>);
@@ -73,110 +79,26 @@ impl<T> fmt::Display for Kernel<T> {
 pub(crate) struct Product<'a, T> {
     /// A block: panels of `stride` rows.
     pub(crate) left: &'a [T],
+    /// What whole numbers of its rows mean. Empty for other operands.
+    pub(crate) spans: &'a [Span],
     /// Rows of a panel of `left`.
     pub(crate) stride: usize,
     /// The rows to multiply.
     pub(crate) rows: Range<usize>,
-    /// The columns of the right matrix that the output's panel has: a row of W operands for each k, or for each pair.
+    /// The columns of the right matrix that the output's panel has: a row of W operands for each k, or for the several that
+    /// an operand holds.
     pub(crate) panel: &'a [T],
+    /// What whole numbers of those columns are times, and sums of each column, times it. Empty for other operands.
+    pub(crate) scales: &'a [f32],
     /// The panels behind it: the first is fetched meanwhile, in f32. They change no result.
     pub(crate) next: &'a [T],
     /// A row of W values for each of `rows`.
     pub(crate) output: &'a mut [f32],
 }
 
-/// All that runs here with weights in f32, the best first.
-pub(crate) fn all() -> Vec<Kernel<f32>> {
-    let mut all = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    {
-        if let Some(simd) = pulp::x86::V4::try_new() {
-            all.push(Lanes::<_, 64, 32, 4>(simd).kernel("avx512"));
-            all.push(Lanes::<_, 32, 16, 2>(simd).kernel("avx512"));
-            all.push(Lanes::<_, 16, 8, 1>(simd).kernel("avx512"));
-        }
-        if let Some(simd) = pulp::x86::V3::try_new() {
-            all.push(Lanes::<_, 16, 8, 2>(simd).kernel("avx2"));
-            all.push(Lanes::<_, 8, 4, 1>(simd).kernel("avx2"));
-        }
-    }
-    #[cfg(target_arch = "aarch64")]
-    if let Some(simd) = pulp::aarch64::Neon::try_new() {
-        all.push(Lanes::<_, 16, 8, 4>(simd).kernel("neon"));
-        all.push(Lanes::<_, 8, 4, 2>(simd).kernel("neon"));
-    }
-    all.push(Lanes::<_, 8, 4, 8>(Scalar).kernel("portable"));
-    if cfg!(test) {
-        // The panels of processors that tests may not run on.
-        all.push(Lanes::<_, 32, 16, 32>(Scalar).kernel("portable"));
-        all.push(Lanes::<_, 64, 32, 64>(Scalar).kernel("portable"));
-    }
-    all
-}
-
-/// What this processor has made for weights in bfloat16, the best first.
-pub(crate) fn made_for_bf16() -> Vec<Kernel<Pair>> {
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(unused_mut, reason = "x86 alone has some")
-    )]
-    let mut all = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    if let Some(simd) = pulp::x86::V4::try_new() {
-        let kernel = |name, products| Kernel {
-            name,
-            vectors: Box::new(Lanes::<_, { bf16::COLUMNS }, { bf16::PAIRS }, 2>(simd)),
-            products,
-        };
-        if let Some(amx) = bf16::Amx::try_new() {
-            all.push(kernel("amx", Box::new(amx)));
-        }
-        if let Some(products) = bf16::DotProducts::try_new() {
-            all.push(kernel("avx512bf16", Box::new(products)));
-        }
-    }
-    all
-}
-
-/// All that runs here with weights in bfloat16, the best first: what is made for it, and then vectors of f32.
-pub(crate) fn all_bf16() -> Vec<Kernel<Pair>> {
-    let mut all = made_for_bf16();
-    #[cfg(target_arch = "x86_64")]
-    {
-        if let Some(simd) = pulp::x86::V4::try_new() {
-            all.push(Lanes::<_, 32, 16, 2>(simd).kernel("avx512"));
-        }
-        if let Some(simd) = pulp::x86::V3::try_new() {
-            all.push(Lanes::<_, 16, 8, 2>(simd).kernel("avx2"));
-        }
-    }
-    #[cfg(target_arch = "aarch64")]
-    if let Some(simd) = pulp::aarch64::Neon::try_new() {
-        all.push(Lanes::<_, 16, 8, 4>(simd).kernel("neon"));
-    }
-    all.push(Lanes::<_, 8, 4, 8>(Scalar).kernel("portable"));
-    if cfg!(test) {
-        all.push(Lanes::<_, 32, 16, 32>(Scalar).kernel("portable"));
-    }
-    all
-}
-
 /// Panels of `W` columns, or `HALF` pairs, in `VECTORS` vectors.
 #[derive(Clone, Copy)]
-struct Lanes<S, const W: usize, const HALF: usize, const VECTORS: usize>(S);
-
-impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Lanes<S, W, HALF, VECTORS> {
-    fn kernel<T>(self, name: &'static str) -> Kernel<T>
-    where
-        Self: Multiply<T>,
-    {
-        Kernel {
-            name,
-            vectors: Box::new(self),
-            products: Box::new(self),
-        }
-    }
-}
+pub(crate) struct Lanes<S, const W: usize, const HALF: usize, const VECTORS: usize>(pub(crate) S);
 
 impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Vectors
     for Lanes<S, W, HALF, VECTORS>
@@ -195,6 +117,18 @@ impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Vectors
 
     fn round(&self, round: Round<'_>) {
         self.0.vectorize(InPairs::<_, W, HALF>(round));
+    }
+
+    fn measure(&self, measure: Measure<'_>) {
+        self.0.vectorize(InPanels::<_, W>(measure));
+    }
+
+    fn narrow_to_bytes(&self, narrow: Narrow<'_, u8>) {
+        self.0.vectorize(InPanels::<_, W>(narrow));
+    }
+
+    fn narrow_to_shorts(&self, narrow: Narrow<'_, u16>) {
+        self.0.vectorize(InPanels::<_, W>(narrow));
     }
 
     fn activate(&self, activate: Activate<'_>) {
@@ -246,6 +180,7 @@ impl<const W: usize, const VECTORS: usize> WithSimd for Singly<'_, W, VECTORS> {
             panel,
             next,
             output,
+            ..
         } = self.0;
         let (left, panel) = (left.as_chunks::<W>().0, panel.as_chunks::<W>().0);
         let output = &mut output.as_chunks_mut::<W>().0[..rows.len()];
@@ -331,8 +266,8 @@ impl<const W: usize, const HALF: usize, const VECTORS: usize> WithSimd
             stride,
             rows,
             panel,
-            next: _,
             output,
+            ..
         } = self.0.0;
         let (left, panel) = (left.as_chunks::<HALF>().0, panel.as_chunks::<W>().0);
         let output = output.as_chunks_mut::<W>().0;

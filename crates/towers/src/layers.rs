@@ -10,7 +10,7 @@ use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise;
 use crate::kernel::{Kernel, Vectors};
 use crate::matrix::{Matrix, Start};
-use crate::operand::Operand;
+use crate::operand::{Left, Operand, Piece};
 use crate::{Activation, Take, Transformer};
 
 /// A layer norm's parameters, one value a column each.
@@ -25,9 +25,7 @@ impl LayerNorm {
     pub(crate) fn load<E>(take: &mut Take<'_, E>, prefix: &str, of: &Transformer) -> Result<Self, E> {
         let mut aligned = |name: &str| {
             let values = take(&format!("{prefix}.{name}"), &[of.width])?;
-            let mut aligned = Aligned::zeros(values.len());
-            aligned.copy_from_slice(&values);
-            Ok::<_, E>(aligned)
+            Ok::<_, E>(Aligned::from(&*values))
         };
         Ok(Self {
             weight: aligned("weight")?,
@@ -37,7 +35,7 @@ impl LayerNorm {
     }
 
     /// Normalises rows of blocks of `input` into `output`, which has its layout.
-    pub(crate) fn forward<O: Operand>(
+    pub(crate) fn forward<O: Piece>(
         &self,
         vectors: &dyn Vectors,
         input: &Blocks,
@@ -64,9 +62,9 @@ impl LayerNorm {
 }
 
 /// All layers of a tower.
-pub(crate) struct Layers<T>(Vec<Layer<T>>);
+pub(crate) struct Layers<T: Operand>(Vec<Layer<T>>);
 
-struct Layer<T> {
+struct Layer<T: Operand> {
     norm1: LayerNorm,
     /// Query (scaled), key and value side by side.
     qkv: Matrix<T>,
@@ -78,18 +76,18 @@ struct Layer<T> {
 }
 
 /// Room for what flows through a layer.
-pub(crate) struct Stream<T> {
+pub(crate) struct Stream<T: Operand> {
     /// The residual stream: what goes in, and comes out.
     pub(crate) x: Blocks,
-    pub(crate) normed: Blocks<T>,
-    attended: Blocks<T>,
-    hidden: Blocks<T>,
+    pub(crate) normed: Left<T>,
+    attended: Left<T>,
+    hidden: Left<T>,
 }
 
 impl<T: Operand> Stream<T> {
     /// For at most `blocks` blocks of `rows` rows, in panels of `panel` columns.
     pub(crate) fn new(of: &Transformer, panel: usize, rows: usize, blocks: usize) -> Self {
-        let room = |columns| Blocks::zeros(panel, rows, columns, blocks);
+        let room = |columns| Left::zeros(panel, rows, columns, blocks);
         Self {
             x: Blocks::zeros(panel, rows, of.width, blocks),
             normed: room(of.width),
@@ -173,7 +171,8 @@ impl<T: Operand> Layers<T> {
         last.attend(kernel, pass, asked, stream, attending);
         pooled.pool(stream, tokens());
         for (to, (block, row)) in tokens().enumerate() {
-            pooled.attended.copy_row(to, &stream.attended, block, row);
+            let pieces = &mut pooled.attended.pieces;
+            pieces.copy_row(to, &stream.attended.pieces, block, row);
         }
         let rows = Extent {
             blocks: 1,
@@ -205,9 +204,9 @@ impl<T: Operand> Layer<T> {
         for (name, scale) in [("q_proj", scale), ("k_proj", 1.0), ("v_proj", 1.0)] {
             let name = format!("{prefix}.self_attn.{name}");
             let part = take(&format!("{name}.weight"), &[width, width])?;
-            weights.extend(part.into_iter().map(|value| value * scale));
+            weights.extend(part.iter().map(|value| value * scale));
             let part = take(&format!("{name}.bias"), &[width])?;
-            biases.extend(part.into_iter().map(|value| value * scale));
+            biases.extend(part.iter().map(|value| value * scale));
         }
         let qkv = Matrix::pack(&weights, width, &biases, panel);
         let mut matrix = |name: &str, inputs: usize, outputs: usize| {
@@ -238,10 +237,11 @@ impl<T: Operand> Layer<T> {
         let Stream {
             x, normed, attended, ..
         } = stream;
-        self.norm1.forward(kernel.vectors.as_ref(), x, extent, normed);
+        let vectors = kernel.vectors.as_ref();
+        self.norm1.forward(vectors, x, extent, &mut normed.pieces);
         self.qkv.product(kernel, normed, extent, qkv, Start::Bias, None);
         let sequences = (sequences, extent.blocks);
-        attention.attend(kernel.vectors.as_ref(), qkv, sequences, asked, attended);
+        attention.attend(vectors, qkv, sequences, asked, &mut attended.pieces);
     }
 
     /// The output projection and the MLP.
@@ -254,10 +254,11 @@ impl<T: Operand> Layer<T> {
         } = stream;
         self.out
             .product(kernel, attended, extent, x, Start::Residual, None);
-        self.norm2.forward(kernel.vectors.as_ref(), x, extent, normed);
-        let activation = Some(self.activation);
+        let vectors = kernel.vectors.as_ref();
+        self.norm2.forward(vectors, x, extent, &mut normed.pieces);
+        let (activation, inside) = (Some(self.activation), &mut hidden.pieces);
         self.fc1
-            .product(kernel, normed, extent, hidden, Start::Bias, activation);
+            .product(kernel, normed, extent, inside, Start::Bias, activation);
         self.fc2.product(kernel, hidden, extent, x, Start::Residual, None);
     }
 }

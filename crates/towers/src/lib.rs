@@ -5,11 +5,14 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `operand` | what products multiply: f32, or bfloat16 in pairs |
+//! | `operand` | what products multiply: f32, bfloat16 in pairs, or whole numbers |
 //! | `blocks` | how activations and weights lie in memory |
-//! | `kernel` | products of rows and panels, by the processor's instructions |
+//! | `processor` | which kernels run here |
+//! | `kernel` | products of rows and panels, in f32 and in pairs, by any vectors |
 //! | `prefetch` | memory that is asked for before it is read |
-//! | `bf16` | those of pairs, by the instructions that x86 has for them |
+//! | `integer` | whole numbers, and how activations and weights become such |
+//! | `dots` | products of whole numbers |
+//! | `x86` | products by instructions of x86 alone |
 //! | `elementwise` | layer norm, softmax, activations, by the same |
 //! | `matrix` | a packed matrix and its products, on all threads |
 //! | `attention` | the heads of a layer, on all threads |
@@ -18,27 +21,32 @@
 //! | `text` | the text tower, from token embeddings to features |
 //!
 //! Invariants: weights never change; the features of an image or of a text depend on it alone, bit for bit, whatever shares its
-//! batch and however many threads there are; slices bound every access, and in `bf16` lengths that are asserted; a prefetch is
+//! batch and however many threads there are; slices bound every access, and in `x86` lengths that are asserted; a prefetch is
 //! a hint. Threads are those of the rayon pool that the caller runs in.
 
 mod attention;
-#[cfg(target_arch = "x86_64")]
-mod bf16;
 mod blocks;
+mod dots;
 mod elementwise;
 mod image;
+mod integer;
 mod kernel;
 mod layers;
 mod matrix;
 mod operand;
 mod prefetch;
+mod processor;
 mod text;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::fmt;
 
+use crate::integer::{Bytes, Shorts};
 use crate::kernel::Kernel;
 use crate::operand::Pair;
 
@@ -114,6 +122,21 @@ pub enum Precision {
     F32,
     /// bfloat16: 16 bits, of which 8 are the exponent, as in f32.
     Bf16,
+    /// Whole numbers of 16 bits, of which 12 are used, times a scale for each column of weights and each token.
+    Int16,
+    /// As `Int16`, of 8 bits.
+    Int8,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int16 => "int16",
+            Self::Int8 => "int8",
+        })
+    }
 }
 
 /// Instructions of this processor, and how wide the panels are that they multiply.
@@ -122,14 +145,18 @@ pub struct Instructions(By);
 enum By {
     F32(Kernel<f32>),
     Bf16(Kernel<Pair>),
+    Int16(Kernel<Shorts>),
+    Int8(Kernel<Bytes>),
 }
 
 impl Instructions {
     /// Those that suit a tower, the best first. None do where its heads or its MLP are no multiple of eight values wide.
     pub fn suiting(tower: &Transformer, precision: Precision) -> Vec<Self> {
         match precision {
-            Precision::F32 => suiting(tower, kernel::all(), By::F32),
-            Precision::Bf16 => suiting(tower, kernel::all_bf16(), By::Bf16),
+            Precision::F32 => suiting(tower, processor::all(), By::F32),
+            Precision::Bf16 => suiting(tower, processor::all_bf16(), By::Bf16),
+            Precision::Int16 => suiting(tower, processor::all_int16(), By::Int16),
+            Precision::Int8 => suiting(tower, processor::all_int8(), By::Int8),
         }
     }
 
@@ -138,7 +165,9 @@ impl Instructions {
     pub fn made_for(tower: &Transformer, precision: Precision) -> Vec<Self> {
         match precision {
             Precision::F32 => Self::suiting(tower, precision),
-            Precision::Bf16 => suiting(tower, kernel::made_for_bf16(), By::Bf16),
+            Precision::Bf16 => suiting(tower, processor::made_for_bf16(), By::Bf16),
+            Precision::Int16 => suiting(tower, processor::made_for_int16(), By::Int16),
+            Precision::Int8 => suiting(tower, processor::made_for_int8(), By::Int8),
         }
     }
 
@@ -147,6 +176,8 @@ impl Instructions {
         match self.0 {
             By::F32(_) => Precision::F32,
             By::Bf16(_) => Precision::Bf16,
+            By::Int16(_) => Precision::Int16,
+            By::Int8(_) => Precision::Int8,
         }
     }
 }
@@ -161,21 +192,18 @@ fn suiting<T>(tower: &Transformer, kernels: Vec<Kernel<T>>, by: fn(Kernel<T>) ->
 impl fmt::Display for Instructions {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            By::F32(kernel) => write!(out, "{kernel} f32"),
-            By::Bf16(kernel) => write!(out, "{kernel} bf16"),
-        }
+            By::F32(kernel) => kernel.fmt(out),
+            By::Bf16(kernel) => kernel.fmt(out),
+            By::Int16(kernel) => kernel.fmt(out),
+            By::Int8(kernel) => kernel.fmt(out),
+        }?;
+        write!(out, " {}", self.precision())
     }
 }
 
 /// Where weights come from: the values of the tensor with a name and exactly this shape, row by row. Names are those of
 /// Hugging Face's checkpoints.
-pub type Take<'a, E> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>, E> + 'a;
-
-/// Weights of a type that was chosen at load.
-enum Either<F, B> {
-    F32(F),
-    Bf16(B),
-}
+pub type Take<'a, E> = dyn FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>, E> + 'a;
 
 /// What a tower's instructions were.
 struct Chosen {
@@ -196,7 +224,7 @@ impl Chosen {
 pub struct ImageTower {
     shape: ImageShape,
     chosen: Chosen,
-    by: Either<image::Packed<f32>, image::Packed<Pair>>,
+    packed: Box<dyn image::Forward>,
 }
 
 impl ImageTower {
@@ -206,11 +234,17 @@ impl ImageTower {
     /// Whatever `take` says.
     pub fn load<E>(shape: ImageShape, instructions: Instructions, take: &mut Take<'_, E>) -> Result<Self, E> {
         let chosen = Chosen::of(&instructions);
-        let by = match instructions.0 {
-            By::F32(kernel) => Either::F32(image::Packed::load(shape, kernel, take)?),
-            By::Bf16(kernel) => Either::Bf16(image::Packed::load(shape, kernel, take)?),
+        let packed: Box<dyn image::Forward> = match instructions.0 {
+            By::F32(kernel) => Box::new(image::Packed::load(shape, kernel, take)?),
+            By::Bf16(kernel) => Box::new(image::Packed::load(shape, kernel, take)?),
+            By::Int16(kernel) => Box::new(image::Packed::load(shape, kernel, take)?),
+            By::Int8(kernel) => Box::new(image::Packed::load(shape, kernel, take)?),
         };
-        Ok(Self { shape, chosen, by })
+        Ok(Self {
+            shape,
+            chosen,
+            packed,
+        })
     }
 
     /// The precision of products with weights.
@@ -221,10 +255,7 @@ impl ImageTower {
     /// `(n, 3, image_size, image_size)` pixels, one after another, to features `(n, dim)`, not normalised. Where `states` is
     /// given, the last layer's hidden states `(n, t, width)`, class token first, are put behind what it holds.
     pub fn forward(&self, pixels: &[f32], states: Option<&mut Vec<f32>>) -> Vec<f32> {
-        match &self.by {
-            Either::F32(packed) => packed.forward(pixels, states),
-            Either::Bf16(packed) => packed.forward(pixels, states),
-        }
+        self.packed.forward(pixels, states)
     }
 
     /// The dimensions.
@@ -236,7 +267,7 @@ impl ImageTower {
 /// A text tower, ready to be used.
 pub struct TextTower {
     chosen: Chosen,
-    by: Either<text::Packed<f32>, text::Packed<Pair>>,
+    packed: Box<dyn text::Forward>,
 }
 
 impl TextTower {
@@ -246,11 +277,13 @@ impl TextTower {
     /// Whatever `take` says.
     pub fn load<E>(shape: TextShape, instructions: Instructions, take: &mut Take<'_, E>) -> Result<Self, E> {
         let chosen = Chosen::of(&instructions);
-        let by = match instructions.0 {
-            By::F32(kernel) => Either::F32(text::Packed::load(shape, kernel, take)?),
-            By::Bf16(kernel) => Either::Bf16(text::Packed::load(shape, kernel, take)?),
+        let packed: Box<dyn text::Forward> = match instructions.0 {
+            By::F32(kernel) => Box::new(text::Packed::load(shape, kernel, take)?),
+            By::Bf16(kernel) => Box::new(text::Packed::load(shape, kernel, take)?),
+            By::Int16(kernel) => Box::new(text::Packed::load(shape, kernel, take)?),
+            By::Int8(kernel) => Box::new(text::Packed::load(shape, kernel, take)?),
         };
-        Ok(Self { chosen, by })
+        Ok(Self { chosen, packed })
     }
 
     /// The precision of products with weights.
@@ -264,10 +297,7 @@ impl TextTower {
     /// # Panics
     /// When a text has no token or more than `context_length`, or `lengths` are not those of the texts.
     pub fn forward(&self, embeddings: &[f32], lengths: &[usize]) -> Vec<f32> {
-        match &self.by {
-            Either::F32(packed) => packed.forward(embeddings, lengths),
-            Either::Bf16(packed) => packed.forward(embeddings, lengths),
-        }
+        self.packed.forward(embeddings, lengths)
     }
 }
 

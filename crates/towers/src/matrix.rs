@@ -6,14 +6,16 @@ use crate::Activation;
 use crate::blocks::{Aligned, Blocks, Extent};
 use crate::elementwise::Activate;
 use crate::kernel::{Kernel, Product};
-use crate::operand::Operand;
+use crate::operand::{Left, Operand, Piece, Side};
 
 /// `x ↦ x · Wᵀ + b`.
-pub(crate) struct Matrix<T> {
+pub(crate) struct Matrix<T: Operand> {
     /// Panels `[outputs / W] [inputs] [W]`, padded with zeros.
     panels: Aligned<T>,
     /// Inputs, those that pad them to whole panels included.
     inputs: usize,
+    /// Where columns are scaled, for each panel what its W columns are times, and then W sums of what they hold, as scaled.
+    scales: Aligned,
     /// One value an output, padded with zeros.
     bias: Aligned,
 }
@@ -37,9 +39,10 @@ impl<T: Operand> Matrix<T> {
         let padded = inputs.next_multiple_of(width);
         let mut panels = Aligned::<T>::zeros(outputs.next_multiple_of(width) * padded / T::VALUES);
         let pieces = panels.par_chunks_mut(width * padded / T::VALUES);
-        pieces
+        let scales: Vec<Vec<f32>> = pieces
             .zip(weights.par_chunks(width * inputs))
-            .for_each(|(piece, rows)| {
+            .map(|(piece, rows)| {
+                let (rows, scales) = T::scaled(rows, inputs, width);
                 // W inputs of all its columns, by turns: they stay in the first cache.
                 let mut column = vec![T::default(); width / T::VALUES];
                 for (part, piece) in piece.chunks_exact_mut(width * column.len()).enumerate() {
@@ -51,21 +54,24 @@ impl<T: Operand> Matrix<T> {
                         places.zip(&column).for_each(|(to, from)| *to = *from);
                     }
                 }
-            });
+                scales
+            })
+            .collect();
         let mut padded_bias = Aligned::zeros(outputs.next_multiple_of(width));
         padded_bias[..bias.len()].copy_from_slice(bias);
         Self {
             panels,
             inputs: padded,
+            scales: Aligned::from(scales.concat().as_slice()),
             bias: padded_bias,
         }
     }
 
     /// Multiplies rows of blocks of `left` into the same rows of `out`. Rows beyond stay as they are.
-    pub(crate) fn product<O: Operand>(
+    pub(crate) fn product<O: Piece>(
         &self,
         kernel: &Kernel<T>,
-        left: &Blocks<T>,
+        left: &mut Left<T>,
         extent: Extent,
         out: &mut Blocks<O>,
         start: Start<'_>,
@@ -76,15 +82,17 @@ impl<T: Operand> Matrix<T> {
             O::VALUES == 1 || !matches!(start, Start::Residual),
             "what is rounded is no sum to go on with"
         );
+        let left = left.side(kernel.vectors.as_ref(), extent);
+        let from = left.blocks.layout;
         assert_eq!(
-            (left.layout.panels * kernel.columns(), left.layout.stride),
+            (from.panels * kernel.columns(), from.stride),
             (self.inputs, layout.stride)
         );
         assert_eq!(layout.panels * kernel.columns(), self.bias.len());
         let piece = |block: usize, column: usize, output: &mut [O]| {
             let output = &mut output[..extent.rows * layout.panel];
             O::filled(output, kernel.vectors.as_ref(), |output| {
-                self.piece(kernel, (left, block), column, output, start, activation);
+                self.piece(kernel, (&left, block), column, output, start, activation);
             });
         };
         // Where a matrix is read faster than it is multiplied, a thread reads it once for all its blocks.
@@ -114,13 +122,13 @@ impl<T: Operand> Matrix<T> {
     fn piece(
         &self,
         kernel: &Kernel<T>,
-        (left, block): (&Blocks<T>, usize),
+        (left, block): (&Side<'_, T>, usize),
         column: usize,
         output: &mut [f32],
         start: Start<'_>,
         activation: Option<Activation>,
     ) {
-        let (width, stride) = (kernel.columns(), left.layout.stride);
+        let (width, stride) = (kernel.columns(), left.blocks.layout.stride);
         let bias = &self.bias[column * width..(column + 1) * width];
         let of_rows = output.chunks_exact_mut(width);
         match start {
@@ -134,11 +142,18 @@ impl<T: Operand> Matrix<T> {
         }
         let panel = self.inputs / T::VALUES * width;
         let (panel, next) = self.panels[column * panel..].split_at(panel);
+        let (left, spans) = left.block(block);
         kernel.products.multiply(Product {
-            left: left.block(block),
+            left,
+            spans,
             stride,
             rows: 0..output.len() / width,
             panel,
+            scales: self
+                .scales
+                .chunks_exact(2 * width)
+                .nth(column)
+                .unwrap_or_default(),
             next,
             output,
         });

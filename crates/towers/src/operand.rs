@@ -1,16 +1,18 @@
-//! What products multiply: f32, or bfloat16 in pairs.
+//! What products multiply: f32, bfloat16 in pairs, or whole numbers, two or four together.
 //!
 //! bfloat16 is the upper half of an f32, rounded to the nearest and to even. What stands together in a pair is value i and
 //! value i + W / 2 of W that follow one another: so two vectors become one of pairs lane by lane, and as both sides of a product
 //! pair alike, its sums are the same, in another order. The instructions for it want pairs of the summed dimension:
-//! `vdpbf16ps` and `tdpbf16ps` of Intel's manual, volume 2.
+//! `vdpbf16ps` and `tdpbf16ps` of Intel's manual, volume 2. Whole numbers (see [`crate::integer`]) stand in their order.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 use bytemuck::Pod;
 
-use crate::blocks::Aligned;
+use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise::{LayerNorm, Round};
+use crate::integer::Span;
 use crate::kernel::Vectors;
 
 /// One operand: as many values as it holds.
@@ -18,9 +20,35 @@ pub(crate) trait Operand: Pod + Default + Send + Sync {
     /// Values that one holds.
     const VALUES: usize;
 
+    /// What the left side of a product is written as, piece by piece.
+    type Piece: Piece;
+
+    /// What its rows become when all pieces are there, if that is another thing.
+    type Rows: Send;
+
+    /// The weights `(outputs, inputs)` of a panel of `width` columns such as it can hold, and what these are times: nothing,
+    /// unless columns are scaled. See [`Product::scales`](crate::kernel::Product::scales).
+    fn scaled(weights: &[f32], _inputs: usize, _width: usize) -> (Cow<'_, [f32]>, Vec<f32>) {
+        (Cow::Borrowed(weights), Vec::new())
+    }
+
     /// Puts `values` into a row of a panel, from column `first` on.
     fn put(row: &mut [Self], first: usize, values: &[f32]);
 
+    /// Room for the rows of blocks.
+    fn rows(layout: Layout, blocks: usize) -> Self::Rows;
+
+    /// Rows of which all pieces are there, as products read them.
+    fn side<'a>(
+        pieces: &'a Blocks<Self::Piece>,
+        rows: &'a mut Self::Rows,
+        vectors: &dyn Vectors,
+        extent: Extent,
+    ) -> Side<'a, Self>;
+}
+
+/// What can be written piece by piece.
+pub(crate) trait Piece: Operand<Piece = Self> {
     /// Fills `output` with what `fill` makes in f32.
     fn filled(output: &mut [Self], vectors: &dyn Vectors, fill: impl FnOnce(&mut [f32]));
 
@@ -28,13 +56,59 @@ pub(crate) trait Operand: Pod + Default + Send + Sync {
     fn layer_norm(vectors: &dyn Vectors, norm: LayerNorm<'_, Self>);
 }
 
+/// Blocks that are the left side of a product.
+pub(crate) struct Left<T: Operand> {
+    pub(crate) pieces: Blocks<T::Piece>,
+    rows: T::Rows,
+}
+
+impl<T: Operand> Left<T> {
+    /// As [`Blocks::zeros`].
+    pub(crate) fn zeros(width: usize, rows: usize, columns: usize, count: usize) -> Self {
+        Self {
+            pieces: Blocks::zeros(width, rows, columns, count),
+            rows: T::rows(Layout::new::<T>(width, rows, columns), count),
+        }
+    }
+
+    /// As products read it.
+    pub(crate) fn side(&mut self, vectors: &dyn Vectors, extent: Extent) -> Side<'_, T> {
+        T::side(&self.pieces, &mut self.rows, vectors, extent)
+    }
+}
+
+/// The left side of a product.
+pub(crate) struct Side<'a, T> {
+    pub(crate) blocks: &'a Blocks<T>,
+    /// Of each row of each block; empty where values are what they are.
+    pub(crate) spans: &'a [Span],
+}
+
+impl<'a, T: Operand> Side<'a, T> {
+    /// One block and the spans of its rows.
+    pub(crate) fn block(&self, index: usize) -> (&'a [T], &'a [Span]) {
+        let spans = self.spans.chunks_exact(self.blocks.layout.stride).nth(index);
+        (self.blocks.block(index), spans.unwrap_or_default())
+    }
+}
+
 impl Operand for f32 {
     const VALUES: usize = 1;
+    type Piece = Self;
+    type Rows = ();
 
     fn put(row: &mut [Self], first: usize, values: &[f32]) {
         row[first..first + values.len()].copy_from_slice(values);
     }
 
+    fn rows(_: Layout, _: usize) {}
+
+    fn side<'a>(blocks: &'a Blocks, (): &'a mut (), _: &dyn Vectors, _: Extent) -> Side<'a, Self> {
+        Side { blocks, spans: &[] }
+    }
+}
+
+impl Piece for f32 {
     fn filled(output: &mut [Self], _: &dyn Vectors, fill: impl FnOnce(&mut [f32])) {
         fill(output);
     }
@@ -54,6 +128,8 @@ thread_local! {
 
 impl Operand for Pair {
     const VALUES: usize = 2;
+    type Piece = Self;
+    type Rows = ();
 
     fn put(row: &mut [Self], first: usize, values: &[f32]) {
         let half = row.len();
@@ -66,6 +142,14 @@ impl Operand for Pair {
         }
     }
 
+    fn rows(_: Layout, _: usize) {}
+
+    fn side<'a>(blocks: &'a Blocks<Pair>, (): &'a mut (), _: &dyn Vectors, _: Extent) -> Side<'a, Self> {
+        Side { blocks, spans: &[] }
+    }
+}
+
+impl Piece for Pair {
     fn filled(output: &mut [Self], vectors: &dyn Vectors, fill: impl FnOnce(&mut [f32])) {
         ROOM.with_borrow_mut(|room| {
             let len = 2 * output.len();

@@ -20,7 +20,7 @@ const ROWS: usize = 128;
 const TEXTS: usize = 128;
 
 /// The weights, packed, and room for activations.
-pub(crate) struct Packed<T> {
+pub(crate) struct Packed<T: Operand> {
     kernel: Kernel<T>,
     shape: TextShape,
     /// `(context_length, width)`.
@@ -32,7 +32,7 @@ pub(crate) struct Packed<T> {
 }
 
 /// Memory that forwards use again.
-struct Room<T> {
+struct Room<T: Operand> {
     sequences: Sequences,
     /// A token's embedding with its position.
     token: Vec<f32>,
@@ -43,36 +43,14 @@ struct Room<T> {
     features: Blocks,
 }
 
-impl<T: Operand> Packed<T> {
-    pub(crate) fn load<E>(shape: TextShape, kernel: Kernel<T>, take: &mut Take<'_, E>) -> Result<Self, E> {
-        let of = &shape.transformer;
-        let panel = kernel.columns();
-        let positions = take(
-            "text_model.embeddings.position_embedding.weight",
-            &[shape.context_length, of.width],
-        )?;
-        let projection = take("text_projection.weight", &[shape.dim, of.width])?;
-        let rows = shape.rows();
-        let blocks = (TOKENS * rayon::current_num_threads()).div_ceil(rows);
-        Ok(Self {
-            positions,
-            layers: Layers::load(take, "text_model.encoder", of, panel)?,
-            final_norm: LayerNorm::load(take, "text_model.final_layer_norm", of)?,
-            projection: Matrix::pack(&projection, of.width, &[], panel),
-            room: Mutex::new(Room {
-                sequences: Sequences::none(blocks),
-                token: vec![0.0; of.width],
-                stream: Stream::new(of, panel, rows, blocks),
-                attending: Attending::new(of, panel, rows, Sight::Causal, blocks),
-                pooled: Stream::new(of, panel, TEXTS, 1),
-                features: Blocks::zeros(panel, TEXTS, shape.dim, 1),
-            }),
-            shape,
-            kernel,
-        })
-    }
+/// The tower, whatever the type of its weights.
+pub(crate) trait Forward: Send + Sync {
+    /// See [`TextTower::forward`](crate::TextTower::forward).
+    fn forward(&self, embeddings: &[f32], lengths: &[usize]) -> Vec<f32>;
+}
 
-    pub(crate) fn forward(&self, embeddings: &[f32], lengths: &[usize]) -> Vec<f32> {
+impl<T: Operand> Forward for Packed<T> {
+    fn forward(&self, embeddings: &[f32], lengths: &[usize]) -> Vec<f32> {
         let width = self.shape.transformer.width;
         assert_eq!(embeddings.len(), lengths.iter().sum::<usize>() * width);
         let mut features = Vec::with_capacity(lengths.len() * self.shape.dim);
@@ -97,6 +75,37 @@ impl<T: Operand> Packed<T> {
             self.forward_chunk(&mut room, &mut features);
         }
         features
+    }
+}
+
+impl<T: Operand> Packed<T> {
+    pub(crate) fn load<E>(shape: TextShape, kernel: Kernel<T>, take: &mut Take<'_, E>) -> Result<Self, E> {
+        let of = &shape.transformer;
+        let panel = kernel.columns();
+        let positions = take(
+            "text_model.embeddings.position_embedding.weight",
+            &[shape.context_length, of.width],
+        )?
+        .into_owned();
+        let projection = take("text_projection.weight", &[shape.dim, of.width])?;
+        let rows = shape.rows();
+        let blocks = (TOKENS * rayon::current_num_threads()).div_ceil(rows);
+        Ok(Self {
+            positions,
+            layers: Layers::load(take, "text_model.encoder", of, panel)?,
+            final_norm: LayerNorm::load(take, "text_model.final_layer_norm", of)?,
+            projection: Matrix::pack(&projection, of.width, &[], panel),
+            room: Mutex::new(Room {
+                sequences: Sequences::none(blocks),
+                token: vec![0.0; of.width],
+                stream: Stream::new(of, panel, rows, blocks),
+                attending: Attending::new(of, panel, rows, Sight::Causal, blocks),
+                pooled: Stream::new(of, panel, TEXTS, 1),
+                features: Blocks::zeros(panel, TEXTS, shape.dim, 1),
+            }),
+            shape,
+            kernel,
+        })
     }
 
     /// Puts a text behind those that are in the stream; whether there was room.
@@ -140,10 +149,11 @@ impl<T: Operand> Packed<T> {
             blocks: 1,
             rows: sequences.tokens(pass.extent.blocks, Asked::Last).count(),
         };
+        let (vectors, normed) = (kernel.vectors.as_ref(), &mut pooled.normed);
         self.final_norm
-            .forward(kernel.vectors.as_ref(), &pooled.x, rows, &mut pooled.normed);
+            .forward(vectors, &pooled.x, rows, &mut normed.pieces);
         self.projection
-            .product(kernel, &pooled.normed, rows, projected, Start::Bias, None);
+            .product(kernel, normed, rows, projected, Start::Bias, None);
         for text in 0..rows.rows {
             features.extend(projected.row(0, text).flatten().take(self.shape.dim));
         }

@@ -6,9 +6,10 @@ use super::noise;
 use crate::Activation;
 use crate::blocks::{Aligned, Blocks, Extent, in_panels};
 use crate::elementwise::{self, Activate, Round, Softmax};
-use crate::kernel::{Kernel, Vectors, all, all_bf16};
+use crate::kernel::{Kernel, Vectors};
 use crate::matrix::{Matrix, Start};
-use crate::operand::{Operand, Pair};
+use crate::operand::{Left, Operand, Pair};
+use crate::processor::{all, all_bf16, all_int8, all_int16};
 
 /// Rows of values as one block.
 fn block<T: Operand>(rows: &[Vec<f32>], panel: usize) -> Blocks<T> {
@@ -76,6 +77,32 @@ proptest! {
             let found = product(&kernel, &left, &right, &bias);
             let wrong = furthest_product(&left, &right, &bias, &found);
             prop_assert!(wrong < 1e-5, "{kernel}: {wrong}");
+        }
+    }
+
+    #[test]
+    fn products_of_whole_numbers_are_as_near_as_their_steps(
+        count in 1_usize..40,
+        inputs in 1_usize..1400,
+        outputs in 1_usize..80,
+        seed in 0_usize..1000,
+        offset in -3_f32..3.0,
+        size in -30_i32..30,
+    ) {
+        let size = 2_f32.powi(size);
+        let left: Vec<Vec<f32>> = matrix(seed, count, inputs)
+            .into_iter()
+            .map(|row| row.into_iter().map(|x| (x + offset) * size).collect())
+            .collect();
+        let right = matrix(seed + 7, outputs, inputs);
+        let bias = noise(seed + 3, outputs);
+        for kernel in all_int8() {
+            let found = product(&kernel, &left, &right, &bias);
+            prop_assert!(are_within_steps((&left, 255.0), (&right, 64.0), &bias, &found), "{kernel}");
+        }
+        for kernel in all_int16() {
+            let found = product(&kernel, &left, &right, &bias);
+            prop_assert!(are_within_steps((&left, 4095.0), (&right, 2047.0), &bias, &found), "{kernel}");
         }
     }
 
@@ -164,7 +191,9 @@ fn product<T: Operand>(
         blocks: 1,
         rows: count,
     };
-    packed.product(kernel, &block(left, panel), extent, &mut out, Start::Bias, None);
+    let mut of_rows = Left::<T>::zeros(panel, count, inputs, 1);
+    of_rows.pieces = block(left, panel);
+    packed.product(kernel, &mut of_rows, extent, &mut out, Start::Bias, None);
     rows(&out, count, right.len())
 }
 
@@ -182,6 +211,36 @@ fn furthest_product(left: &[Vec<f32>], right: &[Vec<f32>], bias: &[f32], found: 
         }
     }
     furthest
+}
+
+/// Whether a product is off by no more than what rounding may do: half a step of the numbers of each row and of each column,
+/// which have so many steps between least and most, and between 0 and the largest.
+fn are_within_steps(
+    (left, levels): (&[Vec<f32>], f64),
+    (right, largest): (&[Vec<f32>], f64),
+    bias: &[f32],
+    found: &[Vec<f32>],
+) -> bool {
+    let doubles = |row: &[f32]| row.iter().copied().map(f64::from).collect::<Vec<_>>();
+    let right: Vec<_> = right.iter().map(|row| doubles(row)).collect();
+    left.iter().zip(found).all(|(left, found)| {
+        let left = doubles(left);
+        // What pads a row is part of it.
+        let most = left.iter().copied().fold(0.0, f64::max);
+        let row_step = (most - left.iter().copied().fold(0.0, f64::min)) / levels;
+        right.iter().zip(bias).zip(found).all(|((right, bias), found)| {
+            let column_step = right.iter().map(|w| w.abs()).fold(0.0, f64::max) / largest;
+            let pairs = || left.iter().zip(right);
+            let wanted = f64::from(*bias) + pairs().map(|(x, w)| x * w).sum::<f64>();
+            let off = |(x, w): (&f64, &f64)| {
+                (x.abs() * column_step + w.abs() * row_step + row_step * column_step / 2.0) / 2.0
+            };
+            // Sums in f32 add their own.
+            let sizes = 1.0 + pairs().map(|(x, w)| (x * w).abs()).sum::<f64>() + most * right.len() as f64;
+            let bound = pairs().map(off).sum::<f64>() + 1e-5 * sizes;
+            (wanted - f64::from(*found)).abs() <= bound
+        })
+    })
 }
 
 /// The error function, by its series and, where that cancels, by its limit.

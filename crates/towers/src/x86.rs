@@ -1,4 +1,4 @@
-//! Products of pairs by the instructions that x86 has for bfloat16.
+//! Products by instructions of x86 that `pulp` has not: those for bfloat16, and for whole numbers.
 //!
 //! All unsafe code but a line of [`crate::prefetch`]: it asks the kernel for the tile registers, writes their instructions
 //! out, which Rust has not, and reads slices through vector types. Invariant: every address lies in a slice whose length was
@@ -9,14 +9,68 @@
     reason = "instructions that have no safe form; each block says why it is sound"
 )]
 
+#![expect(
+    clippy::inline_always,
+    reason = "a step is compiled for the instructions of whoever calls it, which it has to be part of"
+)]
+
 use std::arch::asm;
 use std::arch::x86_64::{
-    __cpuid, __cpuid_count, __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_set1_epi32,
+    __cpuid, __cpuid_count, __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
+    _mm512_dpwssd_epi32, _mm512_set1_epi32,
 };
 use std::mem::transmute;
 
+use bytemuck::cast;
+use pulp::x86::V4;
+use pulp::{NullaryFnOnce, f32x16, i32x16, u32x16};
+
+use crate::dots::Dots;
 use crate::kernel::{Multiply, Product, groups};
 use crate::operand::Pair;
+
+/// AVX512-VNNI's sums of products of whole numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Vnni(V4);
+
+impl Vnni {
+    /// `None` where the processor has none.
+    pub(crate) fn try_new() -> Option<Self> {
+        let simd = V4::try_new()?;
+        std::arch::is_x86_feature_detected!("avx512vnni").then_some(Self(simd))
+    }
+}
+
+impl Dots<V4> for Vnni {
+    #[inline(always)]
+    fn run<F: NullaryFnOnce>(self, run: F) -> F::Output {
+        #[target_feature(
+            enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni"
+        )]
+        fn compiled<F: NullaryFnOnce>(run: F) -> F::Output {
+            run.call()
+        }
+        // SAFETY: there is no value of this type where the processor lacks the instructions.
+        unsafe { compiled(run) }
+    }
+
+    #[inline(always)]
+    fn bytes(self, sums: i32x16, left: u32x16, right: u32x16) -> i32x16 {
+        // SAFETY: as above.
+        cast(unsafe { _mm512_dpbusd_epi32(cast(sums), cast(left), cast(right)) })
+    }
+
+    #[inline(always)]
+    fn shorts(self, sums: i32x16, left: u32x16, right: u32x16) -> i32x16 {
+        // SAFETY: as above.
+        cast(unsafe { _mm512_dpwssd_epi32(cast(sums), cast(left), cast(right)) })
+    }
+
+    #[inline(always)]
+    fn floats(self, numbers: i32x16) -> f32x16 {
+        self.0.floats(numbers)
+    }
+}
 
 /// W: a row of a panel of pairs is a cache line, and a row of a tile.
 pub(crate) const COLUMNS: usize = 32;
@@ -54,8 +108,8 @@ fn dot_products(product: Product<'_, Pair>) {
         stride,
         rows,
         panel,
-        next: _,
         output,
+        ..
     } = product;
     let (left, panel) = (left.as_chunks::<PAIRS>().0, panel.as_chunks::<COLUMNS>().0);
     assert!(rows.end <= stride && left.len() >= panel.len() / PAIRS * stride);
@@ -182,8 +236,8 @@ impl Multiply<Pair> for Amx {
             stride,
             rows,
             panel,
-            next: _,
             output,
+            ..
         } = product;
         let count = rows.len();
         if count == 0 {
