@@ -70,7 +70,7 @@ pub struct BackboneArgs {
     )]
     pub device: DeviceChoice,
     /// What images are encoded in, and texts on a processor. `auto` takes bf16 on a GPU and on a processor with instructions
-    /// for it, and int16 on one with AVX2 alone, if features keep a cosine of 0.999 with those of f32. int8 is faster and
+    /// for it, and int16 on other x86 processors, if features keep a cosine of 0.999 with those of f32. int8 is faster and
     /// less exact; both are for processors.
     #[arg(
         long,

@@ -8,7 +8,6 @@
     unsafe_code,
     reason = "instructions that have no safe form; each block says why it is sound"
 )]
-
 #![expect(
     clippy::inline_always,
     reason = "a step is compiled for the instructions of whoever calls it, which it has to be part of"
