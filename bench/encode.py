@@ -27,14 +27,17 @@ SHAPES = {
     "vit-b-16": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, patch_size=16),
     "vit-l-14": dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14),
 }
-ENGINES = ["torch", "torch-compile", "torch-bf16", "torch-bf16-compile", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16"]
+UNROUNDED = ["torch", "torch-compile", "onnxruntime", "openvino"]
+IN_BF16 = ["torch-bf16", "torch-bf16-compile", "openvino-bf16"]
+IN_INT8 = ["onnxruntime-int8"]
 # Those that do the same, by our dtype.
 PEERS = {
-    "f32": ["torch", "torch-compile", "onnxruntime", "openvino"],
-    "bf16": ["torch-bf16", "torch-bf16-compile", "openvino-bf16"],
-    # Nobody else multiplies in 16 bits: against those that round nothing.
-    "int16": ["torch", "torch-compile", "onnxruntime", "openvino"],
-    "int8": ["onnxruntime-int8"],
+    "auto": UNROUNDED + IN_BF16,
+    "f32": UNROUNDED,
+    "bf16": IN_BF16,
+    # Nobody else multiplies whole numbers of 16 bits: against those that round nothing.
+    "int16": UNROUNDED,
+    "int8": IN_INT8,
 }
 
 
@@ -100,9 +103,9 @@ class Engines:
             model = self.onnx.with_suffix(".int8.onnx")
             # By columns and in seven bits, as its documentation advises for processors without VNNI.
             quantize_dynamic(self.onnx, model, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session_options = onnxruntime.SessionOptions()
+        session_options.intra_op_num_threads = self.threads
+        session = onnxruntime.InferenceSession(model, session_options, providers=["CPUExecutionProvider"])
         return lambda pixels: session.run(None, {"pixels": pixels})[0]
 
     def make_openvino(self, options):
@@ -141,13 +144,14 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each engine in each round (default: %(default)s)")
-    parser.add_argument("--dtype", choices=["auto", "f32", "bf16", "int16", "int8"], default="f32", help="ours (default: %(default)s)")
+    parser.add_argument("--dtype", choices=list(PEERS), default="f32", help="ours (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
-    parser.add_argument("--engines", nargs="*", choices=ENGINES, help="the others (default: those in our dtype)")
+    every = UNROUNDED + IN_BF16 + IN_INT8
+    parser.add_argument("--engines", nargs="*", choices=every, help="the others (default: those in our dtype)")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
     if given.engines is None:
-        given.engines = PEERS.get(given.dtype, ENGINES)
+        given.engines = PEERS[given.dtype]
         if given.device != "cpu":
             given.engines = [name for name in given.engines if name.startswith("torch")]
     environment.enter("bench-venv", PACKAGES)

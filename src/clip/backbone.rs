@@ -76,9 +76,6 @@ impl Parts {
         device: &Device,
         dtype: Dtype,
     ) -> Result<Self, BackboneError> {
-        if dtype.is_whole() && !device.is_cpu() {
-            return Err(BackboneError::WholeNumbers);
-        }
         let mut weights = files.tensors(device)?;
         let readout = ImageReadout::load(&mut weights, config)?;
         let text = TextTower::load(&mut weights, config)?;
@@ -130,6 +127,9 @@ impl Backbone {
     /// Loads a backbone that computes on `device`, images in `dtype`, and texts too where
     /// that is the processor; elsewhere these in f32. Weights are converted from whatever the file holds.
     pub async fn load(source: &BackboneSource, device: &Device, dtype: Dtype) -> Result<Self, BackboneError> {
+        if dtype.is_whole() && !device.is_cpu() {
+            return Err(BackboneError::WholeNumbers);
+        }
         let name = name(source);
         let read: Box<dyn FnOnce() -> Result<BackboneFiles, BackboneError> + Send> = match source {
             BackboneSource::Embedded => Box::new(|| Ok(BackboneFiles::embedded())),

@@ -10,7 +10,7 @@ use clipkeep_towers::{
 
 /// What features that are rounded on the way must at least have for a cosine with f32's to be chosen.
 const LEAST_COSINE: f64 = 0.999;
-/// Images that towers are compared on.
+/// Images that towers are compared on: the start waits for them, and one has many tokens.
 const IMAGES: usize = 1;
 /// Tokens of a text that towers are compared on, beside one as long as can be.
 const TOKENS: usize = 8;
@@ -30,7 +30,7 @@ pub enum Dtype {
     Bf16,
     /// Whole numbers of 16 bits, of which 12 are used, scaled for each token and each output. On processors alone.
     Int16,
-    /// As `Int16`, of 8 bits: faster, and less exact.
+    /// As `Int16`, of 8 bits: faster with AVX2 and AVX-512, and less exact.
     Int8,
 }
 
@@ -67,9 +67,9 @@ impl Dtype {
         matches!(self, Self::Int16 | Self::Int8)
     }
 
-    /// An image tower in tensors, in f32 where they cannot have the type, as `load` makes it of either type, with `features` of images `(n, 3, image_size, image_size)` as
-    /// rows of `shape.dim`. `fast` is the type that the device multiplies fastest: of bfloat16 candle has no fast products on
-    /// the CPU.
+    /// An image tower in tensors, in f32 where they cannot have the type, as `load` makes it of either type, with `features`
+    /// of images `(n, 3, image_size, image_size)` as rows of `shape.dim`. `fast` is the type that the device multiplies
+    /// fastest: of bfloat16 candle has no fast products on the CPU.
     pub(super) fn tensors<T, E>(
         self,
         fast: DType,
@@ -166,10 +166,9 @@ fn numbers(count: usize) -> Vec<f32> {
 fn better<T: fmt::Display>((exact, wanted): (T, &[f32]), (rounded, found): (T, &[f32]), dim: usize) -> T {
     let rows = found.chunks(dim).zip(wanted.chunks(dim));
     let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
-    let others = format!("{rounded} with {exact}");
-    let chosen = if are_near(&cosines) { rounded } else { exact };
-    tracing::info!(?cosines, %chosen, "compared a tower by {others}");
-    chosen
+    let is_near = are_near(&cosines);
+    tracing::info!(%exact, %rounded, ?cosines, is_near, "compared a tower with the same one rounded");
+    if is_near { rounded } else { exact }
 }
 
 /// Whether features are near enough to those of f32. What is no number is not.

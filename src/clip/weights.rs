@@ -22,6 +22,7 @@ pub(super) struct WeightsFile<'a> {
 /// All tensors of a checkpoint, in one file or several shards.
 pub(super) struct Weights<'a> {
     tensors: BTreeMap<String, Stored<'a>>,
+    /// What was taken, and so found to be finite.
     taken: BTreeSet<String>,
     device: Device,
     dtype: DType,

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise::Softmax;
 use crate::kernel::{Product, Vectors};
-use crate::operand::Piece;
+use crate::operand::Piecewise;
 
 /// Queries whose scores are held at a time.
 const QUERIES: usize = 64;
@@ -154,7 +154,7 @@ impl Attention {
 
     /// `softmax(q · kᵀ) · v` of each head of each sequence in the first `blocks` blocks, for the tokens that are asked for, into
     /// its columns of `out`. `qkv` has the panels of all queries, all keys and all values.
-    pub(crate) fn attend<O: Piece>(
+    pub(crate) fn attend<O: Piecewise>(
         &mut self,
         vectors: &dyn Vectors,
         qkv: &Blocks,
@@ -249,7 +249,7 @@ impl Head<'_> {
     }
 
     /// Attends from some queries into the head's panels.
-    fn attend<'o, O: Piece>(
+    fn attend<'o, O: Piecewise>(
         &self,
         queries: Range<usize>,
         (keys, values): (&[f32], &[f32]),

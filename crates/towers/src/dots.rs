@@ -8,10 +8,10 @@
 use bytemuck::{Pod, cast, cast_slice};
 use pulp::{NullaryFnOnce, Scalar, Simd};
 #[cfg(target_arch = "x86_64")]
-use pulp::{i32x8, i32x16, u32x8, u32x16, x86::V3, x86::V4};
+use pulp::{f32x8, f32x16, i32x8, i32x16, u32x8, u32x16, x86::V3, x86::V4};
 
 use crate::integer::{Span, Whole};
-use crate::kernel::{Multiply, Product, groups};
+use crate::kernel::{Multiply, Product, ROWS, groups};
 
 /// Instructions that sum products of whole numbers, in lanes of 32 bits of the vectors of `S`.
 pub(crate) trait Dots<S: Simd>: Copy + Send + Sync {
@@ -50,7 +50,7 @@ impl Dots<Self> for V3 {
     }
 
     #[inline(always)]
-    fn floats(self, numbers: i32x8) -> pulp::f32x8 {
+    fn floats(self, numbers: i32x8) -> f32x8 {
         self.convert_i32x8_to_f32x8(numbers)
     }
 }
@@ -78,7 +78,7 @@ impl Dots<Self> for V4 {
     }
 
     #[inline(always)]
-    fn floats(self, numbers: i32x16) -> pulp::f32x16 {
+    fn floats(self, numbers: i32x16) -> f32x16 {
         self.convert_i32x16_to_f32x16(numbers)
     }
 }
@@ -118,39 +118,41 @@ pub(crate) struct WholeProducts<S, D, const W: usize, const WORDS: usize, const 
     pub(crate) D,
 );
 
-impl<S, D, U, const N: usize, const W: usize, const WORDS: usize, const VECTORS: usize> Multiply<[U; N]>
+impl<S, D, T, const N: usize, const W: usize, const WORDS: usize, const VECTORS: usize> Multiply<[T; N]>
     for WholeProducts<S, D, W, WORDS, VECTORS>
 where
     S: Simd,
     D: Dots<S>,
-    U: Whole,
-    [U; N]: Pod,
+    T: Whole,
+    [T; N]: Pod,
 {
-    fn multiply(&self, product: Product<'_, [U; N]>) {
-        const { assert!(WORDS * N == W && N * size_of::<U>() == size_of::<u32>()) };
+    fn multiply(&self, product: Product<'_, [T; N]>) {
+        const {
+            assert!(WORDS * N == W && N * size_of::<T>() == size_of::<u32>());
+            assert!(
+                T::DEPTH.is_multiple_of(W) && T::LEVELS * T::WEIGHT <= (i32::MAX as usize / T::DEPTH) as f32
+            );
+        };
+        assert_eq!(VECTORS * S::F32_LANES, W, "all columns of a panel");
         let Self(simd, dots) = *self;
-        dots.run(Sums::<'_, S, D, U, N, W, WORDS, VECTORS> { simd, dots, product });
+        dots.run(Sums::<'_, S, D, T, N, W, WORDS, VECTORS> { simd, dots, product });
     }
 }
 
 /// A product, to be computed by `dots`.
-struct Sums<'a, S, D, U, const N: usize, const W: usize, const WORDS: usize, const VECTORS: usize> {
+struct Sums<'a, S, D, T, const N: usize, const W: usize, const WORDS: usize, const VECTORS: usize> {
     simd: S,
     dots: D,
-    product: Product<'a, [U; N]>,
+    product: Product<'a, [T; N]>,
 }
 
-/// Rows that are multiplied at a time: with two vectors of sixteen registers, or four of thirty-two, their sums stay in
-/// registers.
-const ROWS: usize = 6;
-
-impl<S, D, U, const N: usize, const W: usize, const WORDS: usize, const VECTORS: usize> NullaryFnOnce
-    for Sums<'_, S, D, U, N, W, WORDS, VECTORS>
+impl<S, D, T, const N: usize, const W: usize, const WORDS: usize, const VECTORS: usize> NullaryFnOnce
+    for Sums<'_, S, D, T, N, W, WORDS, VECTORS>
 where
     S: Simd,
     D: Dots<S>,
-    U: Whole,
-    [U; N]: Pod,
+    T: Whole,
+    [T; N]: Pod,
 {
     type Output = ();
 
@@ -179,7 +181,7 @@ where
                 *output = simd.mul_add_e_f32s(least, *sum, *output);
             }
         }
-        let parts = (U::DEPTH / W).max(1);
+        let parts = T::DEPTH / W;
         for (left, panel) in left.chunks(parts * stride).zip(panel.chunks(parts * WORDS)) {
             for group in groups(rows.len(), ROWS) {
                 let part = Part::<W, WORDS> {
@@ -192,12 +194,12 @@ where
                 };
                 let (spans, output) = (&spans[group.clone()], &mut output[group]);
                 match output.len() {
-                    6 => part.micro::<S, D, U, VECTORS, 6>((simd, dots), spans, output),
-                    5 => part.micro::<S, D, U, VECTORS, 5>((simd, dots), spans, output),
-                    4 => part.micro::<S, D, U, VECTORS, 4>((simd, dots), spans, output),
-                    3 => part.micro::<S, D, U, VECTORS, 3>((simd, dots), spans, output),
-                    2 => part.micro::<S, D, U, VECTORS, 2>((simd, dots), spans, output),
-                    _ => part.micro::<S, D, U, VECTORS, 1>((simd, dots), spans, output),
+                    6 => part.micro::<S, D, T, VECTORS, 6>((simd, dots), spans, output),
+                    5 => part.micro::<S, D, T, VECTORS, 5>((simd, dots), spans, output),
+                    4 => part.micro::<S, D, T, VECTORS, 4>((simd, dots), spans, output),
+                    3 => part.micro::<S, D, T, VECTORS, 3>((simd, dots), spans, output),
+                    2 => part.micro::<S, D, T, VECTORS, 2>((simd, dots), spans, output),
+                    _ => part.micro::<S, D, T, VECTORS, 1>((simd, dots), spans, output),
                 }
             }
         }
@@ -219,7 +221,7 @@ struct Part<'a, const W: usize, const WORDS: usize> {
 impl<const W: usize, const WORDS: usize> Part<'_, W, WORDS> {
     /// `M` rows against it.
     #[inline(always)]
-    fn micro<S: Simd, D: Dots<S>, U: Whole, const VECTORS: usize, const M: usize>(
+    fn micro<S: Simd, D: Dots<S>, T: Whole, const VECTORS: usize, const M: usize>(
         &self,
         (simd, dots): (S, D),
         spans: &[Span],
@@ -240,7 +242,7 @@ impl<const W: usize, const WORDS: usize> Part<'_, W, WORDS> {
                 for m in 0..M {
                     let numbers = simd.splat_u32s(left[m][k]);
                     for v in 0..VECTORS {
-                        sums[m][v] = U::multiply_add(dots, sums[m][v], numbers, right[v]);
+                        sums[m][v] = T::multiply_add(dots, sums[m][v], numbers, right[v]);
                     }
                 }
             }

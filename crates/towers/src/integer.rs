@@ -1,12 +1,13 @@
 //! Whole numbers: each column of weights and each row of activations is scaled to what its numbers can hold.
 //!
 //! ```text
-//! w ≈ s_c · q,   q in ±Q,   s_c = max |w| / Q of a column        x ≈ s_r · u + l_r,   u in 0..=U,   l_r = min x,   s_r = (max x − l_r) / U
+//! w ≈ s_c · q,         q in ±Q,       s_c = max |w| / Q of a column
+//! x ≈ s_r · u + l_r,   u in 0..=U,    l_r = min x and s_r = (max x − l_r) / U of a row
 //! Σ_k x_k w_k ≈ s_r · s_c · Σ_k u_k q_k + l_r · s_c · Σ_k q_k
 //! ```
 //!
 //! The scheme is that of Jacob et al. 2018 (arXiv 1712.05877), with scales for each column and for each row. Sums of products
-//! are exact, and added to f32 before they could overflow 32 bits.
+//! are exact, and added to f32 before they could overflow 32 bits (of 8 bits, while each is exact in f32, too).
 //!
 //! | numbers | Q | U | why |
 //! |---|---|---|---|
@@ -39,14 +40,13 @@ pub(crate) type Bytes = [u8; 4];
 /// Two of 16 bits.
 pub(crate) type Shorts = [u16; 2];
 
-/// A whole number: what is there of an activation, or the two's complement of a weight.
+/// A whole number: u of an activation, or q of a weight in two's complement.
 pub(crate) trait Whole: Pod + Default + Send + Sync {
     /// Q.
     const WEIGHT: f32;
     /// U.
     const LEVELS: f32;
-    /// Products that are summed before they are added in f32. Of 8 bits there could be more, but these stay in the first
-    /// cache.
+    /// Products that are summed before they are added in f32, at most.
     const DEPTH: usize;
 
     /// The lowest bits of a number's two's complement.
@@ -104,7 +104,7 @@ impl Whole for u16 {
 pub(crate) struct Span {
     /// l, the least value.
     pub(crate) least: f32,
-    /// s, the distance of two numbers. No number where one of the row is none.
+    /// s, the distance of two numbers. No number where a value of the row is none, or infinite.
     pub(crate) scale: f32,
 }
 
@@ -115,9 +115,9 @@ pub(crate) struct Rows<T> {
     spans: Vec<Span>,
 }
 
-impl<U: Whole, const N: usize> Operand for [U; N]
+impl<T: Whole, const N: usize> Operand for [T; N]
 where
-    [U; N]: Pod + Default,
+    [T; N]: Pod + Default,
 {
     const VALUES: usize = N;
     type Piece = f32;
@@ -130,7 +130,7 @@ where
         let of_columns = of_columns.iter_mut().zip(sums);
         for (column, (scale, sum)) in numbers.chunks_exact_mut(inputs).zip(of_columns) {
             let most = column.iter().fold(0.0_f32, |most, weight| most.max(weight.abs()));
-            *scale = most / U::WEIGHT;
+            *scale = most / T::WEIGHT;
             let share = if scale.is_normal() { scale.recip() } else { 0.0 };
             let mut whole = 0;
             for weight in column {
@@ -146,7 +146,7 @@ where
         let places = row.as_flattened_mut()[first..].iter_mut();
         places
             .zip(values)
-            .for_each(|(place, value)| *place = U::low((*value as i32).cast_unsigned()));
+            .for_each(|(place, value)| *place = T::low((*value as i32).cast_unsigned()));
     }
 
     fn rows(layout: Layout, blocks: usize) -> Rows<Self> {
@@ -171,7 +171,7 @@ where
                     block: pieces.block(block),
                     stride: from.stride,
                     first: number * MEASURED,
-                    levels: U::LEVELS,
+                    levels: T::LEVELS,
                     spans,
                 });
             });
@@ -180,7 +180,7 @@ where
         let panels = panels.take(extent.blocks * to.panels).enumerate();
         panels.for_each(|(number, output)| {
             let start = number / to.panels * to.stride;
-            U::narrow(
+            T::narrow(
                 vectors,
                 Narrow {
                     panel: &pieces.values[number * from.panel_len()..][..extent.rows * from.panel],
@@ -251,16 +251,16 @@ impl<const W: usize> WithSimd for InPanels<Measure<'_>, W> {
 }
 
 /// Makes rows of a panel whole numbers.
-pub(crate) struct Narrow<'a, U> {
+pub(crate) struct Narrow<'a, T> {
     /// Rows of W values.
     panel: &'a [f32],
     /// Of each row.
     spans: &'a [Span],
     /// As `panel`.
-    output: &'a mut [U],
+    output: &'a mut [T],
 }
 
-impl<U: Whole, const W: usize> WithSimd for InPanels<Narrow<'_, U>, W> {
+impl<T: Whole, const W: usize> WithSimd for InPanels<Narrow<'_, T>, W> {
     type Output = ();
 
     #[inline(always)]
@@ -282,7 +282,7 @@ impl<U: Whole, const W: usize> WithSimd for InPanels<Narrow<'_, U>, W> {
                 *bits = simd.transmute_u32s_f32s(simd.add_f32s(steps, round));
             }
             for (number, bits) in numbers.iter_mut().zip(bits) {
-                *number = U::low(bits);
+                *number = T::low(bits);
             }
         }
     }

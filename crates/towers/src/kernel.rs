@@ -1,7 +1,8 @@
 //! What a processor does fast, in f32 and in pairs, by any of its vectors: one source for all of them.
 //!
-//! Owner: the CPU tower. `Lanes` is written over `pulp`'s vectors. Everything is laid out in *panels* of W columns (see [`super::blocks`]). Invariant: a row's result depends on
-//! that row alone, bit for bit: whatever rows are computed beside it, its sums run in the same order.
+//! Owner: the CPU tower. `Lanes` is written over `pulp`'s vectors. Everything is laid out in *panels* of W columns (see
+//! [`super::blocks`]). Invariant: a row's result depends on that row alone, bit for bit: whatever rows are computed beside it,
+//! its sums run in the same order.
 
 #![expect(
     clippy::inline_always,
@@ -159,7 +160,7 @@ impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Multiply<
 
 /// Rows that are multiplied at a time: with two vectors of sixteen registers, or four of thirty-two, their sums stay in
 /// registers.
-const ROWS: usize = 6;
+pub(crate) const ROWS: usize = 6;
 
 /// Values of k between two visits to the output: such a part of a panel stays in the first cache while all rows pass.
 const DEPTH: usize = 256;

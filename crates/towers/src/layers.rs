@@ -10,7 +10,7 @@ use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise;
 use crate::kernel::{Kernel, Vectors};
 use crate::matrix::{Matrix, Start};
-use crate::operand::{Left, Operand, Piece};
+use crate::operand::{Left, Operand, Piecewise};
 use crate::{Activation, Take, Transformer};
 
 /// A layer norm's parameters, one value a column each.
@@ -35,7 +35,7 @@ impl LayerNorm {
     }
 
     /// Normalises rows of blocks of `input` into `output`, which has its layout.
-    pub(crate) fn forward<O: Piece>(
+    pub(crate) fn forward<O: Piecewise>(
         &self,
         vectors: &dyn Vectors,
         input: &Blocks,

@@ -201,8 +201,8 @@ impl fmt::Display for Instructions {
     }
 }
 
-/// Where weights come from: the values of the tensor with a name and exactly this shape, row by row. Names are those of
-/// Hugging Face's checkpoints.
+/// Where weights come from: the values, all finite, of the tensor with a name and exactly this shape, row by row. Names are
+/// those of Hugging Face's checkpoints.
 pub type Take<'a, E> = dyn FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>, E> + 'a;
 
 /// What a tower's instructions were.

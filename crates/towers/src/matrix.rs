@@ -6,7 +6,7 @@ use crate::Activation;
 use crate::blocks::{Aligned, Blocks, Extent};
 use crate::elementwise::Activate;
 use crate::kernel::{Kernel, Product};
-use crate::operand::{Left, Operand, Piece, Side};
+use crate::operand::{Left, Operand, Piecewise, Side};
 
 /// `x ↦ x · Wᵀ + b`.
 pub(crate) struct Matrix<T: Operand> {
@@ -68,7 +68,7 @@ impl<T: Operand> Matrix<T> {
     }
 
     /// Multiplies rows of blocks of `left` into the same rows of `out`. Rows beyond stay as they are.
-    pub(crate) fn product<O: Piece>(
+    pub(crate) fn product<O: Piecewise>(
         &self,
         kernel: &Kernel<T>,
         left: &mut Left<T>,

@@ -21,7 +21,7 @@ pub(crate) trait Operand: Pod + Default + Send + Sync {
     const VALUES: usize;
 
     /// What the left side of a product is written as, piece by piece.
-    type Piece: Piece;
+    type Piece: Piecewise;
 
     /// What its rows become when all pieces are there, if that is another thing.
     type Rows: Send;
@@ -48,7 +48,7 @@ pub(crate) trait Operand: Pod + Default + Send + Sync {
 }
 
 /// What can be written piece by piece.
-pub(crate) trait Piece: Operand<Piece = Self> {
+pub(crate) trait Piecewise: Operand<Piece = Self> {
     /// Fills `output` with what `fill` makes in f32.
     fn filled(output: &mut [Self], vectors: &dyn Vectors, fill: impl FnOnce(&mut [f32]));
 
@@ -108,7 +108,7 @@ impl Operand for f32 {
     }
 }
 
-impl Piece for f32 {
+impl Piecewise for f32 {
     fn filled(output: &mut [Self], _: &dyn Vectors, fill: impl FnOnce(&mut [f32])) {
         fill(output);
     }
@@ -149,7 +149,7 @@ impl Operand for Pair {
     }
 }
 
-impl Piece for Pair {
+impl Piecewise for Pair {
     fn filled(output: &mut [Self], vectors: &dyn Vectors, fill: impl FnOnce(&mut [f32])) {
         ROOM.with_borrow_mut(|room| {
             let len = 2 * output.len();

@@ -95,7 +95,7 @@ proptest! {
             .map(|row| row.into_iter().map(|x| (x + offset) * size).collect())
             .collect();
         let right = matrix(seed + 7, outputs, inputs);
-        let bias = noise(seed + 3, outputs);
+        let bias: Vec<f32> = noise(seed + 3, outputs).into_iter().map(|x| x * size).collect();
         for kernel in all_int8() {
             let found = product(&kernel, &left, &right, &bias);
             prop_assert!(are_within_steps((&left, 255.0), (&right, 64.0), &bias, &found), "{kernel}");
@@ -213,6 +213,67 @@ fn furthest_product(left: &[Vec<f32>], right: &[Vec<f32>], bias: &[f32], found: 
     furthest
 }
 
+#[test]
+fn the_largest_whole_numbers_do_not_overflow() {
+    fn check<T: Operand>(kernels: Vec<Kernel<T>>) {
+        for kernel in kernels {
+            for inputs in [256, 257, 1024, 2100] {
+                // Of the first, all but one have the largest number, and all weights have.
+                let mut row = vec![1.0; inputs];
+                row[inputs / 2] = 0.0;
+                let columns = [vec![1.0; inputs], vec![-1.0; inputs]];
+                let found = product(&kernel, &[row], &columns, &[0.0; 2]);
+                let wanted = inputs as f32 - 1.0;
+                for (found, wanted) in found[0].iter().zip([wanted, -wanted]) {
+                    assert!(
+                        (found - wanted).abs() < 1e-5 * wanted.abs(),
+                        "{kernel}: {found} for {wanted}"
+                    );
+                }
+            }
+        }
+    }
+    check(all_int8());
+    check(all_int16());
+}
+
+#[test]
+fn rows_without_a_span_of_numbers_are_what_they_are() {
+    fn check<T: Operand>(kernels: Vec<Kernel<T>>) {
+        const INPUTS: usize = 64;
+        let alternating = |a, b| (0..INPUTS).map(|i| if i % 2 == 0 { a } else { b }).collect();
+        let rows = [
+            vec![-3.0; INPUTS],
+            vec![0.0; INPUTS],
+            alternating(1e-40, 3e-40),
+            alternating(f32::INFINITY, 1.0),
+            alternating(3e38, -3e38),
+            alternating(1.0, f32::NAN),
+        ];
+        for kernel in kernels {
+            let found = product(
+                &kernel,
+                &rows,
+                &[vec![0.5; INPUTS], vec![0.0; INPUTS]],
+                &[0.25; 2],
+            );
+            for (row, wanted) in [(0, 0.25 - 96.0), (1, 0.25), (2, 0.25)] {
+                assert!(
+                    (found[row][0] - wanted).abs() < 1e-4,
+                    "{kernel}: {:?}",
+                    found[row]
+                );
+                assert!((found[row][1] - 0.25).abs() < 1e-6, "{kernel}: {:?}", found[row]);
+            }
+            for row in &found[3..] {
+                assert!(row.iter().all(|value| value.is_nan()), "{kernel}: {row:?}");
+            }
+        }
+    }
+    check(all_int8());
+    check(all_int16());
+}
+
 /// Whether a product is off by no more than what rounding may do: half a step of the numbers of each row and of each column,
 /// which have so many steps between least and most, and between 0 and the largest.
 fn are_within_steps(
@@ -227,7 +288,8 @@ fn are_within_steps(
         let left = doubles(left);
         // What pads a row is part of it.
         let most = left.iter().copied().fold(0.0, f64::max);
-        let row_step = (most - left.iter().copied().fold(0.0, f64::min)) / levels;
+        let least = left.iter().copied().fold(0.0, f64::min);
+        let row_step = (most - least) / levels;
         right.iter().zip(bias).zip(found).all(|((right, bias), found)| {
             let column_step = right.iter().map(|w| w.abs()).fold(0.0, f64::max) / largest;
             let pairs = || left.iter().zip(right);
@@ -236,7 +298,7 @@ fn are_within_steps(
                 (x.abs() * column_step + w.abs() * row_step + row_step * column_step / 2.0) / 2.0
             };
             // Sums in f32 add their own.
-            let sizes = 1.0 + pairs().map(|(x, w)| (x * w).abs()).sum::<f64>() + most * right.len() as f64;
+            let sizes = f64::from(bias.abs()) + (most - least) * right.iter().map(|w| w.abs()).sum::<f64>();
             let bound = pairs().map(off).sum::<f64>() + 1e-5 * sizes;
             (wanted - f64::from(*found)).abs() <= bound
         })
