@@ -73,6 +73,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="of all (default: %(default)s)")
+    parser.add_argument("--ours", choices=["auto", "f32", "bf16", "int16", "int8"], help="clipkeep's dtype, if another")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
     python = environment.python_with(*environment.SERVING)
@@ -83,7 +84,7 @@ def main():
         ports = [environment.free_port() for _ in range(3)]
         # No image comes twice, so that a cache would only cost.
         ours = [given.clipkeep, "serve", "--backbone", clip, "--data-dir", folder, "--feature-cache-mib", "0"]
-        ours += ["--listen", f"127.0.0.1:{ports[0]}", "--threads", threads, "--dtype", given.dtype]
+        ours += ["--listen", f"127.0.0.1:{ports[0]}", "--threads", threads, "--dtype", given.ours or given.dtype]
         litserve = [python, HERE / "litserve_clip.py", clip, "--port", str(ports[1]), "--dtype", given.dtype, "--threads", threads]
         dtype = {"f32": "float32", "bf16": "bfloat16"}[given.dtype]
         infinity = [infinity, "v2", "--model-id", clip, "--served-model-name", "clip", "--host", "127.0.0.1", "--port", str(ports[2])]

@@ -2,13 +2,15 @@
 //!
 //! Owner: the loader. Invariant: the digest covers exactly the bytes that are parsed, because no file is read twice.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use bytes::Bytes;
 use candle_core::Device;
+#[cfg(unix)]
+use memmap2::MmapMut;
 use rayon::prelude::*;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -99,14 +101,12 @@ pub(super) struct BackboneFiles {
     pub(super) weights: Vec<(String, Bytes)>,
 }
 
-type Bytes = Cow<'static, [u8]>;
-
 impl BackboneFiles {
     /// The files compiled into this binary.
     pub(super) fn embedded() -> Self {
         macro_rules! asset {
             ($file:literal) => {
-                Cow::Borrowed(include_bytes!(concat!(
+                Bytes::from_static(include_bytes!(concat!(
                     env!("CARGO_MANIFEST_DIR"),
                     "/assets/mini-clip/",
                     $file
@@ -128,10 +128,10 @@ impl BackboneFiles {
             source,
         })?;
         Ok(Self {
-            config: Cow::Owned(random::config(dimensions)),
+            config: random::config(dimensions).into(),
             tokenizer: Self::embedded().tokenizer,
-            preprocessor: (image_processor::FILE, Cow::Owned(random::preprocessor())),
-            weights: vec![(WEIGHTS.to_owned(), Cow::Owned(weights))],
+            preprocessor: (image_processor::FILE, random::preprocessor().into()),
+            weights: vec![(WEIGHTS.to_owned(), weights.into())],
         })
     }
 
@@ -253,27 +253,30 @@ pub(super) fn shard_names(index: &[u8]) -> Result<Vec<String>, BackboneError> {
 const CHUNK: usize = 8 << 20;
 
 /// A file's bytes, by several threads: what a kernel does to hand over a large file from its cache is work for one processor.
+/// They lie in huge pages where the system has some, since to hand out as many small ones takes a good part of a server's start.
 #[cfg(unix)]
-fn contents(path: &Path) -> std::io::Result<Vec<u8>> {
+fn contents(path: &Path) -> std::io::Result<Bytes> {
     use std::os::unix::fs::FileExt as _;
 
     let file = std::fs::File::open(path)?;
     let len = usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?;
-    let mut bytes = vec![0; len];
-    let chunks = bytes.par_chunks_mut(CHUNK).enumerate();
+    let mut memory = MmapMut::map_anon(len.max(1))?;
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    let chunks = memory[..len].par_chunks_mut(CHUNK).enumerate();
     chunks.try_for_each(|(number, chunk)| file.read_exact_at(chunk, (number * CHUNK) as u64))?;
-    Ok(bytes)
+    Ok(Bytes::from_owner(memory).slice(..len))
 }
 
 #[cfg(not(unix))]
-fn contents(path: &Path) -> std::io::Result<Vec<u8>> {
-    std::fs::read(path)
+fn contents(path: &Path) -> std::io::Result<Bytes> {
+    std::fs::read(path).map(Bytes::from)
 }
 
 /// A file's bytes; `None` if there is no such file.
 fn read(path: &Path) -> Result<Option<Bytes>, BackboneError> {
     match contents(path) {
-        Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
+        Ok(bytes) => Ok(Some(bytes)),
         Err(source) if source.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(BackboneError::Read {
             path: path.to_owned(),
