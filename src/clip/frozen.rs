@@ -90,8 +90,9 @@ mod tests {
             assert!(apart(&ours, &theirs)? < 1e-6);
             let of_ours = ours.sqr()?.backward()?;
             assert!(apart(&gradient(&of_ours), &gradient(&of_theirs))? < 1e-5);
-            assert!(of_ours.get(&weight).is_none() && of_theirs.get(&weight).is_some());
+            assert!(of_ours.get(&weight).is_none());
         }
+        assert!(of_theirs.get(&weight).is_some(), "candle computes it");
         assert!(product(&x, &weight.t()?).is_err(), "shapes are compared");
         Ok(())
     }
