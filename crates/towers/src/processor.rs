@@ -62,22 +62,18 @@ pub(crate) fn all() -> Vec<Kernel<f32>> {
 
 /// What this processor has made for weights in bfloat16, the best first.
 pub(crate) fn made_for_bf16() -> Vec<Kernel<Pair>> {
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(unused_mut, reason = "x86 alone has some")
-    )]
-    let mut all = Vec::new();
     #[cfg(target_arch = "x86_64")]
-    if let Some(simd) = V4::try_new() {
-        let vectors = Lanes::<_, { x86::COLUMNS }, { x86::PAIRS }, 2>(simd);
-        if let Some(amx) = x86::Amx::try_new() {
-            all.push(kernel("amx", vectors, amx));
-        }
-        if let Some(products) = x86::DotProducts::try_new() {
-            all.push(kernel("avx512bf16", vectors, products));
-        }
+    {
+        let of = |simd| {
+            let vectors = Lanes::<_, { x86::COLUMNS }, { x86::PAIRS }, 2>(simd);
+            let amx = x86::Amx::try_new().map(|amx| kernel("amx", vectors, amx));
+            let dots = x86::DotProducts::try_new().map(|dots| kernel("avx512bf16", vectors, dots));
+            amx.into_iter().chain(dots)
+        };
+        V4::try_new().into_iter().flat_map(of).collect()
     }
-    all
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
 }
 
 /// All that runs here with weights in bfloat16, the best first: what is made for it, and then vectors of f32.
@@ -139,13 +135,9 @@ where
 
 /// What this processor multiplies whole numbers of 8 bits with faster than f32, the best first.
 pub(crate) fn made_for_int8() -> Vec<Kernel<Bytes>> {
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(unused_mut, reason = "x86 alone has some")
-    )]
-    let mut all = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
+        let mut all = Vec::new();
         if let Some(simd) = V4::try_new() {
             let (wide, narrow) = (Lanes::<_, 64, 32, 4>(simd), Lanes::<_, 32, 16, 2>(simd));
             if let Some(vnni) = x86::Vnni::try_new() {
@@ -162,8 +154,10 @@ pub(crate) fn made_for_int8() -> Vec<Kernel<Bytes>> {
                 simd,
             ));
         }
+        all
     }
-    all
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
 }
 
 /// All that runs here with whole numbers of 8 bits, the best first.
@@ -189,26 +183,21 @@ pub(crate) fn all_int8() -> Vec<Kernel<Bytes>> {
     all
 }
 
-/// What this processor multiplies whole numbers of 16 bits with faster than f32, the best first. With AVX-512 alone they are no
-/// faster: a product and its sum share two ports there, which do as many products of f32; with AVX2 there is one more for sums.
+/// What this processor multiplies whole numbers of 16 bits with faster than f32, the best first. Not with AVX-512 alone: a
+/// product and its sum share two ports there, which do as many products of f32 (Intel's optimisation manual); with AVX2 there is
+/// one more for sums.
 pub(crate) fn made_for_int16() -> Vec<Kernel<Shorts>> {
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(unused_mut, reason = "x86 alone has some")
-    )]
-    let mut all = Vec::new();
     #[cfg(target_arch = "x86_64")]
-    match (V4::try_new(), V3::try_new()) {
-        (Some(simd), _) => {
-            if let Some(vnni) = x86::Vnni::try_new() {
-                all.push(shorts("avx512vnni", Lanes::<_, 64, 32, 4>(simd), vnni));
-                all.push(shorts("avx512vnni", Lanes::<_, 32, 16, 2>(simd), vnni));
-            }
-        }
-        (None, Some(simd)) => all.push(int16_by_avx2(simd)),
-        (None, None) => {}
+    match (V4::try_new(), x86::Vnni::try_new()) {
+        (None, _) => V3::try_new().map(int16_by_avx2).into_iter().collect(),
+        (Some(_), None) => Vec::new(),
+        (Some(simd), Some(vnni)) => vec![
+            shorts("avx512vnni", Lanes::<_, 64, 32, 4>(simd), vnni),
+            shorts("avx512vnni", Lanes::<_, 32, 16, 2>(simd), vnni),
+        ],
     }
-    all
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
 }
 
 #[cfg(target_arch = "x86_64")]
