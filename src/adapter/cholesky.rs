@@ -17,7 +17,7 @@ use faer::{Accum, MatMut, MatRef, Par, Spec};
 const BLOCK: usize = 128;
 
 /// Most columns that one thread solves for at a time.
-const COLUMNS: usize = 128;
+const COLUMNS: usize = 256;
 
 /// L of a positive definite matrix A = L Lᵀ.
 pub(super) struct Cholesky {

@@ -10,7 +10,7 @@ use super::affine::Affine;
 use super::calibration::Scores;
 use super::gram::best_lambda;
 use super::head::{Adapter, Scorer, Term};
-use super::ridge::{Ridge, random_features};
+use super::ridge::{Ridge, whole_features};
 use super::sample::Sample;
 use super::statistics::Statistics;
 
@@ -56,7 +56,7 @@ impl ClosedForms<'_> {
         let chosen_by = stacked(self.sample.by_class(ROWS, |count| count)?)?;
         let features = match &chosen_by {
             None => None,
-            Some((rows, _)) => Some(random_features(rows, projection)?),
+            Some((rows, _)) => Some(whole_features(rows, projection)?),
         };
         let sampled = features.as_ref().zip(chosen_by.as_ref());
         let lambda = match (lambda, sampled) {

@@ -5,7 +5,7 @@ use candle_core::{D, Device, Result, Tensor};
 use crate::domain::Features;
 
 /// Lengths below this count as this, so that an all-zero row stays zero instead of becoming not-a-number.
-pub(super) const SHORTEST: f64 = 1e-12;
+const SHORTEST: f64 = 1e-12;
 
 /// On the CPU, fewer rows than this are multiplied by reading the other matrix as it lies, which for more is packed first.
 const FEW: usize = 64;

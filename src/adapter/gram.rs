@@ -5,85 +5,60 @@
 //! ```
 //!
 //! Both are additive: that of several tasks is the sum of theirs, in any order, and a task that is left out has never been
-//! there. Of G the lower triangle is kept.
+//! there. As φ is in whole steps, sums are exact, and the same to the last bit on processors of one kind. Of G the lower triangle
+//! is kept.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
+use clipkeep_towers::RandomFeatures;
 use faer::linalg::solvers::DenseSolveCore as _;
 use faer::{Mat, MatMut, MatRef, Side};
 use rayon::prelude::*;
 
 use super::cholesky::{Cholesky, add_products};
-
-/// Examples whose φ is held in f64 at a time: a pass over G costs as much as some hundred do.
-const CHUNK: usize = 256;
-
-/// Columns of f32 that a line of the cache holds.
-const LINE: usize = 16;
+use super::host::read;
 
 /// Examples that one thread leaves out at a time.
 const ROWS: usize = 128;
+
+/// Columns that are transposed at a time.
+const SIDE: usize = 8;
+
+/// The powers of √10 among which λ is chosen.
+const POWERS: RangeInclusive<i32> = -4..=10;
 
 /// G and S.
 #[derive(Debug, Clone)]
 pub struct Gram {
     /// M.
     size: usize,
-    /// The lower triangle of G, row by row.
-    packed: Vec<f64>,
+    /// The lower triangle of G, row by row. Versions share it.
+    packed: Arc<Vec<f64>>,
     /// S_c one after another, in column order.
     sums: Vec<f64>,
 }
 
 impl Gram {
-    /// Of the examples of classes (n, D) each, with what makes φ (n, M) of some; there must be at least one class.
-    /// How φ of an example is rounded, in f32, may depend on those before it.
-    pub(super) fn of(
-        classes: &[Tensor],
-        size: usize,
-        features: impl Fn(&Tensor) -> Result<Tensor>,
-    ) -> Result<Self> {
-        let examples = Tensor::cat(classes, 0)?;
+    /// Of the examples of classes, (n, D) each, there being at least one class.
+    pub(super) fn of(classes: &[Tensor], features: &RandomFeatures) -> Result<Self> {
         let counts = classes.iter().map(|class| class.dim(0));
         let counts = counts.collect::<Result<Vec<_>>>()?.into_iter().enumerate();
-        let mut class_of = counts.flat_map(|(class, count)| std::iter::repeat_n(class, count));
-        let mut square = vec![0.0; size * size];
+        let class_of = counts.flat_map(|(class, count)| std::iter::repeat_n(class, count));
+        let class_of: Vec<usize> = class_of.collect();
+        let size = features.size();
+        let mut packed = vec![0.0; size * (size + 1) / 2];
         let mut sums = vec![0.0; classes.len() * size];
-        let mut columns = vec![0.0; CHUNK * size];
-        let all = examples.dim(0)?;
-        for start in (0..all).step_by(CHUNK) {
-            let count = CHUNK.min(all - start);
-            let rows = features(&examples.narrow(0, start, count)?)?;
-            let rows = rows.flatten_all()?.to_vec1::<f32>()?;
-            columns
-                .par_chunks_mut(LINE * CHUNK)
-                .enumerate()
-                .for_each(|(line, columns)| {
-                    for (place, row) in rows.chunks_exact(size).enumerate() {
-                        let places = columns[place..].iter_mut().step_by(CHUNK);
-                        let values = places.zip(&row[line * LINE..]);
-                        values.for_each(|(place, value)| *place = f64::from(*value));
-                    }
-                });
-            let columns = MatRef::from_column_major_slice(&columns, CHUNK, size).subrows(0, count);
-            rayon::join(
-                || {
-                    let square = MatMut::from_row_major_slice_mut(&mut square, size, size);
-                    add_products(square, columns, 1.0);
-                },
-                || {
-                    for (row, class) in rows.chunks_exact(size).zip(&mut class_of) {
-                        let sum = sums[class * size..].iter_mut().zip(row);
-                        sum.for_each(|(sum, value)| *sum += f64::from(*value));
-                    }
-                },
-            );
-        }
-        let rows = square.chunks_exact(size).enumerate();
+        let rows = Tensor::cat(classes, 0)?.to_device(&Device::Cpu)?;
+        read(&rows.contiguous()?, |rows| {
+            features.add(rows, &class_of, &mut packed, &mut sums);
+            Ok(())
+        })?;
         Ok(Self {
-            packed: rows.flat_map(|(row, values)| &values[..=row]).copied().collect(),
             size,
+            packed: Arc::new(packed),
             sums,
         })
     }
@@ -92,7 +67,7 @@ impl Gram {
     pub(super) fn unpack(packed: Vec<f64>, sums: &[f64], size: usize) -> Self {
         Self {
             size,
-            packed,
+            packed: Arc::new(packed),
             sums: sums.to_vec(),
         }
     }
@@ -122,9 +97,10 @@ impl Gram {
         if next.size != self.size {
             candle_core::bail!("{} random features after {}", next.size, self.size);
         }
-        for (sum, next) in self.packed.iter_mut().zip(&next.packed) {
-            *sum += next;
-        }
+        let pairs = Arc::make_mut(&mut self.packed)
+            .par_iter_mut()
+            .zip(next.packed.par_iter());
+        pairs.for_each(|(sum, next)| *sum += next);
         self.sums.extend_from_slice(&next.sums);
         Ok(())
     }
@@ -147,54 +123,67 @@ impl Gram {
     /// When λ is too small for G to be told from a singular matrix.
     pub(super) fn solve(&self, lambda: f64) -> Result<Solution> {
         let mut square = vec![0.0; self.size * self.size];
-        let mut packed = self.packed.as_slice();
-        for (row, values) in square.chunks_exact_mut(self.size).enumerate() {
-            let (known, rest) = packed.split_at(row + 1);
-            values[..=row].copy_from_slice(known);
+        let rows = square.par_chunks_exact_mut(self.size).enumerate();
+        rows.for_each(|(row, values)| {
+            values[..=row].copy_from_slice(&self.packed[row * (row + 1) / 2..][..=row]);
             values[row] += lambda;
-            packed = rest;
-        }
+        });
         let factor = Cholesky::of(square, self.size)
             .map_err(|error| error.context("λ is too small for these random features"))?;
-        let mut weights = MatRef::from_column_major_slice(&self.sums, self.size, self.classes()).to_owned();
-        factor.solve(weights.as_mut());
-        Ok(Solution { factor, weights })
+        let mut weights = self.sums.clone();
+        factor.solve(MatMut::from_column_major_slice_mut(
+            &mut weights,
+            self.size,
+            self.classes(),
+        ));
+        Ok(Solution {
+            factor,
+            weights,
+            classes: self.classes(),
+        })
     }
 }
 
 /// The regression of all classes.
 pub(super) struct Solution {
     factor: Cholesky,
-    /// W, (M, C).
-    weights: Mat<f64>,
+    /// W, (C, M) row by row.
+    weights: Vec<f64>,
+    /// C.
+    classes: usize,
 }
 
 impl Solution {
-    /// Wᵀ, (C, M), in f64.
+    /// W, (C, M), in f64.
     pub(super) fn weights(&self, device: &Device) -> Result<Tensor> {
-        let (size, classes) = (self.weights.nrows(), self.weights.ncols());
-        let rows: Vec<&[f64]> = (0..classes)
-            .map(|class| self.weights.col_as_slice(class))
-            .collect();
-        Tensor::from_vec(rows.concat(), (classes, size), device)
+        let size = self.weights.len() / self.classes.max(1);
+        Tensor::from_slice(&self.weights, (self.classes, size), device)
     }
 
     /// What each of some examples would have scored had it alone been left out, (n, C) row by row. Their φ (n, M) is part
     /// of G, and their `columns` of S.
     ///
     /// ```text
-    /// left out: (Wᵀ φ − h · onehot) / (1 − h),   h = φᵀ (G + λ I)⁻¹ φ = ‖L⁻¹ φ‖²,   L Lᵀ = G + λ I        Allen 1974
+    /// left out: (W φ − h · onehot) / (1 − h),   h = φᵀ (G + λ I)⁻¹ φ = ‖L⁻¹ φ‖²,   L Lᵀ = G + λ I        Allen 1974
     /// ```
     pub(super) fn left_out(&self, features: &Tensor, columns: &[u32]) -> Result<Vec<f64>> {
-        let rows = matrix(features)?;
-        let blocks = columns.par_chunks(ROWS).enumerate().map(|(block, columns)| {
-            let rows = rows.as_ref().subrows(block * ROWS, columns.len());
-            let scores = self.weights.transpose() * rows.transpose();
-            let mut halves = rows.transpose().to_owned();
-            self.factor.solve_half(halves.as_mut());
-            let mut left_out = Vec::with_capacity(columns.len() * scores.nrows());
-            for (row, own) in columns.iter().enumerate() {
-                let leverage = halves.col(row).squared_norm_l2();
+        let size = features.dim(1)?;
+        let rows = doubles(features)?;
+        let weights = MatRef::from_row_major_slice(&self.weights, self.classes, size);
+        let blocks = columns.par_chunks(ROWS).zip(rows.par_chunks(ROWS * size));
+        let blocks = blocks.map(|(columns, rows)| {
+            let features = MatRef::from_row_major_slice(rows, columns.len(), size);
+            let scores = weights * features.transpose();
+            let mut halves = transposed(rows, size);
+            let view = MatMut::from_row_major_slice_mut(&mut halves, size, columns.len());
+            self.factor.solve_half(view);
+            let mut leverages = vec![0.0; columns.len()];
+            for values in halves.chunks_exact(columns.len()) {
+                let pairs = leverages.iter_mut().zip(values);
+                pairs.for_each(|(sum, value)| *sum += value * value);
+            }
+            let mut left_out = Vec::with_capacity(columns.len() * self.classes);
+            for (row, (own, leverage)) in columns.iter().zip(leverages).enumerate() {
                 let left = (1.0 - leverage).max(f64::EPSILON);
                 left_out.extend(scores.col(row).iter().enumerate().map(|(column, score)| {
                     let own = if column == *own as usize { leverage } else { 0.0 };
@@ -207,23 +196,39 @@ impl Solution {
     }
 }
 
-/// Rows (n, M) in f64.
-fn matrix(rows: &Tensor) -> Result<Mat<f64>> {
-    let (count, size) = rows.dims2()?;
-    let values = rows.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
-    Ok(MatRef::from_row_major_slice(&values, count, size).to_owned())
+/// Rows (n, M) in f64, one after another.
+fn doubles(rows: &Tensor) -> Result<Vec<f64>> {
+    rows.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+}
+
+/// Columns of rows of `width` values, one after another.
+fn transposed(rows: &[f64], width: usize) -> Vec<f64> {
+    let count = rows.len() / width;
+    let mut columns = vec![0.0; rows.len()];
+    // So few columns at a time that the lines of the cache that they are read from stay there.
+    let parts = columns.par_chunks_mut((SIDE * count).max(1)).enumerate();
+    parts.for_each(|(part, columns)| {
+        for (place, row) in rows.chunks_exact(width).enumerate() {
+            let places = columns[place..].iter_mut().step_by(count);
+            places.zip(&row[part * SIDE..]).for_each(|(to, from)| *to = *from);
+        }
+    });
+    columns
 }
 
 /// The λ with which examples are predicted best by the others: the least squared error of leaving each out in turn (PRESS,
 /// Allen 1974), over powers of √10 times the mean square of a feature. `features` are φ (n, M); at least two examples of a
 /// class say something.
 ///
+/// Every other power is tried, and then those beside the best: of an error with two low points the narrower may be missed.
+///
 /// ```text
 /// B = (Φ Φᵀ + λ I)⁻¹, (n, n),   error of example i: Σ_c ((B Y)_ic / B_ii)²,   Y one-hot (n, C)
 /// ```
 pub(super) fn best_lambda(features: &Tensor, columns: &[u32]) -> Result<f64> {
-    let rows = matrix(features)?;
-    let count = rows.nrows();
+    let (count, size) = features.dims2()?;
+    let rows = doubles(features)?;
+    let rows = MatRef::from_row_major_slice(&rows, count, size);
     let mut kernel = Mat::zeros(count, count);
     add_products(kernel.as_mut(), rows.transpose(), 1.0);
     let trace: f64 = (0..count).map(|i| kernel[(i, i)]).sum();
@@ -248,84 +253,124 @@ pub(super) fn best_lambda(features: &Tensor, columns: &[u32]) -> Result<f64> {
         let errors = several.map(|row| squares[*row] / inverse[(*row, *row)].powi(2));
         Some(errors.sum::<f64>()).filter(|error| *error > 0.0)
     };
-    let tried: Vec<(f64, Option<f64>)> = (-4..=10)
-        .into_par_iter()
-        .map(|step| unit * 10_f64.powf(f64::from(step) / 2.0))
-        .map(|lambda| (lambda, error(lambda)))
-        .collect();
-    let found = tried
-        .into_iter()
-        .filter_map(|(lambda, error)| Some((lambda, error?)));
-    let best = found.min_by(|(_, a), (_, b)| a.total_cmp(b));
-    Ok(best.map_or(unit, |(lambda, _)| lambda))
+    let least = |powers: Vec<i32>| {
+        let lambdas = powers.into_par_iter().filter(|power| POWERS.contains(power));
+        let lambdas = lambdas.map(|power| (power, unit * 10_f64.powf(f64::from(power) / 2.0)));
+        let errors = lambdas.filter_map(|(power, lambda)| Some((error(lambda)?, power, lambda)));
+        errors.min_by(|(a, ..), (b, ..)| a.total_cmp(b))
+    };
+    let Some((error, power, lambda)) = least(POWERS.step_by(2).collect()) else {
+        return Ok(unit);
+    };
+    let finer = least(vec![power - 1, power + 1]).filter(|(finer, ..)| *finer < error);
+    Ok(finer.map_or(lambda, |(.., lambda)| lambda))
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
     use super::*;
+    use crate::adapter::embedding::normalise;
     use crate::adapter::rehearsal::tests::features;
+    use crate::adapter::ridge::{Ridge, gram, random_features, whole_features};
+
+    /// The sums over φ (n, M) of classes, in the plainest way.
+    pub(in crate::adapter) fn plain(classes: &[Tensor]) -> Result<Gram> {
+        let size = classes[0].dim(1)?;
+        let mut packed = vec![0.0; size * (size + 1) / 2];
+        let mut sums = vec![0.0; classes.len() * size];
+        for (rows, sums) in classes.iter().zip(sums.chunks_exact_mut(size)) {
+            for row in rows.to_dtype(DType::F64)?.to_vec2::<f64>()? {
+                let places = (0..size).flat_map(|i| (0..=i).map(move |j| (i, j)));
+                packed
+                    .iter_mut()
+                    .zip(places)
+                    .for_each(|(sum, (i, j))| *sum += row[i] * row[j]);
+                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+        }
+        Ok(Gram::unpack(packed, &sums, size))
+    }
 
     #[test]
-    fn sums_are_those_of_all_examples_whatever_the_chunks() -> Result<()> {
-        const SIZE: usize = 2 * LINE + 5;
-        let classes = [features(7, SIZE), features(CHUNK, SIZE), features(300, SIZE)];
-        let gram = Gram::of(&classes, SIZE, |rows| Ok(rows.clone()))?;
-        let rows = classes.iter().map(|rows| rows.to_dtype(DType::F64)?.to_vec2());
-        let rows: Vec<Vec<Vec<f64>>> = rows.collect::<Result<_>>()?;
-        let all: Vec<&Vec<f64>> = rows.iter().flatten().collect();
-        let places = (0..SIZE).flat_map(|row| (0..=row).map(move |column| (row, column)));
-        for ((row, column), found) in places.zip(&gram.packed) {
-            let expected: f64 = all.iter().map(|values| values[row] * values[column]).sum();
-            assert!(
-                (found - expected).abs() < 1e-9 * expected.abs().max(1.0),
-                "{row}, {column}"
-            );
-        }
-        for (rows, found) in rows.iter().zip(gram.sums.chunks_exact(SIZE)) {
-            for (column, found) in found.iter().enumerate() {
-                let expected: f64 = rows.iter().map(|values| values[column]).sum();
-                assert!((found - expected).abs() < 1e-9 * expected.abs().max(1.0));
-            }
+    fn sums_are_those_of_whole_features_to_the_last_bit() -> Result<()> {
+        const SIZE: usize = 37;
+        let projection = Ridge::draw(SIZE, 9, &mut ChaCha8Rng::seed_from_u64(4), &Device::Cpu)?;
+        let classes = [(0, 7), (7, 1), (8, 600)].map(|(start, count)| {
+            let rows = normalise(&features(608, 9)).and_then(|rows| rows.narrow(0, start, count));
+            rows.expect("rows")
+        });
+        let whole = classes
+            .clone()
+            .map(|rows| whole_features(&rows, &projection).expect("features"));
+        let (found, expected) = (gram(&classes, &projection)?, plain(&whole)?);
+        assert!(found.packed == expected.packed && found.sums == expected.sums);
+        let near = (&whole[2] - random_features(&classes[2], &projection)?)?;
+        assert!(near.abs()?.max_all()?.to_scalar::<f32>()? < 1.0 / 256.0);
+
+        let [a, b, c] = classes.map(|class| gram(&[class], &projection).expect("sums"));
+        for others in [[&b, &c], [&c, &b]] {
+            let mut sum = a.clone();
+            others.iter().try_for_each(|other| sum.merge(other))?;
+            assert!(sum.packed == found.packed, "in any order");
         }
         Ok(())
     }
 
+    /// The squared error of leaving each row (n, M) out in turn, with this λ.
+    fn error_left_out(rows: &Tensor, columns: &[u32], lambda: f64) -> Result<f64> {
+        let values = rows.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        let all = 0..columns.len();
+        let left_out = all.clone().map(|out| {
+            let of_class = |class: u32| {
+                let rest = all.clone().filter(|row| *row != out && columns[*row] == class);
+                let rest: Vec<u32> = rest.map(|row| row as u32).collect();
+                rows.index_select(&Tensor::new(rest, &Device::Cpu)?, 0)
+            };
+            let classes: Vec<Tensor> = (0..4).map(of_class).collect::<Result<_>>()?;
+            let weights = plain(&classes)?.solve(lambda)?.weights(&Device::Cpu)?;
+            let squares = (0_u32..).zip(weights.to_vec2::<f64>()?).map(|(class, weights)| {
+                let score: f64 = weights.iter().zip(&values[out]).map(|(a, b)| a * b).sum();
+                (score - f64::from(u8::from(class == columns[out]))).powi(2)
+            });
+            Ok(squares.sum::<f64>())
+        });
+        left_out.sum()
+    }
+
     #[test]
     fn the_best_lambda_is_that_of_leaving_out_one_by_one() -> Result<()> {
-        let rows = features(30, 12);
-        let columns: Vec<u32> = (0..30).map(|row| row % 4).collect();
-        let found = best_lambda(&rows, &columns)?;
-        let values = rows.to_dtype(DType::F64)?.to_vec2::<f64>()?;
-        let unit = values.iter().flatten().map(|value| value * value).sum::<f64>() / 360.0;
-        let error = |lambda: f64| -> Result<f64> {
-            let left_out = (0..30_u32).map(|out| {
-                let of_class = |class: u32| {
-                    let rest: Vec<u32> = (0..30).filter(|row| *row != out && row % 4 == class).collect();
-                    rows.index_select(&Tensor::new(rest, &Device::Cpu)?, 0)
-                };
-                let classes: Vec<Tensor> = (0..4).map(of_class).collect::<Result<_>>()?;
-                let gram = Gram::of(&classes, 12, |rows| Ok(rows.clone()))?;
-                let weights = gram.solve(lambda)?.weights(&Device::Cpu)?.to_vec2::<f64>()?;
-                let squares = (0_u32..).zip(&weights).map(|(class, weights)| {
-                    let score: f64 = weights
-                        .iter()
-                        .zip(&values[out as usize])
-                        .map(|(a, b)| a * b)
-                        .sum();
-                    (score - f64::from(u8::from(class == out % 4))).powi(2)
-                });
-                Ok(squares.sum::<f64>())
+        const COUNT: usize = 30;
+        let noise = features(COUNT, 12);
+        let columns: Vec<u32> = (0..COUNT as u32).map(|row| row % 4).collect();
+        let own: Vec<f32> = columns.iter().map(|column| *column as f32).collect();
+        let own = Tensor::from_vec(own, (COUNT, 1), &Device::Cpu)?;
+        let mut powers = Vec::new();
+        for clear in [0.0, 1.0, 3.0, 10.0, 100.0] {
+            let rows = noise.broadcast_add(&(&own * clear)?)?;
+            let found = best_lambda(&rows, &columns)?;
+            let unit = rows.sqr()?.mean_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            let tried = POWERS.map(|power| {
+                let lambda = unit * 10_f64.powf(f64::from(power) / 2.0);
+                Ok((power, lambda, error_left_out(&rows, &columns, lambda)?))
             });
-            left_out.sum()
-        };
-        let tried = (-4..=10).map(|step| {
-            let lambda = unit * 10_f64.powf(f64::from(step) / 2.0);
-            Ok((lambda, error(lambda)?))
-        });
-        let tried: Vec<(f64, f64)> = tried.collect::<Result<_>>()?;
-        let best = tried.iter().min_by(|(_, a), (_, b)| a.total_cmp(b));
-        let (expected, _) = best.expect("some were tried");
-        assert!((found / expected - 1.0).abs() < 1e-9, "{found} of {tried:?}");
+            let tried: Vec<(i32, f64, f64)> = tried.collect::<Result<_>>()?;
+            let best = tried.iter().min_by(|(.., a), (.., b)| a.total_cmp(b));
+            let (power, expected, _) = best.expect("some were tried");
+            assert!(
+                (found / expected - 1.0).abs() < 1e-4,
+                "{clear}: {found} of {tried:?}"
+            );
+            powers.push(*power);
+        }
+        for rest in [0, 1] {
+            assert!(
+                powers.iter().any(|power| power.rem_euclid(2) == rest),
+                "{powers:?}"
+            );
+        }
         Ok(())
     }
 }

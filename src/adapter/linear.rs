@@ -1,13 +1,14 @@
 //! The linear adapter: one matrix and bias, carried on from task to task (arXiv 2310.20348).
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+use clipkeep_towers::{LinearAdapter, LinearObjective};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
 use super::embedding::against;
+use super::host::read;
 use super::objective::Targets;
-use super::rowwise::{Number, Pass, each_row_beside};
-use super::trainable::{Gradient, Trainable};
+use super::trainable::{Fused, Gradient, Trainable};
 use crate::domain::Initialisation;
 
 /// `x ↦ W x + b` on embeddings.
@@ -45,29 +46,12 @@ impl Linear {
 
     /// Rows (n, D) to rows (n, D).
     pub fn apply(&self, rows: &Tensor) -> Result<Tensor> {
-        let moved = against(rows, &self.weight)?;
-        if !moved.device().is_cpu() {
-            return moved.broadcast_add(&self.bias);
-        }
-        each_row_beside(&moved, &self.bias.unsqueeze(0)?, &Add)?;
-        Ok(moved)
+        against(rows, &self.weight)?.broadcast_add(&self.bias)
     }
 
     /// D.
     pub fn dim(&self) -> Result<usize> {
         self.bias.dims1()
-    }
-}
-
-/// Adds the row beside it.
-struct Add;
-
-impl Pass for Add {
-    fn row<T: Number>(&self, _: usize, row: &mut [T], other: &[T]) -> f64 {
-        row.iter_mut()
-            .zip(other)
-            .for_each(|(value, other)| *value += *other);
-        0.0
     }
 }
 
@@ -93,16 +77,48 @@ impl Trainable for Linear {
             parameters: vec![by_outputs.t()?.matmul(x)?, ones.matmul(&by_outputs)?.squeeze(0)?],
         })
     }
+
+    /// On the CPU, without a hinge.
+    fn fused(&self, targets: &Targets<'_>) -> Result<Option<Box<dyn Fused<Self>>>> {
+        let anchors = targets.anchors;
+        if targets.pairs.is_some() || !anchors.device().is_cpu() || anchors.dtype() != DType::F32 {
+            return Ok(None);
+        }
+        let (dim, scale) = (self.dim()?, targets.scale as f32);
+        let objective = read(&anchors.contiguous()?, |anchors| {
+            Ok(LinearObjective::new(anchors, dim, scale))
+        })?;
+        Ok(Some(Box::new(objective)))
+    }
+}
+
+impl Fused<Linear> for LinearObjective {
+    fn gradient(&mut self, adapter: &Linear, x: &Tensor, columns: &[u32]) -> Result<Gradient> {
+        let [weight, bias, x] = [&adapter.weight, &adapter.bias, x].map(Tensor::contiguous);
+        let (weight, bias) = (weight?, bias?);
+        let found = read(&weight, |weight| {
+            read(&bias, |bias| {
+                let adapter = LinearAdapter { weight, bias };
+                read(&x?, |x| Ok(self.gradient(adapter, x, columns)))
+            })
+        })?;
+        let of = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu);
+        Ok(Gradient {
+            loss: found.loss,
+            parameters: vec![of(found.weight, &weight)?, of(found.bias, &bias)?],
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
     use crate::adapter::embedding::normalise;
+    use crate::adapter::objective::Pairs;
+    use crate::domain::Hinge;
 
     #[test]
     fn the_gradient_agrees_with_finite_differences() -> Result<()> {
@@ -148,6 +164,49 @@ mod tests {
             let exact = exact.parameters[1].get(place)?.to_scalar::<f64>()?;
             assert!((slope - exact).abs() < 1e-7, "{slope} and {exact}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn the_fused_gradient_is_the_same() -> Result<()> {
+        const DIM: usize = 20;
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut random = || Linear::initial(Initialisation::Kaiming, DIM, &mut rng, &Device::Cpu);
+        let adapter = Linear {
+            bias: random()?.weight.get(0)?,
+            ..random()?
+        };
+        let (x, anchors) = (random()?.weight, normalise(&random()?.weight)?);
+        let targets = Targets {
+            anchors: &anchors,
+            scale: 5.0,
+            pairs: None,
+        };
+        let mut fused = adapter.fused(&targets)?.expect("on the CPU there is one");
+        // A batch, a smaller one behind it.
+        for count in [DIM, 3] {
+            let columns: Vec<u32> = (0..count as u32).map(|row| row * 7 % 20).collect();
+            let x = x.narrow(0, 0, count)?;
+            let expected = adapter.gradient(&targets, &x, &columns)?;
+            let found = fused.gradient(&adapter, &x, &columns)?;
+            assert!((found.loss - expected.loss).abs() < 1e-5 * expected.loss);
+            for (found, expected) in found.parameters.iter().zip(&expected.parameters) {
+                let apart = (found - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                let largest = expected.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(apart < 1e-5 * largest, "{apart} of {largest}");
+            }
+        }
+        let hinge = Hinge {
+            threshold: 1.0,
+            margin: 0.1,
+            weight: 1.0,
+        };
+        let pairs = Pairs::among(&anchors, 4, hinge)?;
+        let hinged = Targets {
+            pairs: Some(&pairs),
+            ..targets
+        };
+        assert!(adapter.fused(&hinged)?.is_none(), "a hinge is no part of it");
         Ok(())
     }
 

@@ -13,8 +13,7 @@
 //! Every function takes *features*, the backbone's un-normalised output, and works on *embeddings*, their
 //! directions. So nothing here depends on how long a backbone's features happen to be.
 //!
-//! What must not happen: a fit that changes a head it started from. Each optimiser step makes new tensors; what is written in
-//! place (`rowwise`) was made a moment before, by the function that does it.
+//! What must not happen: a fit that changes a head it started from. Each optimiser step makes new tensors.
 
 mod affine;
 mod calibration;
@@ -39,7 +38,6 @@ mod prototypes;
 mod rehearsal;
 mod retention;
 mod ridge;
-mod rowwise;
 mod sample;
 mod self_attention;
 pub mod snapshot;

@@ -5,6 +5,8 @@ use std::f64::consts::PI;
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
+use super::host::read;
+
 /// Adam for one tensor (Kingma & Ba 2015, algorithm 1), with their β and ε.
 #[derive(Debug)]
 pub(super) struct Adam {
@@ -55,13 +57,19 @@ impl Adam {
         let epsilon = EPSILON * correction;
         match &mut self.moments {
             Moments::Plain { first, second } => {
-                let mut next = parameter.flatten_all()?.to_vec1::<f32>()?;
-                let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
-                let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
-                let parts = next.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
-                parts.zip(moments).for_each(|((next, gradient), moments)| {
-                    step_plain(next, gradient, moments, (rate as f32, epsilon as f32));
-                });
+                let mut next = vec![0.0; parameter.elem_count()];
+                let slopes = gradient.contiguous()?;
+                read(&parameter.contiguous()?, |values| {
+                    read(&slopes, |slopes| {
+                        let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
+                        let given = values.par_chunks(CHUNK).zip(slopes.par_chunks(CHUNK));
+                        let parts = next.par_chunks_mut(CHUNK).zip(given).zip(moments);
+                        parts.for_each(|((next, given), moments)| {
+                            step_plain(next, given, moments, (rate as f32, epsilon as f32));
+                        });
+                        Ok(())
+                    })
+                })?;
                 Tensor::from_vec(next, parameter.shape(), parameter.device())
             }
             Moments::Tensors { first, second } => {
@@ -76,16 +84,17 @@ impl Adam {
 
 /// All slices of one length.
 fn step_plain(
-    parameter: &mut [f32],
-    gradient: &[f32],
+    next: &mut [f32],
+    (parameter, gradient): (&[f32], &[f32]),
     (first, second): (&mut [f32], &mut [f32]),
     (rate, epsilon): (f32, f32),
 ) {
     let moments = first.iter_mut().zip(second);
-    for ((p, g), (m, v)) in parameter.iter_mut().zip(gradient).zip(moments) {
+    let given = parameter.iter().zip(gradient);
+    for ((next, (p, g)), (m, v)) in next.iter_mut().zip(given).zip(moments) {
         *m = *m * BETA1 as f32 + g * (1.0 - BETA1) as f32;
         *v = *v * BETA2 as f32 + g * g * (1.0 - BETA2) as f32;
-        *p -= *m / (v.sqrt() + epsilon) * rate;
+        *next = p - *m / (v.sqrt() + epsilon) * rate;
     }
 }
 

@@ -10,13 +10,11 @@
 //! How far the i-th direction is missed falls with (λ_{k+1} / λ_i)³: what is mistaken for one another is of nearly the same
 //! width.
 
-use candle_core::{DType, Device, Error, Result, Tensor};
-use faer::{Mat, MatRef, Side};
+use candle_core::{Error, Result};
+use faer::{ColRef, Mat, MatRef, Side};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-
-use super::host::read;
 
 /// How many directions are iterated on for one that is wanted.
 const WIDER: usize = 2;
@@ -27,58 +25,62 @@ const POWERS: usize = 3;
 /// How many directions there may be for one that is wanted, so that all are found.
 const FEW: usize = 4;
 
-/// The `rank` widest principal directions of `deviations` (n, D), whose product XᵀX is the covariance: rows √λᵢ vᵢ of
-/// a (rank, D) tensor in f64, and Σ λᵢ.
-pub(super) fn principal_directions(deviations: &Tensor, rank: usize) -> Result<(Tensor, f64)> {
-    let (count, dim) = deviations.dims2()?;
+/// Principal directions, and the variance along them.
+pub(super) struct Directions {
+    /// √λᵢ vᵢ one after another, (r, D).
+    pub(super) vectors: Vec<f32>,
+    /// Σ λᵢ.
+    pub(super) variance: f64,
+}
+
+/// The `rank` widest of `deviations` (n, D), whose product XᵀX is the covariance.
+pub(super) fn principal_directions(deviations: &[f32], dim: usize, rank: usize) -> Result<Directions> {
+    let count = deviations.len() / dim;
     let rank = rank.min(count).min(dim);
-    if rank == 0 {
-        return Ok((Tensor::zeros((0, dim), DType::F64, deviations.device())?, 0.0));
-    }
-    let find = if count.min(dim) <= FEW * rank { all } else { widest };
-    let here = deviations.to_device(&Device::Cpu)?.contiguous()?;
-    let Directions { vectors, lambda } = read(&here, |values| {
-        find(MatRef::from_row_major_slice(values, count, dim), rank)
-    })?;
-    let components: Vec<f64> = (0..rank)
-        .flat_map(|i| (0..dim).map(move |j| (i, j)))
-        .map(|(i, j)| vectors[(j, i)])
-        .collect();
-    let components = Tensor::from_vec(components, (rank, dim), &Device::Cpu)?;
-    Ok((components.to_device(deviations.device())?, lambda.iter().sum()))
+    let (vectors, lambda) = if rank == 0 {
+        (Mat::zeros(dim, 0), Vec::new())
+    } else if count.min(dim) <= FEW * rank {
+        let rows: Vec<f64> = deviations.iter().copied().map(f64::from).collect();
+        all(MatRef::from_row_major_slice(&rows, count, dim), rank)?
+    } else {
+        widest(MatRef::from_row_major_slice(deviations, count, dim), rank)?
+    };
+    let values = vectors.col_iter().flat_map(ColRef::iter);
+    Ok(Directions {
+        vectors: values.map(|value| *value as f32).collect(),
+        variance: lambda.iter().sum(),
+    })
 }
 
-struct Directions {
-    /// √λᵢ vᵢ in columns, (D, r).
-    vectors: Mat<f64>,
-    /// λᵢ.
-    lambda: Vec<f64>,
-}
-
-/// By all eigenvectors of the smaller of XXᵀ and XᵀX, which share their eigenvalues.
-fn all(rows: MatRef<'_, f64>, rank: usize) -> Result<Directions> {
+/// √λᵢ vᵢ in columns (D, r), and λᵢ, by all eigenvectors of the smaller of XXᵀ and XᵀX, which share their eigenvalues.
+fn all(rows: MatRef<'_, f64>, rank: usize) -> Result<(Mat<f64>, Vec<f64>)> {
     if rows.nrows() <= rows.ncols() {
         let (vectors, lambda) = eigenvectors(&(rows * rows.transpose()), rank)?;
         // √λ v = Xᵀ u for unit eigenvectors u of XXᵀ: no division by a λ that may be zero.
-        let vectors = rows.transpose() * vectors;
-        return Ok(Directions { vectors, lambda });
+        return Ok((rows.transpose() * vectors, lambda));
     }
     let (vectors, lambda) = eigenvectors(&(rows.transpose() * rows), rank)?;
-    Ok(scaled(vectors, lambda))
+    Ok((scaled(vectors, &lambda), lambda))
 }
 
-/// By subspace iteration, from the same random numbers every time.
-fn widest(rows: MatRef<'_, f64>, rank: usize) -> Result<Directions> {
+/// The same by subspace iteration, from the same random numbers every time. In f32: no more is kept of them.
+fn widest(rows: MatRef<'_, f32>, rank: usize) -> Result<(Mat<f64>, Vec<f64>)> {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let normal = |_, _| -> f64 { StandardNormal.sample(&mut rng) };
+    let normal = |_, _| -> f32 { StandardNormal.sample(&mut rng) };
     let mut basis = Mat::from_fn(rows.ncols(), WIDER * rank, normal);
     for _ in 0..POWERS {
         let along = rows * &basis;
         basis = (rows.transpose() * along).qr().compute_thin_Q();
     }
     let along = rows * &basis;
-    let (vectors, lambda) = eigenvectors(&(along.transpose() * &along), rank)?;
-    Ok(scaled(basis * vectors, lambda))
+    let (vectors, lambda) = eigenvectors(&wide(&(along.transpose() * &along)), rank)?;
+    Ok((scaled(wide(&basis) * vectors, &lambda), lambda))
+}
+
+fn wide(matrix: &Mat<f32>) -> Mat<f64> {
+    Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| {
+        f64::from(matrix[(row, column)])
+    })
 }
 
 /// The unit eigenvectors of a symmetric matrix with the `rank` largest eigenvalues, in columns, and these.
@@ -93,74 +95,92 @@ fn eigenvectors(square: &Mat<f64>, rank: usize) -> Result<(Mat<f64>, Vec<f64>)> 
     Ok((vectors, lambda))
 }
 
-/// Of unit vectors, and their λ.
-fn scaled(mut vectors: Mat<f64>, lambda: Vec<f64>) -> Directions {
+/// Unit vectors in columns, made as long as √λ.
+fn scaled(mut vectors: Mat<f64>, lambda: &[f64]) -> Mat<f64> {
     for (i, lambda) in lambda.iter().enumerate() {
-        vectors
-            .col_mut(i)
-            .iter_mut()
-            .for_each(|value| *value *= lambda.sqrt());
+        let column = vectors.col_mut(i);
+        column.iter_mut().for_each(|value| *value *= lambda.sqrt());
     }
-    Directions { vectors, lambda }
+    vectors
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Tensor;
+
     use super::*;
     use crate::adapter::rehearsal::tests::features;
+
+    /// Rows (n, D) around their mean.
+    fn centred(rows: &Tensor) -> Result<Vec<f32>> {
+        rows.broadcast_sub(&rows.mean_keepdim(0)?)?
+            .flatten_all()?
+            .to_vec1()
+    }
+
+    fn dot(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum()
+    }
 
     #[test]
     fn the_widest_of_many_directions_are_nearly_those_of_all() -> Result<()> {
         const RANK: usize = 4;
-        let rows = features(200, 60);
-        let rows = rows.broadcast_sub(&rows.mean_keepdim(0)?)?.to_dtype(DType::F64)?;
-        assert!(rows.dim(1)? > FEW * RANK, "not all are looked at");
-        let (found, sum) = principal_directions(&rows, RANK)?;
-        let values = rows.flatten_all()?.to_vec1::<f64>()?;
-        let Directions { vectors, lambda } = all(MatRef::from_row_major_slice(&values, 200, 60), RANK)?;
-        assert!((sum / lambda.iter().sum::<f64>() - 1.0).abs() < 1e-4);
-        let found = found.to_vec2::<f64>()?;
-        for (i, (found, lambda)) in found.iter().zip(&lambda).enumerate() {
-            let along: f64 = found.iter().zip(vectors.col(i).iter()).map(|(a, b)| a * b).sum();
+        const DIM: usize = 60;
+        const { assert!(DIM > FEW * RANK, "not all are looked at") };
+        let rows = centred(&features(200, DIM))?;
+        let found = principal_directions(&rows, DIM, RANK)?;
+        let doubles: Vec<f64> = rows.iter().copied().map(f64::from).collect();
+        let (vectors, lambda) = all(MatRef::from_row_major_slice(&doubles, 200, DIM), RANK)?;
+        assert!((found.variance / lambda.iter().sum::<f64>() - 1.0).abs() < 1e-4);
+        for (i, (found, lambda)) in found.vectors.chunks_exact(DIM).zip(&lambda).enumerate() {
+            let vector: Vec<f32> = vectors.col(i).iter().map(|value| *value as f32).collect();
+            let along = dot(found, &vector);
             assert!(
                 (along.abs() / lambda - 1.0).abs() < 1e-3,
                 "{i}: {along} of {lambda}"
             );
         }
-        let again = principal_directions(&rows, RANK)?.0.to_vec2::<f64>()?;
-        assert_eq!(found, again, "the same every time");
+        let again = principal_directions(&rows, DIM, RANK)?.vectors;
+        assert_eq!(found.vectors, again, "the same every time");
         Ok(())
     }
 
     #[test]
     fn more_rows_than_values_and_fewer_have_the_same_directions() -> Result<()> {
-        let rows = features(6, 9).to_dtype(DType::F64)?;
-        let longer = rows.pad_with_zeros(0, 0, 4)?;
-        let (across, sum) = principal_directions(&rows, 5)?;
-        let (along, sum_along) = principal_directions(&longer, 5)?;
-        assert!((sum / sum_along - 1.0).abs() < 1e-9);
+        let mut rows = features(6, 9).flatten_all()?.to_vec1::<f32>()?;
+        let across = principal_directions(&rows, 9, 5)?;
+        rows.resize(10 * 9, 0.0);
+        let along = principal_directions(&rows, 9, 5)?;
+        assert!((across.variance / along.variance - 1.0).abs() < 1e-9);
         // Either sign is right.
-        let products = (across * along)?.sum(1)?.abs()?.to_vec1::<f64>()?;
-        assert!(
-            (products.iter().sum::<f64>() / sum - 1.0).abs() < 1e-6,
-            "{products:?}"
-        );
+        let pairs = across.vectors.chunks_exact(9).zip(along.vectors.chunks_exact(9));
+        let products: f64 = pairs.map(|(a, b)| dot(a, b).abs()).sum();
+        assert!((products / across.variance - 1.0).abs() < 1e-5, "{products}");
+        Ok(())
+    }
+
+    #[test]
+    fn copies_of_one_row_have_none() -> Result<()> {
+        for value in [0.0, 1e-25_f32] {
+            let found = principal_directions(&vec![value; 60 * 40], 40, 3)?;
+            assert!(found.vectors.iter().all(|value| value.is_finite()));
+            assert!(found.variance.abs() < 1e-20, "{}", found.variance);
+        }
         Ok(())
     }
 
     #[test]
     fn copies_of_two_rows_have_one_direction() -> Result<()> {
         const RANK: usize = 3;
-        let two = features(2, 40).to_dtype(DType::F64)?;
-        let two = two.broadcast_sub(&two.mean_keepdim(0)?)?;
-        let rows = Tensor::cat(&[&two; 20], 0)?;
-        assert!(rows.dim(0)? > FEW * RANK, "not all are looked at");
-        let (found, sum) = principal_directions(&rows, RANK)?;
-        let widths = found.sqr()?.sum(1)?.to_vec1::<f64>()?;
-        let whole = rows.sqr()?.sum_all()?.to_scalar::<f64>()?;
-        assert!((widths[0] / whole - 1.0).abs() < 1e-9 && (sum / whole - 1.0).abs() < 1e-9);
+        const DIM: usize = 40;
+        const { assert!(DIM > FEW * RANK, "not all are looked at") };
+        let rows = centred(&features(2, DIM))?.repeat(20);
+        let found = principal_directions(&rows, DIM, RANK)?;
+        let widths: Vec<f64> = found.vectors.chunks_exact(DIM).map(|v| dot(v, v)).collect();
+        let whole = dot(&rows, &rows);
+        assert!((widths[0] / whole - 1.0).abs() < 1e-5 && (found.variance / whole - 1.0).abs() < 1e-5);
         assert!(
-            widths[1..].iter().all(|width| *width < 1e-9 * whole),
+            widths[1..].iter().all(|width| *width < 1e-5 * whole),
             "{widths:?}"
         );
         Ok(())

@@ -1,13 +1,27 @@
 //! Old classes take part in a fit as rows drawn from what is kept of them: pseudo-rows from a class's Gaussian, or its
 //! exemplars where it keeps any.
+//!
+//! Normal numbers are dear: most are drawn once, into a table, of which every pseudo-row takes those from some place on
+//! (Salimans et al. 2017, arXiv 1703.03864, section 2). Rows of tokens, of which it would hold few, are drawn number by number.
 
 use candle_core::{DType, Device, Result, Tensor};
 use rand::seq::SliceRandom;
-use rand::{Rng, RngExt as _};
+use rand::{Rng, RngExt as _, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
+use rayon::prelude::*;
 
 use super::host::read;
 use super::statistics::ClassStatistics;
+
+/// Numbers of the table.
+const NOISE: usize = 1 << 20;
+
+/// Rows that it must hold to be of use.
+const ROWS: usize = 1 << 10;
+
+/// How many of them are drawn from one seed.
+const SEEDED: usize = 1 << 14;
 
 /// Deals rows of old classes. Every class comes once before any comes again, in a new order each time.
 ///
@@ -19,6 +33,8 @@ pub(super) struct Rehearsal {
     dim: usize,
     device: Device,
     deck: Vec<u32>,
+    /// Standard normal numbers, where there are pseudo-rows to be made of them.
+    noise: Option<Vec<f32>>,
 }
 
 /// What rows of a class come from, in the host's memory, in f32.
@@ -37,17 +53,22 @@ enum Source {
 
 impl Rehearsal {
     /// Over old classes in column order; there must be at least one.
-    pub(super) fn new(classes: &[ClassStatistics]) -> Result<Self> {
+    pub(super) fn new(classes: &[ClassStatistics], rng: &mut impl Rng) -> Result<Self> {
         let Some(first) = classes.first() else {
             candle_core::bail!("a rehearsal of no classes");
         };
         let dim = first.mean.dim(0)?;
         let sources = classes.iter().map(|class| Source::of(class, dim));
+        let sources = sources.collect::<Result<Vec<_>>>()?;
+        let is_drawn = |source: &Source| matches!(source, Source::Gaussian { .. });
+        let is_of_use = dim * ROWS <= NOISE && sources.iter().any(is_drawn);
+        let noise = is_of_use.then(|| normal_numbers(NOISE, rng));
         Ok(Self {
             dim,
             device: first.mean.device().clone(),
-            classes: sources.collect::<Result<_>>()?,
+            classes: sources,
             deck: Vec::new(),
+            noise,
         })
     }
 
@@ -61,7 +82,8 @@ impl Rehearsal {
         let mut rest = rows.as_mut_slice();
         for of_class in columns.chunk_by(|a, b| a == b) {
             let (drawn, next) = rest.split_at_mut(of_class.len() * self.dim);
-            self.classes[of_class[0] as usize].draw(drawn, self.dim, rng)?;
+            let class = &self.classes[of_class[0] as usize];
+            class.draw(drawn, self.dim, self.noise.as_deref(), rng)?;
             rest = next;
         }
         Ok((Tensor::from_vec(rows, (count, self.dim), &self.device)?, columns))
@@ -96,8 +118,9 @@ impl Source {
         })
     }
 
-    /// Fills rows of D values: each one of the exemplars, or μ + Aᵀ z₁ + σ z₂ with standard normal z.
-    fn draw(&self, rows: &mut [f32], dim: usize, rng: &mut impl Rng) -> Result<()> {
+    /// Fills rows of D values: each one of the exemplars, or μ + Aᵀ z₁ + σ z₂ with standard normal z, z₂ a part of `noise`
+    /// if there is any.
+    fn draw(&self, rows: &mut [f32], dim: usize, noise: Option<&[f32]>, rng: &mut impl Rng) -> Result<()> {
         match self {
             Self::Exemplars(exemplars) => read(exemplars, |exemplars: &[f32]| {
                 let kept = (exemplars.len() / dim) as u32;
@@ -113,9 +136,16 @@ impl Source {
                 deviation,
             } => {
                 read(mean, |mean: &[f32]| {
-                    for (value, mean) in rows.iter_mut().zip(mean.iter().cycle()) {
-                        let beyond: f32 = StandardNormal.sample(rng);
-                        *value = beyond * deviation + mean;
+                    for row in rows.chunks_exact_mut(dim) {
+                        match noise {
+                            Some(noise) => {
+                                let place = rng.random_range(0..=noise.len() - dim);
+                                row.copy_from_slice(&noise[place..place + dim]);
+                            }
+                            None => row.fill_with(|| StandardNormal.sample(rng)),
+                        }
+                        let values = row.iter_mut().zip(mean);
+                        values.for_each(|(value, mean)| *value = *value * deviation + mean);
                     }
                     Ok(())
                 })?;
@@ -134,11 +164,22 @@ impl Source {
     }
 }
 
+/// So many standard normal numbers.
+fn normal_numbers(count: usize, rng: &mut impl Rng) -> Vec<f32> {
+    let seeds: Vec<u64> = (0..count.div_ceil(SEEDED)).map(|_| rng.random()).collect();
+    let mut numbers = vec![0.0; count];
+    let parts = numbers.par_chunks_mut(SEEDED).zip(seeds);
+    parts.for_each(|(part, seed)| {
+        let numbers = StandardNormal.sample_iter(ChaCha8Rng::seed_from_u64(seed));
+        part.iter_mut()
+            .zip(numbers)
+            .for_each(|(place, number)| *place = number);
+    });
+    numbers
+}
+
 #[cfg(test)]
 pub(super) mod tests {
-    use rand::SeedableRng;
-    use rand_chacha::ChaCha8Rng;
-
     use super::*;
 
     /// Rows around a mean, wider in some directions than in others, with lengths that must not matter.
@@ -203,7 +244,7 @@ pub(super) mod tests {
         let classes = [(4, 32), (40, 3), (1, 3)]
             .map(|(count, rank)| ClassStatistics::estimate(&features(count, 10), rank).expect("estimated"));
         let mut rng = ChaCha8Rng::seed_from_u64(6);
-        let (drawn, columns) = Rehearsal::new(&classes)
+        let (drawn, columns) = Rehearsal::new(&classes, &mut rng)
             .and_then(|mut r| r.draw(60_000, &mut rng))
             .expect("drawn");
         for (column, class) in (0_u32..).zip(&classes) {
@@ -240,7 +281,7 @@ pub(super) mod tests {
             .map(|n| ClassStatistics::estimate(&features(n, 4), 4).expect("estimated"))
             .collect();
         let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let mut rehearsal = Rehearsal::new(&classes).expect("stacked");
+        let mut rehearsal = Rehearsal::new(&classes, &mut rng).expect("stacked");
         let dealt: Vec<u32> = (0..4)
             .flat_map(|_| rehearsal.draw(5, &mut rng).expect("drawn").1)
             .collect();
@@ -257,7 +298,7 @@ pub(super) mod tests {
         let kept = features(3, 4);
         class.exemplars = Some(kept.clone());
         let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let (drawn, _) = Rehearsal::new(&[class])
+        let (drawn, _) = Rehearsal::new(&[class], &mut rng)
             .and_then(|mut rehearsal| rehearsal.draw(40, &mut rng))
             .expect("drawn");
         let rows = |tensor: &Tensor| tensor.to_vec2::<f32>().expect("rows");

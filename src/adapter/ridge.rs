@@ -1,19 +1,22 @@
 //! Ridge regression on random features, in closed form (RanPAC, arXiv 2307.02251; ACIL, NeurIPS 2022).
 //!
 //! ```text
-//! φ(x) = max(0, R x),   R (M, D) of standard normal numbers,   score_c = w_c · φ(x),   W = (G + λ I)⁻¹ S
+//! φ(x) = min(max(0, R x), 8),   R (M, D) of standard normal numbers,   score_c = w_c · φ(x),   W = (G + λ I)⁻¹ S
 //! ```
 //!
+//! In the sums G and S, φ is rounded to whole steps: see [`RandomFeatures`].
 //! W is that of learning all tasks at once, whatever their order. R is drawn for a model's first task and kept with its
 //! versions. Where the configuration does not give λ, it is chosen anew for every version by a sample of all examples if
 //! these are kept, and otherwise once, by the first task's.
 
 use candle_core::{DType, Device, Result, Tensor};
+use clipkeep_towers::RandomFeatures;
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use super::embedding::against;
 use super::gram::{Gram, Solution};
+use super::host::read;
 
 /// The regression of all classes.
 #[derive(Debug, Clone)]
@@ -78,14 +81,27 @@ impl Ridge {
 
 /// φ of embeddings (n, D), as (n, M).
 pub(super) fn random_features(embeddings: &Tensor, projection: &Tensor) -> Result<Tensor> {
-    against(embeddings, projection)?.relu()
+    against(embeddings, projection)?.clamp(0.0, f64::from(RandomFeatures::MOST))
+}
+
+/// φ of embeddings (n, D) such as sums hold it, as (n, M) on the CPU.
+pub(super) fn whole_features(embeddings: &Tensor, projection: &Tensor) -> Result<Tensor> {
+    let features = whole(projection)?;
+    let rows = embeddings.to_device(&Device::Cpu)?.contiguous()?;
+    let values = read(&rows, |rows| Ok(features.of(rows)))?;
+    Tensor::from_vec(values, (rows.dim(0)?, features.size()), &Device::Cpu)
 }
 
 /// What a regression needs to know of classes, from the embeddings (n, D) of each.
 pub(super) fn gram(classes: &[Tensor], projection: &Tensor) -> Result<Gram> {
-    Gram::of(classes, projection.dim(0)?, |rows| {
-        random_features(rows, projection)
-    })
+    Gram::of(classes, &whole(projection)?)
+}
+
+/// R as it makes φ in whole steps.
+fn whole(projection: &Tensor) -> Result<RandomFeatures> {
+    let dim = projection.dim(1)?;
+    let projection = projection.to_device(&Device::Cpu)?.contiguous()?;
+    read(&projection, |values| Ok(RandomFeatures::new(values, dim)))
 }
 
 #[cfg(test)]
@@ -96,6 +112,7 @@ mod tests {
     use super::*;
     use crate::adapter::embedding::normalise;
     use crate::adapter::gram::best_lambda;
+    use crate::adapter::gram::tests::plain;
     use crate::adapter::rehearsal::tests::features;
 
     const SIZE: usize = 40;
@@ -117,10 +134,6 @@ mod tests {
             .to_vec()
     }
 
-    fn sums(classes: &[Tensor]) -> Result<Gram> {
-        Gram::of(classes, SIZE, |rows| Ok(rows.clone()))
-    }
-
     fn weights(grams: &[Gram]) -> Vec<Vec<f64>> {
         let mut sum = grams[0].clone();
         for next in &grams[1..] {
@@ -139,7 +152,7 @@ mod tests {
     #[test]
     fn weights_solve_the_regularised_normal_equations() -> Result<()> {
         let classes = classes();
-        let weights = weights(&[sums(&classes)?]);
+        let weights = weights(&[plain(&classes)?]);
         let all = Tensor::cat(&classes, 0)?.to_dtype(DType::F64)?;
         let gram = (all.t()?.matmul(&all)? + (Tensor::eye(SIZE, DType::F64, &Device::Cpu)? * LAMBDA)?)?;
         for (weight, rows) in weights.into_iter().zip(&classes) {
@@ -153,11 +166,13 @@ mod tests {
 
     #[test]
     fn any_order_of_tasks_gives_the_same_weights() -> Result<()> {
-        let tasks: Vec<Gram> = classes()
-            .into_iter()
-            .map(|class| sums(&[class]))
-            .collect::<Result<_>>()?;
-        let joint = weights(&[sums(&classes())?]);
+        let rows = normalise(&features(36, 8))?;
+        let classes = [(0, 5), (5, 30), (35, 1)].map(|(start, count)| rows.narrow(0, start, count));
+        let classes: Vec<Tensor> = classes.into_iter().collect::<Result<_>>()?;
+        let projection = projection();
+        let tasks = classes.chunks(1).map(|class| gram(class, &projection));
+        let tasks: Vec<Gram> = tasks.collect::<Result<_>>()?;
+        let joint = weights(&[gram(&classes, &projection)?]);
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]] {
             let found = weights(&order.map(|task| tasks[task].clone()));
             let expected: Vec<Vec<f64>> = order.iter().map(|task| joint[*task].clone()).collect();
@@ -169,12 +184,12 @@ mod tests {
     #[test]
     fn leaving_out_in_closed_form_is_leaving_out() -> Result<()> {
         let classes = classes();
-        let solution = sums(&classes)?.solve(LAMBDA)?;
+        let solution = plain(&classes)?.solve(LAMBDA)?;
         let closed = solution.left_out(&classes[0], &[0; 5])?;
         for left in 0..5_u32 {
             let kept: Vec<u32> = (0..5).filter(|row| *row != left).collect();
             let rest = classes[0].index_select(&Tensor::new(kept, &Device::Cpu)?, 0)?;
-            let without = sums(&[rest, classes[1].clone(), classes[2].clone()])?.solve(LAMBDA)?;
+            let without = plain(&[rest, classes[1].clone(), classes[2].clone()])?.solve(LAMBDA)?;
             let row = classes[0].narrow(0, left as usize, 1)?.to_dtype(DType::F64)?;
             let scores = row
                 .matmul(&without.weights(&Device::Cpu)?.t()?)?

@@ -19,12 +19,13 @@
 
 mod stored;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rand::Rng;
 use rayon::prelude::*;
 
 use super::exemplars;
 use super::gram::Gram;
+use super::host::read;
 use super::principal::principal_directions;
 use super::ridge;
 use super::sample::Sample;
@@ -269,23 +270,46 @@ impl ClassStatistics {
         if count == 0 {
             candle_core::bail!("statistics of a class without examples");
         }
-        let rows = rows.to_dtype(DType::F64)?;
-        let mean = rows.mean_keepdim(0)?;
-        let freedom = count.saturating_sub(1).max(1) as f64;
-        let deviations = (rows.broadcast_sub(&mean)? / freedom.sqrt())?;
-        let total = deviations.sqr()?.sum_all()?.to_scalar::<f64>()?;
-        let (components, kept) = principal_directions(&deviations, rank.min(count - 1))?;
+        let device = rows.device();
+        let rows = rows.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
+        let (mean, deviations) = read(&rows, |rows| Ok(centred(rows, dim)))?;
+        let total = deviations
+            .iter()
+            .map(|value| f64::from(*value).powi(2))
+            .sum::<f64>();
+        let found = principal_directions(&deviations, dim, rank.min(count - 1))?;
         let shrinkage = if count <= dim { SHRINKAGE * total } else { 0.0 };
-        let spread = (total - kept).max(0.0) + shrinkage;
+        let spread = (total - found.variance).max(0.0) + shrinkage;
+        let directions = found.vectors.len() / dim;
         Ok(Self {
             count,
-            mean: mean.squeeze(0)?.to_dtype(DType::F32)?,
-            components: components.to_dtype(DType::F32)?,
+            mean: Tensor::from_vec(mean, dim, device)?,
+            components: Tensor::from_vec(found.vectors, (directions, dim), device)?,
             residual: spread / dim as f64 + FLOOR,
             exemplars: None,
             rows: None,
         })
     }
+}
+
+/// The mean (D) of rows (n, D), and (x − μ) / √(n − 1), row by row.
+fn centred(rows: &[f32], dim: usize) -> (Vec<f32>, Vec<f32>) {
+    let count = rows.len() / dim;
+    let mut mean = vec![0.0; dim];
+    for row in rows.chunks_exact(dim) {
+        let pairs = mean.iter_mut().zip(row);
+        pairs.for_each(|(sum, value)| *sum += f64::from(*value));
+    }
+    for sum in &mut mean {
+        *sum /= count as f64;
+    }
+    let share = (count.saturating_sub(1).max(1) as f64).sqrt().recip();
+    let mut deviations = rows.to_vec();
+    for row in deviations.chunks_exact_mut(dim) {
+        let pairs = row.iter_mut().zip(&mean);
+        pairs.for_each(|(value, mean)| *value = ((f64::from(*value) - mean) * share) as f32);
+    }
+    (mean.into_iter().map(|mean| mean as f32).collect(), deviations)
 }
 
 #[cfg(test)]

@@ -14,6 +14,17 @@ pub(super) trait Trainable: Clone + Send {
 
     /// The loss of rows x (n, …) whose classes are the `columns` (n), and its gradient by each parameter.
     fn gradient(&self, targets: &Targets<'_>, x: &Tensor, columns: &[u32]) -> Result<Gradient>;
+
+    /// What makes its gradients for these targets faster, if there is something.
+    fn fused(&self, _targets: &Targets<'_>) -> Result<Option<Box<dyn Fused<Self>>>> {
+        Ok(None)
+    }
+}
+
+/// Gradients of an adapter for targets that are prepared once.
+pub(super) trait Fused<A>: Send {
+    /// As [`Trainable::gradient`], but for the rounding.
+    fn gradient(&mut self, adapter: &A, x: &Tensor, columns: &[u32]) -> Result<Gradient>;
 }
 
 /// A batch's loss and its gradient.

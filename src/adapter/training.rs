@@ -13,7 +13,7 @@ use super::optimiser::{Adam, cosine, peak_rate};
 use super::penalty::Penalty;
 use super::rehearsal::Rehearsal;
 use super::statistics::ClassStatistics;
-use super::trainable::{Trainable, total};
+use super::trainable::{Fused, Trainable, total};
 use super::whitening::Whitening;
 use crate::domain::{self, ModelConfig, Retention};
 
@@ -87,6 +87,7 @@ struct Learner<'a, A> {
     pairs: Option<Pairs>,
     penalty: Option<Penalty>,
     adapter: A,
+    fused: Option<Box<dyn Fused<A>>>,
     optimisers: Vec<Adam>,
 }
 
@@ -101,7 +102,7 @@ impl<'a, A: Trainable> Training<'a, A> {
         let rehearsal = match config.rehearsal {
             domain::Rehearsal::None => None,
             _ if lesson.old.is_empty() => None,
-            _ => Some(Rehearsal::new(lesson.old)?),
+            _ => Some(Rehearsal::new(lesson.old, rng)?),
         };
         let pairs = config
             .hinge
@@ -119,7 +120,9 @@ impl<'a, A: Trainable> Training<'a, A> {
             penalty: None,
             optimisers: optimisers.collect::<candle_core::Result<_>>()?,
             adapter,
+            fused: None,
         };
+        learner.fused = learner.adapter.fused(&learner.targets())?;
         if let (Retention::Penalty { strength }, Start::Trained) = (config.retention, start) {
             // Measured on rehearsed rows; without any there is nothing to hold on to.
             if let Some((rows, columns)) = batches.rehearse(Penalty::ROWS)? {
@@ -234,9 +237,13 @@ impl Batches<'_> {
 impl<A: Trainable> Learner<'_, A> {
     /// One optimiser update; the batch's loss before it.
     fn step(&mut self, batch: &Batch, rate: f64) -> candle_core::Result<f64> {
-        let mut gradient = self
-            .adapter
-            .gradient(&self.targets(), &batch.rows, &batch.columns)?;
+        let mut gradient = match &mut self.fused {
+            Some(fused) => fused.gradient(&self.adapter, &batch.rows, &batch.columns),
+            None => {
+                let targets = self.targets();
+                self.adapter.gradient(&targets, &batch.rows, &batch.columns)
+            }
+        }?;
         if let Some(penalty) = &self.penalty {
             penalty.add(&self.adapter, &mut gradient)?;
         }

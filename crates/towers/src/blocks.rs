@@ -48,7 +48,7 @@ impl<T: Operand> Aligned<T> {
         } else {
             0
         };
-        let memory = MmapMut::map_anon((bytes + spare).max(1)).expect("memory for a tower");
+        let memory = MmapMut::map_anon((bytes + spare).max(1)).expect("memory for numbers");
         let start = memory.as_ptr().align_offset(HUGE).min(spare);
         #[cfg(target_os = "linux")]
         if spare > 0 {
@@ -161,6 +161,11 @@ impl<T: Operand> Blocks<T> {
     /// One of them.
     pub(crate) fn block(&self, index: usize) -> &[T] {
         &self.values[index * self.layout.len()..(index + 1) * self.layout.len()]
+    }
+
+    /// A panel of one of them.
+    pub(crate) fn panel(&self, block: usize, panel: usize) -> &[T] {
+        &self.block(block)[panel * self.layout.panel_len()..][..self.layout.panel_len()]
     }
 
     /// The columns of a row of a block, panel by panel.

@@ -12,6 +12,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use crate::Activation;
+use crate::integer::WHOLE;
 use crate::operand::{Pair, UPPER};
 
 /// `(x − mean) / √(variance + ε) · weight + bias` of rows of a block, into the same rows of another.
@@ -287,9 +288,7 @@ fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 
 /// e^x, to a few units in the last place; below -87 what it is there, and above 88.
 #[inline(always)]
-fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    /// 1.5 · 2²³: what is added to it is rounded to a whole number, which stands in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
+pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     /// ln 2 in two parts, of which the first has few enough bits that its product with such a number is exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     /// 1/k!, from the seventh power down: within ±ln 2 / 2 the rest of the series is below 1e-8.
@@ -310,9 +309,9 @@ fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let shifted = simd.mul_add_e_f32s(
         x,
         simd.splat_f32s(std::f32::consts::LOG2_E),
-        simd.splat_f32s(ROUND),
+        simd.splat_f32s(WHOLE),
     );
-    let n = simd.sub_f32s(shifted, simd.splat_f32s(ROUND));
+    let n = simd.sub_f32s(shifted, simd.splat_f32s(WHOLE));
     let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN_2[0]), x);
     let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN_2[1]), r);
     let mut series = simd.splat_f32s(TERMS[0]);

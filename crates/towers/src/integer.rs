@@ -32,7 +32,7 @@ use crate::kernel::Vectors;
 use crate::operand::{Operand, Side};
 
 /// 1.5 · 2²³: what is added to it is rounded to a whole number, to even, which stands in the lowest bits.
-const WHOLE: f32 = 12_582_912.0;
+pub(crate) const WHOLE: f32 = 12_582_912.0;
 
 /// Four numbers of 8 bits.
 pub(crate) type Bytes = [u8; 4];

@@ -1,6 +1,6 @@
 //! What a processor does fast, in f32 and in pairs, by any of its vectors: one source for all of them.
 //!
-//! Owner: the CPU tower. `Lanes` is written over `pulp`'s vectors. Everything is laid out in *panels* of W columns (see
+//! Owners: the towers, and what fits repeat. `Lanes` is written over `pulp`'s vectors. Everything is laid out in *panels* of W columns (see
 //! [`super::blocks`]). Invariant: a row's result depends on that row alone, bit for bit: whatever rows are computed beside it,
 //! its sums run in the same order.
 
@@ -14,13 +14,16 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use crate::crossed::Cross;
 use crate::elementwise::{Activate, InPairs, InPanels, LayerNorm, Round, Softmax};
 use crate::integer::{Measure, Narrow, Span};
+use crate::objective::{ByOutputs, CrossEntropy, Normalise};
 use crate::operand::{Pair, UPPER};
 use crate::prefetch::prefetch;
+use crate::regression::Steps;
 
 /// Instructions, and the width of the panels they like: all but the products with weights, in f32.
-pub(crate) trait Vectors: Multiply<f32> {
+pub(crate) trait Vectors: Multiply<f32> + Cross<f32, f32> {
     /// W, columns of a panel.
     fn columns(&self) -> usize;
 
@@ -41,6 +44,18 @@ pub(crate) trait Vectors: Multiply<f32> {
 
     /// Makes rows of W values whole numbers of 16 bits.
     fn narrow_to_shorts(&self, narrow: Narrow<'_, u16>);
+
+    /// Makes random features of projections.
+    fn steps(&self, steps: Steps<'_>);
+
+    /// Makes rows of a block unit rows.
+    fn normalise(&self, normalise: Normalise<'_>);
+
+    /// Makes rows of cosines the slope of their mean cross-entropy.
+    fn cross_entropy(&self, cross_entropy: CrossEntropy<'_>);
+
+    /// Makes slopes of unit rows those of what they were made of.
+    fn by_outputs(&self, by_outputs: ByOutputs<'_>);
 
     /// Applies an activation to every value of whole panels.
     fn activate(&self, activate: Activate<'_>);
@@ -130,6 +145,22 @@ impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Vectors
 
     fn narrow_to_shorts(&self, narrow: Narrow<'_, u16>) {
         self.0.vectorize(InPanels::<_, W>(narrow));
+    }
+
+    fn steps(&self, steps: Steps<'_>) {
+        self.0.vectorize(InPanels::<_, W>(steps));
+    }
+
+    fn normalise(&self, normalise: Normalise<'_>) {
+        self.0.vectorize(InPanels::<_, W>(normalise));
+    }
+
+    fn cross_entropy(&self, cross_entropy: CrossEntropy<'_>) {
+        self.0.vectorize(InPanels::<_, W>(cross_entropy));
+    }
+
+    fn by_outputs(&self, by_outputs: ByOutputs<'_>) {
+        self.0.vectorize(InPanels::<_, W>(by_outputs));
     }
 
     fn activate(&self, activate: Activate<'_>) {

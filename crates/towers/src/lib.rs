@@ -1,4 +1,4 @@
-//! CLIP's towers on the CPU.
+//! CLIP's towers on the CPU, and what fits repeat most on theirs: a linear adapter's gradient, and a regression's sums.
 //!
 //! Weights are packed once into what the processor's vector instructions read in order; bias, activation and residual are
 //! part of the products; memory for activations is taken once. Map:
@@ -12,6 +12,7 @@
 //! | `prefetch` | memory that is asked for before it is read |
 //! | `integer` | whole numbers, and how activations and weights become such |
 //! | `dots` | products of whole numbers |
+//! | `crossed` | products of columns |
 //! | `x86` | products by instructions of x86 alone |
 //! | `elementwise` | layer norm, softmax, activations, by the same |
 //! | `matrix` | a packed matrix and its products, on all threads |
@@ -19,13 +20,18 @@
 //! | `layers` | the transformer |
 //! | `image` | the image tower, from pixels to features |
 //! | `text` | the text tower, from token embeddings to features |
+//! | `objective` | the steps of a loss and its gradient |
+//! | `adapter` | the gradient of a linear adapter |
+//! | `regression` | sums over random features |
 //!
-//! Invariants: weights never change; the features of an image or of a text depend on it alone, bit for bit, whatever shares its
+//! Invariants: weights of towers never change; the features of an image or of a text depend on it alone, bit for bit, whatever shares its
 //! batch and however many threads there are; slices bound every access, and in `x86` lengths that are asserted; a prefetch is
 //! a hint. Threads are those of the rayon pool that the caller runs in.
 
+mod adapter;
 mod attention;
 mod blocks;
+mod crossed;
 mod dots;
 mod elementwise;
 mod image;
@@ -33,9 +39,11 @@ mod integer;
 mod kernel;
 mod layers;
 mod matrix;
+mod objective;
 mod operand;
 mod prefetch;
 mod processor;
+mod regression;
 mod text;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -49,6 +57,9 @@ use std::fmt;
 use crate::integer::{Bytes, Shorts};
 use crate::kernel::Kernel;
 use crate::operand::Pair;
+
+pub use adapter::{LinearAdapter, LinearGradient, LinearObjective};
+pub use regression::RandomFeatures;
 
 /// Tokens that are computed at a time, for each thread: their activations stay in the caches.
 const TOKENS: usize = 256;

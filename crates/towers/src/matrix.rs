@@ -1,4 +1,4 @@
-//! A frozen matrix with its bias, packed once for the products it takes part in.
+//! A matrix with its bias, packed for the products it takes part in: once where it is frozen.
 
 use rayon::prelude::*;
 
@@ -35,10 +35,21 @@ impl<T: Operand> Matrix<T> {
     /// From weights `(outputs, inputs)`, row by row, as checkpoints have them, and a bias of `outputs` values, or none, in
     /// panels of `width` columns.
     pub(crate) fn pack(weights: &[f32], inputs: usize, bias: &[f32], width: usize) -> Self {
-        let outputs = weights.len() / inputs;
+        let outputs = (weights.len() / inputs).next_multiple_of(width);
         let padded = inputs.next_multiple_of(width);
-        let mut panels = Aligned::<T>::zeros(outputs.next_multiple_of(width) * padded / T::VALUES);
-        let pieces = panels.par_chunks_mut(width * padded / T::VALUES);
+        let mut packed = Self {
+            panels: Aligned::zeros(outputs * padded / T::VALUES),
+            inputs: padded,
+            scales: Aligned::zeros(0),
+            bias: Aligned::zeros(outputs),
+        };
+        packed.repack(weights, inputs, bias, width);
+        packed
+    }
+
+    /// As [`Self::pack`], of other values of the same shape.
+    pub(crate) fn repack(&mut self, weights: &[f32], inputs: usize, bias: &[f32], width: usize) {
+        let pieces = self.panels.par_chunks_mut(width * self.inputs / T::VALUES);
         let scales: Vec<Vec<f32>> = pieces
             .zip(weights.par_chunks(width * inputs))
             .map(|(piece, rows)| {
@@ -57,14 +68,13 @@ impl<T: Operand> Matrix<T> {
                 scales
             })
             .collect();
-        let mut padded_bias = Aligned::zeros(outputs.next_multiple_of(width));
-        padded_bias[..bias.len()].copy_from_slice(bias);
-        Self {
-            panels,
-            inputs: padded,
-            scales: Aligned::from(scales.concat().as_slice()),
-            bias: padded_bias,
+        let scales = scales.concat();
+        if self.scales.len() == scales.len() {
+            self.scales.copy_from_slice(&scales);
+        } else {
+            self.scales = Aligned::from(scales.as_slice());
         }
+        self.bias[..bias.len()].copy_from_slice(bias);
     }
 
     /// Multiplies rows of blocks of `left` into the same rows of `out`. Rows beyond stay as they are.

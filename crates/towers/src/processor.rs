@@ -7,6 +7,7 @@ use pulp::aarch64::Neon;
 use pulp::x86::{V3, V4};
 use pulp::{Scalar, Simd};
 
+use crate::crossed::Cross;
 use crate::dots::{Dots, WholeProducts};
 use crate::integer::{Bytes, Shorts};
 use crate::kernel::{Kernel, Lanes, Multiply, Vectors};
@@ -218,5 +219,38 @@ pub(crate) fn all_int16() -> Vec<Kernel<Shorts>> {
         all.push(shorts("portable", Lanes::<_, 32, 16, 32>(Scalar), Scalar));
         all.push(shorts("portable", Lanes::<_, 64, 32, 64>(Scalar), Scalar));
     }
+    all
+}
+
+/// What multiplies rows in f32 and columns of whole numbers, in panels of one width.
+pub(crate) type WholeSquares = (Kernel<f32>, Box<dyn Cross<Shorts, i32>>);
+
+/// All of it that runs here, the best first.
+pub(crate) fn whole_squares() -> Vec<WholeSquares> {
+    let mut all: Vec<WholeSquares> = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(simd) = V4::try_new() {
+            let vectors = || lanes("avx512", Lanes::<_, 32, 16, 2>(simd));
+            if let Some(vnni) = x86::Vnni::try_new() {
+                all.push((vectors(), Box::new(WholeProducts::<_, _, 32, 16, 2>(simd, vnni))));
+            }
+            all.push((vectors(), Box::new(WholeProducts::<_, _, 32, 16, 2>(simd, simd))));
+        }
+        if let Some(simd) = V3::try_new() {
+            let vectors = lanes("avx2", Lanes::<_, 16, 8, 2>(simd));
+            all.push((vectors, Box::new(WholeProducts::<_, _, 16, 8, 2>(simd, simd))));
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(simd) = Neon::try_new() {
+        let vectors = lanes("neon", Lanes::<_, 16, 8, 4>(simd));
+        all.push((
+            vectors,
+            Box::new(WholeProducts::<_, _, 16, 8, 16>(Scalar, Scalar)),
+        ));
+    }
+    let vectors = lanes("portable", Lanes::<_, 8, 4, 8>(Scalar));
+    all.push((vectors, Box::new(WholeProducts::<_, _, 8, 4, 8>(Scalar, Scalar))));
     all
 }

@@ -1,6 +1,7 @@
-//! Kernels against plain sums in f64, and towers against one another.
+//! Kernels, gradients and sums against plain ones in f64, and towers against one another.
 
 mod kernels;
+mod learning;
 mod towers;
 
 /// Numbers without a pattern, between -1 and 1.

@@ -18,9 +18,9 @@ struct Header {
     dim: usize,
     /// N − C of the scatter, where there is one.
     freedom: Option<usize>,
-    /// M of the random features, where there are any.
+    /// M of the random features in whole steps, where there are any.
     #[serde(default)]
-    random_features: Option<usize>,
+    whole_features: Option<usize>,
     classes: Vec<ClassHeader>,
 }
 
@@ -82,7 +82,7 @@ pub fn encode(statistics: &Statistics) -> Result<Vec<u8>, CodecError> {
             format: FORMAT.to_owned(),
             dim,
             freedom: scatter.as_ref().map(Scatter::freedom),
-            random_features: gram.as_ref().map(Gram::random_features),
+            whole_features: gram.as_ref().map(Gram::random_features),
             classes: headers,
         },
         &tensors,
@@ -156,7 +156,7 @@ fn read(header: &Header, reader: &Reader<'_>, device: &Device) -> Result<Statist
             .map(class)
             .collect::<Result<_, _>>()?,
         scatter: header.freedom.map(scatter).transpose()?,
-        gram: header.random_features.map(gram).transpose()?,
+        gram: header.whole_features.map(gram).transpose()?,
         sample: None,
     };
     Ok(statistics.sampled()?)

@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::adapter::embedding::normalise;
+use crate::adapter::gram::tests::plain;
 use crate::adapter::rehearsal::tests::{documented, features, moments};
 
 fn furthest(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
@@ -77,7 +78,7 @@ fn statistics_survive_their_codec() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut statistics = Statistics::estimate(&rows, kept, &mut rng).expect("estimated");
     statistics.scatter = Some(Scatter::of(&rows).expect("a scatter"));
-    statistics.gram = Some(Gram::of(&rows, 6, |rows| Ok(rows.clone())).expect("sums"));
+    statistics.gram = Some(plain(&rows).expect("sums"));
     let bytes = encode(&statistics).expect("encoded");
     let decoded = decode(&bytes, &Device::Cpu).expect("decoded");
     assert_eq!(decoded.classes.len(), 3);
