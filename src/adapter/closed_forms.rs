@@ -4,11 +4,11 @@
 //! Where all rows are kept, these examples are a [`Sample`] of everything that is known, and a head is the same whatever
 //! the order in which it was learned. Where they are not, they are the newest task's.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::affine::Affine;
 use super::calibration::Scores;
-use super::gram::best_lambda;
+use super::gram::{best_lambda, doubles};
 use super::head::{Adapter, Scorer, Term};
 use super::ridge::{Ridge, whole_features};
 use super::sample::Sample;
@@ -156,9 +156,4 @@ fn stacked(classes: Vec<(usize, Tensor)>) -> Result<Option<(Tensor, Vec<u32>)>> 
         [] => None,
         rows => Some((Tensor::cat(rows, 0)?, columns)),
     })
-}
-
-/// All values row by row.
-fn doubles(rows: &Tensor) -> Result<Vec<f64>> {
-    rows.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
 }

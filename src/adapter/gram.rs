@@ -196,8 +196,8 @@ impl Solution {
     }
 }
 
-/// Rows (n, M) in f64, one after another.
-fn doubles(rows: &Tensor) -> Result<Vec<f64>> {
+/// All values row by row, in f64.
+pub(super) fn doubles(rows: &Tensor) -> Result<Vec<f64>> {
     rows.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
 }
 

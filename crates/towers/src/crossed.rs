@@ -14,7 +14,7 @@ use pulp::{NullaryFnOnce, Simd, WithSimd};
 
 use crate::dots::{Dots, WholeProducts};
 use crate::integer::Shorts;
-use crate::kernel::{Lanes, ROWS, groups};
+use crate::kernel::{Lanes, ROWS, by_rows, groups};
 
 /// Rows between two visits to the output: so many of both sides stay in the first cache.
 const DEPTH: usize = 128;
@@ -127,14 +127,7 @@ impl<'a, const W: usize> Sides<'a, W> {
         for part in parts.map(|(left, right)| Sides { left, right }) {
             for group in groups(W, ROWS) {
                 let (first, output) = (group.start, &mut output[group]);
-                match output.len() {
-                    6 => part.micro::<S, O, X, VECTORS, 6>(first, output, &vectors, &add),
-                    5 => part.micro::<S, O, X, VECTORS, 5>(first, output, &vectors, &add),
-                    4 => part.micro::<S, O, X, VECTORS, 4>(first, output, &vectors, &add),
-                    3 => part.micro::<S, O, X, VECTORS, 3>(first, output, &vectors, &add),
-                    2 => part.micro::<S, O, X, VECTORS, 2>(first, output, &vectors, &add),
-                    _ => part.micro::<S, O, X, VECTORS, 1>(first, output, &vectors, &add),
-                }
+                by_rows!(output.len(), M => part.micro::<S, O, X, VECTORS, M>(first, output, &vectors, &add));
             }
         }
     }

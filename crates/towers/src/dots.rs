@@ -11,7 +11,7 @@ use pulp::{NullaryFnOnce, Scalar, Simd};
 use pulp::{f32x8, f32x16, i32x8, i32x16, u32x8, u32x16, x86::V3, x86::V4};
 
 use crate::integer::{Span, Whole};
-use crate::kernel::{Multiply, Product, ROWS, groups};
+use crate::kernel::{Multiply, Product, ROWS, by_rows, groups};
 
 /// Instructions that sum products of whole numbers, in lanes of 32 bits of the vectors of `S`.
 pub(crate) trait Dots<S: Simd>: Copy + Send + Sync {
@@ -193,14 +193,7 @@ where
                     words: WORDS.min(panel.len()),
                 };
                 let (spans, output) = (&spans[group.clone()], &mut output[group]);
-                match output.len() {
-                    6 => part.micro::<S, D, T, VECTORS, 6>((simd, dots), spans, output),
-                    5 => part.micro::<S, D, T, VECTORS, 5>((simd, dots), spans, output),
-                    4 => part.micro::<S, D, T, VECTORS, 4>((simd, dots), spans, output),
-                    3 => part.micro::<S, D, T, VECTORS, 3>((simd, dots), spans, output),
-                    2 => part.micro::<S, D, T, VECTORS, 2>((simd, dots), spans, output),
-                    _ => part.micro::<S, D, T, VECTORS, 1>((simd, dots), spans, output),
-                }
+                by_rows!(output.len(), M => part.micro::<S, D, T, VECTORS, M>((simd, dots), spans, output));
             }
         }
     }

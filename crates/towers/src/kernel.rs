@@ -193,6 +193,23 @@ impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Multiply<
 /// registers.
 pub(crate) const ROWS: usize = 6;
 
+/// Runs what is compiled for each number of rows `$m` of a group, up to [`ROWS`], for the one that there are.
+macro_rules! by_rows {
+    ($rows:expr, $m:ident => $run:expr) => {
+        by_rows!(@ $rows, $m => $run, 6, 5, 4, 3, 2, 1)
+    };
+    (@ $rows:expr, $m:ident => $run:expr, $($number:literal),+) => {
+        match $rows {
+            $($number => {
+                const $m: usize = $number;
+                $run
+            })+
+            _ => unreachable!("groups are of one to {} rows", $crate::kernel::ROWS),
+        }
+    };
+}
+pub(crate) use by_rows;
+
 /// Values of k between two visits to the output: such a part of a panel stays in the first cache while all rows pass.
 const DEPTH: usize = 256;
 
@@ -228,14 +245,7 @@ impl<const W: usize, const VECTORS: usize> WithSimd for Singly<'_, W, VECTORS> {
             for group in groups(rows.len(), ROWS) {
                 prefetch(next.next().unwrap_or_default().as_flattened());
                 let (first, output) = (rows.start + group.start, &mut output[group]);
-                match output.len() {
-                    6 => micro::<S, W, VECTORS, 6>(simd, left, stride, first, panel, output),
-                    5 => micro::<S, W, VECTORS, 5>(simd, left, stride, first, panel, output),
-                    4 => micro::<S, W, VECTORS, 4>(simd, left, stride, first, panel, output),
-                    3 => micro::<S, W, VECTORS, 3>(simd, left, stride, first, panel, output),
-                    2 => micro::<S, W, VECTORS, 2>(simd, left, stride, first, panel, output),
-                    _ => micro::<S, W, VECTORS, 1>(simd, left, stride, first, panel, output),
-                }
+                by_rows!(output.len(), M => micro::<S, W, VECTORS, M>(simd, left, stride, first, panel, output));
             }
         }
     }
