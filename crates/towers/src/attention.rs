@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise::Softmax;
-use crate::kernel::{Product, Vectors};
+use crate::kernel::{Multiply, Product, Vectors, groups};
 use crate::operand::Piecewise;
 
 /// Queries whose scores are held at a time.
@@ -106,61 +106,68 @@ impl Sequences {
 }
 
 /// How what attention works on lies, and room for what it makes in between.
-pub(crate) struct Attention {
+pub(crate) struct Attention<A: Piecewise> {
     /// Of the output.
     layout: Layout,
     heads: usize,
     sight: Sight,
-    /// For each head of each block: keys and values of a sequence as the right sides of products, then scores.
-    scratch: Aligned,
+    /// For each head of each block: keys, values and weights of a sequence as sides of products.
+    sides: Aligned<A>,
+    /// For each head of each block: scores, and then weights.
+    scores: Aligned,
+}
+
+/// What a head multiplies.
+struct Sides<'a, A> {
+    keys: &'a mut [A],
+    values: &'a mut [A],
+    weights: &'a mut [A],
+    scores: &'a mut [f32],
 }
 
 /// One head of one sequence.
-struct Head<'a> {
+struct Head<'a, A> {
     vectors: &'a dyn Vectors,
+    products: &'a dyn Multiply<A>,
     layout: Layout,
     sight: Sight,
-    /// Columns of the head.
-    width: usize,
+    /// Operands of a token.
+    depth: usize,
     /// Rows of the block that hold the sequence.
     rows: Range<usize>,
     /// Panels of queries, scaled, of keys and of values.
-    query: &'a [f32],
-    key: &'a [f32],
-    value: &'a [f32],
+    query: &'a [A],
+    key: &'a [A],
+    value: &'a [A],
 }
 
-impl Attention {
+impl<A: Piecewise> Attention<A> {
     /// For at most `blocks` blocks of `layout`, whose columns are those of `heads` heads.
     pub(crate) fn new(layout: Layout, heads: usize, sight: Sight, blocks: usize) -> Self {
-        let width = layout.panels * layout.panel / heads;
-        let room = 2 * Self::keys(layout, width) + Self::scores(layout);
+        let count = heads * blocks;
+        let (side, scores) = (layout.len() / heads, Self::scores_len(layout));
         Self {
             layout,
             heads,
             sight,
-            scratch: Aligned::zeros(room * heads * blocks),
+            sides: Aligned::zeros((2 * side + scores / A::VALUES) * count),
+            scores: Aligned::zeros(scores * count),
         }
     }
 
-    /// Numbers of a head's keys, and of its values.
-    fn keys(layout: Layout, width: usize) -> usize {
-        layout.stride * width
-    }
-
-    fn scores(layout: Layout) -> usize {
+    fn scores_len(layout: Layout) -> usize {
         layout.stride * QUERIES.min(layout.stride)
     }
 
     /// `softmax(q · kᵀ) · v` of each head of each sequence in the first `blocks` blocks, for the tokens that are asked for, into
     /// its columns of `out`. `qkv` has the panels of all queries, all keys and all values.
-    pub(crate) fn attend<O: Piecewise>(
+    pub(crate) fn attend(
         &mut self,
-        vectors: &dyn Vectors,
-        qkv: &Blocks,
+        (vectors, products): (&dyn Vectors, &dyn Multiply<A>),
+        qkv: &Blocks<A>,
         (sequences, blocks): (&Sequences, usize),
         asked: Asked,
-        out: &mut Blocks<O>,
+        out: &mut Blocks<A>,
     ) {
         let (layout, heads, sight) = (self.layout, self.heads, self.sight);
         assert_eq!(
@@ -172,107 +179,116 @@ impl Attention {
             (3 * layout.panels, layout.stride)
         );
         let head_len = layout.len() / heads;
-        let width = head_len / layout.stride;
-        let of_keys = Self::keys(layout, width);
-        let room = 2 * of_keys + Self::scores(layout);
-        let (out_len, out_panel) = (out.layout.len(), out.layout.panel_len());
-        let outputs = out.values[..blocks * out_len].par_chunks_mut(out_len / heads);
-        let scratch = self.scratch.par_chunks_mut(room);
-        outputs
-            .zip(scratch)
-            .enumerate()
-            .for_each(|(index, (output, scratch))| {
-                let (block, number) = (index / heads, index % heads);
-                let part =
-                    |which: usize| &qkv.block(block)[(which * heads + number) * head_len..][..head_len];
-                let (keys, scratch) = scratch.split_at_mut(of_keys);
-                let (values, scores) = scratch.split_at_mut(of_keys);
-                for rows in &sequences.of_block[block] {
-                    let head = Head {
-                        vectors,
-                        layout,
-                        sight,
-                        width,
-                        rows: rows.clone(),
-                        query: part(0),
-                        key: part(1),
-                        value: part(2),
-                    };
-                    head.transpose_keys(keys);
-                    head.copy_values(values);
-                    let asked = asked.of(rows);
-                    for from in asked.clone().step_by(QUERIES) {
-                        let queries = from..asked.end.min(from + QUERIES);
-                        let outputs = output.chunks_exact_mut(out_panel);
-                        head.attend(queries, (keys, values), scores, outputs);
-                    }
+        let of_scores = Self::scores_len(layout);
+        let outputs = out.values[..blocks * layout.len()].par_chunks_mut(head_len);
+        let sides = self.sides.par_chunks_mut(2 * head_len + of_scores / A::VALUES);
+        let scores = self.scores.par_chunks_mut(of_scores);
+        let heads_of_blocks = outputs.zip(sides).zip(scores).enumerate();
+        heads_of_blocks.for_each(|(index, ((output, sides), scores))| {
+            let (block, number) = (index / heads, index % heads);
+            let part = |which: usize| &qkv.block(block)[(which * heads + number) * head_len..][..head_len];
+            let (keys, sides) = sides.split_at_mut(head_len);
+            let (values, weights) = sides.split_at_mut(head_len);
+            let mut sides = Sides {
+                keys,
+                values,
+                weights,
+                scores,
+            };
+            for rows in &sequences.of_block[block] {
+                let head = Head {
+                    vectors,
+                    products,
+                    layout,
+                    sight,
+                    depth: head_len / layout.stride,
+                    rows: rows.clone(),
+                    query: part(0),
+                    key: part(1),
+                    value: part(2),
+                };
+                head.transpose_keys(sides.keys);
+                head.join_values(sides.values);
+                let asked = asked.of(rows);
+                for queries in groups(asked.len(), QUERIES) {
+                    let queries = asked.start + queries.start..asked.start + queries.end;
+                    head.attend(queries, &mut sides, output);
                 }
-            });
+            }
+        });
     }
 }
 
-impl Head<'_> {
+impl<A: Piecewise> Head<'_, A> {
+    /// W.
+    fn columns(&self) -> usize {
+        self.layout.panel * A::VALUES
+    }
+
     /// Tokens and what pads them to whole panels.
     fn padded(&self) -> usize {
-        self.rows.len().next_multiple_of(self.layout.panel)
+        self.rows.len().next_multiple_of(self.columns())
     }
 
-    /// The tokens of a panel, and a row of zeros for each that pads them: what lies behind the sequence in its block is another's.
-    fn tokens<'p>(&self, panel: &'p [f32]) -> impl Iterator<Item = &'p [f32]> + use<'p> {
-        const NOTHING: [f32; 64] = [0.0; 64];
-        let columns = self.layout.panel;
-        let rows = &panel[self.rows.start * columns..self.rows.end * columns];
-        let padding: &'p [f32] = &NOTHING[..columns];
-        let padding = std::iter::repeat_n(padding, self.padded() - self.rows.len());
-        rows.chunks_exact(columns).chain(padding)
+    /// The tokens of a panel: what lies behind the sequence in its block is another's.
+    fn tokens<'p>(&self, panel: &'p [A]) -> impl Iterator<Item = &'p [A]> + use<'p, A> {
+        let (first, last) = (self.layout.row(self.rows.start), self.layout.row(self.rows.end));
+        panel[first.start..last.start].chunks_exact(self.layout.panel)
     }
 
-    /// Keys as panels of W tokens: `[tokens / W] [columns] [W]`.
-    fn transpose_keys(&self, keys: &mut [f32]) {
-        let (panel, width) = (self.layout.panel, self.width);
-        for (column, of_panel) in self.key.chunks_exact(self.layout.panel_len()).enumerate() {
+    /// Keys as panels of W tokens: `[tokens / W] [depth] [W]`, padded with zeros.
+    fn transpose_keys(&self, keys: &mut [A]) {
+        let (columns, panel) = (self.columns(), self.layout.panel);
+        keys[(self.padded() - columns) * self.depth..self.padded() * self.depth].fill(A::default());
+        for (number, of_panel) in self.key.chunks_exact(self.layout.panel_len()).enumerate() {
             for (token, values) in self.tokens(of_panel).enumerate() {
-                let first = (token / panel * width + column * panel) * panel + token % panel;
-                let places = keys[first..].iter_mut().step_by(panel);
+                let first = (token / columns * self.depth + number * panel) * columns + token % columns;
+                let places = keys[first..].iter_mut().step_by(columns);
                 places.zip(values).for_each(|(to, from)| *to = *from);
             }
         }
     }
 
-    /// Values as panels of W columns: `[columns / W] [tokens] [W]`.
-    fn copy_values(&self, values: &mut [f32]) {
-        let panels = values.chunks_exact_mut(self.padded() * self.layout.panel);
+    /// Values as panels of W columns, whose sums run over tokens: `[columns / W] [tokens / VALUES] [W]`, padded with zeros.
+    fn join_values(&self, values: &mut [A]) {
+        let (columns, together) = (self.columns(), self.layout.panel);
+        let panels = values.chunks_exact_mut(self.padded() * together);
         for (to, from) in panels.zip(self.value.chunks_exact(self.layout.panel_len())) {
-            let rows = to.chunks_exact_mut(self.layout.panel).zip(self.tokens(from));
-            rows.for_each(|(to, from)| to.copy_from_slice(from));
+            to[(self.padded() - columns) * together..].fill(A::default());
+            for (token, from) in self.tokens(from).enumerate() {
+                let within = token % columns;
+                let row = token / columns * together + within % together;
+                A::join(
+                    &mut to[row * columns..(row + 1) * columns],
+                    within / together,
+                    from,
+                );
+            }
         }
     }
 
     /// Attends from some queries into the head's panels.
-    fn attend<'o, O: Piecewise>(
-        &self,
-        queries: Range<usize>,
-        (keys, values): (&[f32], &[f32]),
-        scores: &mut [f32],
-        outputs: impl Iterator<Item = &'o mut [O]>,
-    ) {
-        let (layout, panel, padded) = (self.layout, self.layout.panel, self.padded());
+    fn attend(&self, queries: Range<usize>, sides: &mut Sides<'_, A>, output: &mut [A]) {
+        let (layout, columns, padded) = (self.layout, self.columns(), self.padded());
         let stride = QUERIES.min(layout.stride);
-        let scores = &mut scores[..padded * stride];
-        let panels = scores.chunks_exact_mut(stride * panel);
-        for (number, (scores, keys)) in panels.zip(keys.chunks_exact(self.width * panel)).enumerate() {
-            let scores = &mut scores[..queries.len() * panel];
-            for (query, row) in queries.clone().zip(scores.chunks_exact_mut(panel)) {
+        let scores = &mut sides.scores[..padded * stride];
+        let panels = scores.chunks_exact_mut(stride * columns);
+        for (number, (scores, keys)) in panels
+            .zip(sides.keys.chunks_exact(self.depth * columns))
+            .enumerate()
+        {
+            let scores = &mut scores[..queries.len() * columns];
+            for (query, row) in queries.clone().zip(scores.chunks_exact_mut(columns)) {
                 // What pads the tokens gets no attention, nor does what is ahead where nobody looks there.
                 let seen = match self.sight {
                     Sight::All => self.rows.len(),
                     Sight::Causal => query + 1 - self.rows.start,
                 };
-                let tokens = seen.saturating_sub(number * panel).min(panel);
+                let tokens = seen.saturating_sub(number * columns).min(columns);
                 row[..tokens].fill(0.0);
                 row[tokens..].fill(f32::NEG_INFINITY);
             }
-            self.vectors.multiply(Product {
+            self.products.multiply(Product {
                 left: self.query,
                 spans: &[],
                 stride: layout.stride,
@@ -288,13 +304,14 @@ impl Head<'_> {
             stride,
             rows: 0..queries.len(),
         });
-        for (output, values) in outputs.zip(values.chunks_exact(padded * panel)) {
-            let panel_of_output = output.len() / layout.stride;
-            let output = &mut output[queries.start * panel_of_output..queries.end * panel_of_output];
-            O::filled(output, self.vectors, |output| {
+        let weights = A::rounded(self.vectors, scores, sides.weights);
+        let outputs = output.chunks_exact_mut(layout.panel_len());
+        for (output, values) in outputs.zip(sides.values.chunks_exact(padded * layout.panel)) {
+            let rows = layout.row(queries.start).start..layout.row(queries.end).start;
+            A::filled(&mut output[rows], self.vectors, |output| {
                 output.fill(0.0);
-                self.vectors.multiply(Product {
-                    left: scores,
+                self.products.multiply(Product {
+                    left: weights,
                     spans: &[],
                     stride,
                     rows: 0..queries.len(),

@@ -38,7 +38,7 @@ struct Room<T: Operand> {
     embedded: Blocks,
     /// A block an image.
     stream: Stream<T>,
-    attending: Attending,
+    attending: Attending<T::Piece>,
     /// One block with a row an image: its class token.
     pooled: Stream<T>,
     features: Blocks,

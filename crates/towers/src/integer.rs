@@ -28,7 +28,7 @@ use rayon::prelude::*;
 use crate::blocks::{Blocks, Extent, Layout};
 use crate::dots::Dots;
 use crate::elementwise::InPanels;
-use crate::kernel::Vectors;
+use crate::kernel::{Kernel, Multiply, Vectors};
 use crate::operand::{Operand, Side};
 
 /// 1.5 · 2²³: what is added to it is rounded to a whole number, to even, which stands in the lowest bits.
@@ -147,6 +147,10 @@ where
         places
             .zip(values)
             .for_each(|(place, value)| *place = T::low((*value as i32).cast_unsigned()));
+    }
+
+    fn pieces(kernel: &Kernel<Self>) -> &dyn Multiply<f32> {
+        kernel.vectors.as_ref()
     }
 
     fn rows(layout: Layout, blocks: usize) -> Rows<Self> {

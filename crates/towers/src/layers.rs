@@ -105,15 +105,15 @@ impl<T: Operand> Stream<T> {
 }
 
 /// Room for attention.
-pub(crate) struct Attending {
-    qkv: Blocks,
-    attention: Attention,
+pub(crate) struct Attending<A: Piecewise> {
+    qkv: Blocks<A>,
+    attention: Attention<A>,
 }
 
-impl Attending {
+impl<A: Piecewise> Attending<A> {
     /// For at most `blocks` blocks of `rows` rows.
     pub(crate) fn new(of: &Transformer, panel: usize, rows: usize, sight: Sight, blocks: usize) -> Self {
-        let layout = Layout::new::<f32>(panel, rows, of.width);
+        let layout = Layout::new::<A>(panel, rows, of.width);
         Self {
             qkv: Blocks::zeros(panel, rows, 3 * of.width, blocks),
             attention: Attention::new(layout, of.heads, sight, blocks),
@@ -147,7 +147,7 @@ impl<T: Operand> Layers<T> {
         kernel: &Kernel<T>,
         pass: Pass<'_>,
         stream: &mut Stream<T>,
-        attending: &mut Attending,
+        attending: &mut Attending<T::Piece>,
     ) {
         through(&self.0, kernel, pass, stream, attending);
     }
@@ -160,7 +160,7 @@ impl<T: Operand> Layers<T> {
         pass: Pass<'_>,
         asked: Asked,
         stream: &mut Stream<T>,
-        attending: &mut Attending,
+        attending: &mut Attending<T::Piece>,
         pooled: &mut Stream<T>,
     ) {
         let tokens = || pass.sequences.tokens(pass.extent.blocks, asked);
@@ -188,7 +188,7 @@ fn through<T: Operand>(
     kernel: &Kernel<T>,
     pass: Pass<'_>,
     stream: &mut Stream<T>,
-    attending: &mut Attending,
+    attending: &mut Attending<T::Piece>,
 ) {
     for layer in layers {
         layer.attend(kernel, pass, Asked::All, stream, attending);
@@ -232,7 +232,7 @@ impl<T: Operand> Layer<T> {
         Pass { extent, sequences }: Pass<'_>,
         asked: Asked,
         stream: &mut Stream<T>,
-        Attending { qkv, attention }: &mut Attending,
+        Attending { qkv, attention }: &mut Attending<T::Piece>,
     ) {
         let Stream {
             x, normed, attended, ..
@@ -241,7 +241,8 @@ impl<T: Operand> Layer<T> {
         self.norm1.forward(vectors, x, extent, &mut normed.pieces);
         self.qkv.product(kernel, normed, extent, qkv, Start::Bias, None);
         let sequences = (sequences, extent.blocks);
-        attention.attend(vectors, qkv, sequences, asked, &mut attended.pieces);
+        let by = (vectors, T::pieces(kernel));
+        attention.attend(by, qkv, sequences, asked, &mut attended.pieces);
     }
 
     /// The output projection and the MLP.

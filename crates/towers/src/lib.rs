@@ -126,7 +126,8 @@ pub enum Activation {
     Gelu,
 }
 
-/// The type that weights are multiplied in. What is between the products, and their sums, is f32 in any case.
+/// The type that weights are multiplied in, and, of the first two, what attention mixes. What is between the products, and their
+/// sums, is f32 in any case, and so is attention beside whole numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// 32 bits.

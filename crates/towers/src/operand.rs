@@ -13,7 +13,7 @@ use bytemuck::Pod;
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise::{LayerNorm, Round};
 use crate::integer::Span;
-use crate::kernel::Vectors;
+use crate::kernel::{Kernel, Multiply, Vectors};
 
 /// One operand: as many values as it holds.
 pub(crate) trait Operand: Pod + Default + Send + Sync {
@@ -35,6 +35,9 @@ pub(crate) trait Operand: Pod + Default + Send + Sync {
     /// Puts `values` into a row of a panel, from column `first` on.
     fn put(row: &mut [Self], first: usize, values: &[f32]);
 
+    /// What multiplies pieces.
+    fn pieces(kernel: &Kernel<Self>) -> &dyn Multiply<Self::Piece>;
+
     /// Room for the rows of blocks.
     fn rows(layout: Layout, blocks: usize) -> Self::Rows;
 
@@ -54,6 +57,13 @@ pub(crate) trait Piecewise: Operand<Piece = Self> {
 
     /// Normalises rows of a block.
     fn layer_norm(vectors: &dyn Vectors, norm: LayerNorm<'_, Self>);
+
+    /// Puts `number` of the rows that are summed together, W values, into the row of a right side that holds them, the first of
+    /// them first.
+    fn join(together: &mut [Self], number: usize, row: &[Self]);
+
+    /// Rows of W values as pieces, into `room` if they are not the same.
+    fn rounded<'a>(vectors: &dyn Vectors, values: &'a [f32], room: &'a mut [Self]) -> &'a [Self];
 }
 
 /// Blocks that are the left side of a product.
@@ -101,6 +111,10 @@ impl Operand for f32 {
         row[first..first + values.len()].copy_from_slice(values);
     }
 
+    fn pieces(kernel: &Kernel<Self>) -> &dyn Multiply<Self> {
+        kernel.products.as_ref()
+    }
+
     fn rows(_: Layout, _: usize) {}
 
     fn side<'a>(blocks: &'a Blocks, (): &'a mut (), _: &dyn Vectors, _: Extent) -> Side<'a, Self> {
@@ -115,6 +129,14 @@ impl Piecewise for f32 {
 
     fn layer_norm(vectors: &dyn Vectors, norm: LayerNorm<'_, Self>) {
         vectors.layer_norm(norm);
+    }
+
+    fn join(together: &mut [Self], _: usize, row: &[Self]) {
+        together.copy_from_slice(row);
+    }
+
+    fn rounded<'a>(_: &dyn Vectors, values: &'a [f32], _: &'a mut [Self]) -> &'a [Self] {
+        values
     }
 }
 
@@ -142,6 +164,10 @@ impl Operand for Pair {
         }
     }
 
+    fn pieces(kernel: &Kernel<Self>) -> &dyn Multiply<Self> {
+        kernel.products.as_ref()
+    }
+
     fn rows(_: Layout, _: usize) {}
 
     fn side<'a>(blocks: &'a Blocks<Pair>, (): &'a mut (), _: &dyn Vectors, _: Extent) -> Side<'a, Self> {
@@ -167,6 +193,24 @@ impl Piecewise for Pair {
 
     fn layer_norm(vectors: &dyn Vectors, norm: LayerNorm<'_, Self>) {
         vectors.layer_norm_pairs(norm);
+    }
+
+    fn join(together: &mut [Self], number: usize, row: &[Self]) {
+        let (lower, upper) = together.split_at_mut(row.len());
+        let columns = lower.iter_mut().zip(upper).zip(row);
+        match number {
+            0 => columns.for_each(|((lower, upper), pair)| (*lower, *upper) = (pair & !UPPER, pair >> 16)),
+            _ => columns.for_each(|((lower, upper), pair)| {
+                *lower |= pair << 16;
+                *upper |= pair & UPPER;
+            }),
+        }
+    }
+
+    fn rounded<'a>(vectors: &dyn Vectors, values: &'a [f32], room: &'a mut [Self]) -> &'a [Self] {
+        let operands = &mut room[..values.len() / Self::VALUES];
+        vectors.round(Round { values, operands });
+        operands
     }
 }
 

@@ -37,7 +37,7 @@ struct Room<T: Operand> {
     /// A token's embedding with its position.
     token: Vec<f32>,
     stream: Stream<T>,
-    attending: Attending,
+    attending: Attending<T::Piece>,
     /// One block with a row a text: its last token.
     pooled: Stream<T>,
     features: Blocks,

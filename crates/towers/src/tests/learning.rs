@@ -84,7 +84,8 @@ proptest! {
             for (at, feature) in found.iter().enumerate() {
                 let expected = exact(at / size, at % size).clamp(0.0, f64::from(MOST / STEPS));
                 let apart = (f64::from(*feature) - expected).abs();
-                prop_assert!(apart <= 0.501 / f64::from(STEPS), "{}: {} of {}", name, feature, expected);
+                // Half a step, and what sums in f32 are off by.
+                prop_assert!(apart <= 0.53 / f64::from(STEPS), "{}: {} of {}", name, feature, expected);
             }
             let sums = |rows: &[f32], classes: &[usize]| {
                 let (mut triangle, mut sums) = (vec![0.25; size * (size + 1) / 2], vec![0.0; 3 * size]);
