@@ -106,7 +106,7 @@ pub(crate) struct Product<'a, T> {
     pub(crate) panel: &'a [T],
     /// What whole numbers of those columns are times, and sums of each column, times it. Empty for other operands.
     pub(crate) scales: &'a [f32],
-    /// The panels behind it: the first is fetched meanwhile, in f32. They change no result.
+    /// The panels behind it: the first is fetched meanwhile, in f32, by vectors of eight lanes. They change no result.
     pub(crate) next: &'a [T],
     /// A row of W values for each of `rows`.
     pub(crate) output: &'a mut [f32],
@@ -243,7 +243,10 @@ impl<const W: usize, const VECTORS: usize> WithSimd for Singly<'_, W, VECTORS> {
                 .div_ceil(rows.len().div_ceil(ROWS).max(1));
             let mut next = next.chunks(share.max(1));
             for group in groups(rows.len(), ROWS) {
-                prefetch(next.next().unwrap_or_default().as_flattened());
+                // Processors with wider vectors lose by it: they are told in time by their own guesses.
+                if S::F32_LANES < 16 {
+                    prefetch(next.next().unwrap_or_default().as_flattened());
+                }
                 let (first, output) = (rows.start + group.start, &mut output[group]);
                 by_rows!(output.len(), M => micro::<S, W, VECTORS, M>(simd, left, stride, first, panel, output));
             }
