@@ -99,7 +99,7 @@ pub struct EngineArgs {
     #[arg(long, env = "CLIPKEEP_BATCH_WAIT_MICROS", default_value_t = 0)]
     pub batch_wait_micros: u64,
     /// How long a batch should take on the device, in milliseconds, where it would be larger; a batch of a job, a quarter of
-    /// it. A smaller value makes answers come sooner while the device is busy, a larger one gives more images a second.
+    /// it, and while classifications come no longer than they take. A smaller value makes answers come sooner while the device is busy, a larger one gives more images a second.
     #[arg(long, env = "CLIPKEEP_BATCH_MILLIS", default_value = "400")]
     pub batch_millis: NonZeroU64,
     /// Most images in a batch of a job: a classification waits for at most one such batch.

@@ -20,7 +20,8 @@ pub struct Policy {
     pub background_batch: usize,
     /// While both kinds wait, one batch in this many is a background one.
     pub background_every: u32,
-    /// How long an interactive batch may take; a background one, a quarter of it. An image is always taken.
+    /// How long an interactive batch may take; a background one, a quarter of it, and while others come no longer than
+    /// theirs. An image is always taken.
     pub batch_time: Duration,
 }
 
@@ -40,6 +41,8 @@ pub struct Waiting {
     pub since_background: u32,
     /// What an image takes on the device; zero while nobody knows.
     pub image_time: Duration,
+    /// What an interactive batch takes; zero while nobody knows, or when none came for a while.
+    pub interactive_time: Duration,
 }
 
 /// What to do next.
@@ -59,7 +62,12 @@ impl Policy {
     /// The next step for what waits now.
     pub fn decide(&self, waiting: Waiting) -> Decision {
         let fitting = |most: usize, time: Duration| most.min(fitting(time, waiting.image_time));
-        let background_batch = fitting(self.background_batch, self.batch_time / BACKGROUND_SHARE);
+        let mut background_time = self.batch_time / BACKGROUND_SHARE;
+        if !waiting.interactive_time.is_zero() {
+            // Whoever comes meanwhile waits as long again as without it, and no longer.
+            background_time = background_time.min(waiting.interactive_time);
+        }
+        let background_batch = fitting(self.background_batch, background_time);
         let background = Decision::Background(waiting.background.min(background_batch));
         if waiting.interactive == 0 {
             return if waiting.background > 0 {
@@ -90,34 +98,33 @@ fn fitting(time: Duration, image_time: Duration) -> usize {
     }
 }
 
-/// What an image takes on the device, by the batches of late.
+/// What something takes on the device, by the times it took of late.
 #[derive(Debug, Clone, Copy, Default)]
 pub enum Pace {
-    /// Nothing was encoded yet.
+    /// It was never done.
     #[default]
     Cold,
-    /// One batch was: it waited for memory, for threads, perhaps for a device to wake, and says nothing of those to come.
+    /// It was done once: that waited for memory, for threads, perhaps for a device to wake, and says nothing of times to come.
     Warm,
-    /// Time an image.
+    /// What it takes.
     Measured(Duration),
 }
 
 impl Pace {
-    /// Time an image; zero while nobody knows.
-    pub fn image_time(self) -> Duration {
+    /// What it takes; zero while nobody knows.
+    pub fn time(self) -> Duration {
         match self {
             Self::Cold | Self::Warm => Duration::ZERO,
             Self::Measured(time) => time,
         }
     }
 
-    /// Takes in that a batch of so many images, at least one, took so long. The last eight or so weigh most.
-    pub fn took(&mut self, images: usize, time: Duration) {
-        let one = time / images.max(1) as u32;
+    /// Takes in that it took so long. The last eight or so weigh most.
+    pub fn took(&mut self, time: Duration) {
         *self = match *self {
             Self::Cold => Self::Warm,
-            Self::Warm => Self::Measured(one),
-            Self::Measured(before) => Self::Measured((before * 7 + one) / 8),
+            Self::Warm => Self::Measured(time),
+            Self::Measured(before) => Self::Measured((before * 7 + time) / 8),
         };
     }
 }
@@ -143,13 +150,15 @@ mod tests {
             0_usize..40,
             prop_oneof![0_u32..20, Just(u32::MAX)],
             0_u64..200,
+            0_u64..200,
         )
-            .prop_map(|(interactive, ms, background, since, image)| Waiting {
+            .prop_map(|(interactive, ms, background, since, image, batch)| Waiting {
                 interactive,
                 oldest: Duration::from_millis(ms),
                 background,
                 since_background: since,
                 image_time: Duration::from_millis(image),
+                interactive_time: Duration::from_millis(batch),
             })
     }
 
@@ -216,19 +225,27 @@ mod tests {
     }
 
     #[test]
-    fn the_pace_follows_what_batches_take() {
+    fn a_job_keeps_others_waiting_no_longer_than_they_take() {
+        let learning = |interactive_ms| Waiting {
+            background: 100,
+            image_time: Duration::from_millis(5),
+            interactive_time: Duration::from_millis(interactive_ms),
+            ..Waiting::default()
+        };
+        let taken = [0, 1, 6, 11, 1000].map(|interactive_ms| POLICY.decide(learning(interactive_ms)));
+        assert_eq!(taken, [4, 1, 1, 2, 4].map(Decision::Background));
+    }
+
+    #[test]
+    fn the_pace_follows_what_things_take() {
         let mut pace = Pace::default();
-        pace.took(1, Duration::from_secs(9));
-        assert_eq!(
-            pace.image_time(),
-            Duration::ZERO,
-            "the first batch does not count"
-        );
-        pace.took(4, Duration::from_millis(40));
-        assert_eq!(pace.image_time(), Duration::from_millis(10));
+        pace.took(Duration::from_secs(9));
+        assert_eq!(pace.time(), Duration::ZERO, "the first time does not count");
+        pace.took(Duration::from_millis(10));
+        assert_eq!(pace.time(), Duration::from_millis(10));
         for _ in 0..50 {
-            pace.took(2, Duration::from_millis(40));
+            pace.took(Duration::from_millis(20));
         }
-        assert!(pace.image_time().abs_diff(Duration::from_millis(20)) < Duration::from_millis(1));
+        assert!(pace.time().abs_diff(Duration::from_millis(20)) < Duration::from_millis(1));
     }
 }

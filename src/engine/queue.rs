@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::batching::{Decision, Pace, Policy, Waiting};
 use super::{Priority, Work};
@@ -24,8 +24,27 @@ struct Lanes {
     interactive: VecDeque<Work>,
     background: VecDeque<Work>,
     since_background: u32,
-    pace: Pace,
+    images: Pace,
+    interactive_batches: Pace,
+    /// When an interactive batch was taken last.
+    last_interactive: Option<Instant>,
+    /// What was taken last.
+    running: Option<Priority>,
     closed: bool,
+}
+
+/// After so long without an interactive batch, a job's may be large again.
+const LULL: Duration = Duration::from_secs(1);
+
+impl Lanes {
+    fn interactive_time(&self) -> Duration {
+        let are_coming = self.last_interactive.is_some_and(|last| last.elapsed() < LULL);
+        if are_coming {
+            self.interactive_batches.time()
+        } else {
+            Duration::ZERO
+        }
+    }
 }
 
 pub(super) struct Queue {
@@ -80,15 +99,19 @@ impl Queue {
                     .unwrap_or_default(),
                 background: lanes.background.len(),
                 since_background: lanes.since_background,
-                image_time: lanes.pace.image_time(),
+                image_time: lanes.images.time(),
+                interactive_time: lanes.interactive_time(),
             };
             match self.policy.decide(waiting) {
                 Decision::Interactive(count) => {
                     lanes.since_background = lanes.since_background.saturating_add(1);
+                    lanes.last_interactive = Some(Instant::now());
+                    lanes.running = Some(Priority::Interactive);
                     return Some(lanes.interactive.drain(..count).collect());
                 }
                 Decision::Background(count) => {
                     lanes.since_background = 0;
+                    lanes.running = Some(Priority::Background);
                     return Some(lanes.background.drain(..count).collect());
                 }
                 Decision::Wait(time) => {
@@ -106,9 +129,13 @@ impl Queue {
         }
     }
 
-    /// Takes in what a batch of images took, for the size of those to come.
+    /// Takes in what a batch of images, that which was taken last, took, for the size of those to come.
     pub(super) fn took(&self, images: usize, time: Duration) {
-        self.lock().pace.took(images, time);
+        let mut lanes = self.lock();
+        lanes.images.took(time / images.max(1) as u32);
+        if lanes.running == Some(Priority::Interactive) {
+            lanes.interactive_batches.took(time);
+        }
     }
 
     /// Refuses further work; what waits is still done.
@@ -145,7 +172,6 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use tokio::sync::oneshot;
     use tokio::sync::oneshot::error::TryRecvError;
