@@ -20,8 +20,8 @@ pub struct Policy {
     pub background_batch: usize,
     /// While both kinds wait, one batch in this many is a background one.
     pub background_every: u32,
-    /// How long an interactive batch may take; a background one, a quarter of it, and while others come no longer than
-    /// theirs. An image is always taken.
+    /// How long an interactive batch may take; a background one, a quarter of it, and, while interactive ones come, at most what
+    /// one of them takes. An image is always taken.
     pub batch_time: Duration,
 }
 
@@ -64,7 +64,7 @@ impl Policy {
         let fitting = |most: usize, time: Duration| most.min(fitting(time, waiting.image_time));
         let mut background_time = self.batch_time / BACKGROUND_SHARE;
         if !waiting.interactive_time.is_zero() {
-            // Whoever comes meanwhile waits as long again as without it, and no longer.
+            // Whoever comes meanwhile waits for about as long as it takes itself.
             background_time = background_time.min(waiting.interactive_time);
         }
         let background_batch = fitting(self.background_batch, background_time);

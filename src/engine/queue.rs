@@ -26,7 +26,7 @@ struct Lanes {
     since_background: u32,
     images: Pace,
     interactive_batches: Pace,
-    /// When an interactive batch was taken last.
+    /// When an interactive batch of images ended last.
     last_interactive: Option<Instant>,
     /// What was taken last.
     running: Option<Priority>,
@@ -105,7 +105,6 @@ impl Queue {
             match self.policy.decide(waiting) {
                 Decision::Interactive(count) => {
                     lanes.since_background = lanes.since_background.saturating_add(1);
-                    lanes.last_interactive = Some(Instant::now());
                     lanes.running = Some(Priority::Interactive);
                     return Some(lanes.interactive.drain(..count).collect());
                 }
@@ -135,6 +134,7 @@ impl Queue {
         lanes.images.took(time / images.max(1) as u32);
         if lanes.running == Some(Priority::Interactive) {
             lanes.interactive_batches.took(time);
+            lanes.last_interactive = Some(Instant::now());
         }
     }
 
@@ -172,7 +172,6 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-
     use tokio::sync::oneshot;
     use tokio::sync::oneshot::error::TryRecvError;
 
@@ -241,5 +240,24 @@ mod tests {
         assert_eq!(queue.push(second, Priority::Interactive), Err(PushError::Full));
         let (other, _replies) = work(4);
         assert_eq!(queue.push(other, Priority::Background), Ok(()));
+    }
+
+    #[test]
+    fn a_job_s_batches_are_small_while_interactive_ones_end() {
+        let queue = queue();
+        let taken = |priority| {
+            let (some, replies) = work(2);
+            queue.push(some, priority).expect("room");
+            let batch = queue.next_batch().expect("a batch");
+            drop(replies);
+            batch.len()
+        };
+        assert_eq!(taken(Priority::Background), 2);
+        queue.took(2, Duration::from_millis(20));
+        for _ in 0..2 {
+            assert_eq!(taken(Priority::Interactive), 2);
+            queue.took(1, Duration::from_millis(10));
+        }
+        assert_eq!(taken(Priority::Background), 1);
     }
 }

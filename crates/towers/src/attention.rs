@@ -146,11 +146,12 @@ impl<A: Piecewise> Attention<A> {
     pub(crate) fn new(layout: Layout, heads: usize, sight: Sight, blocks: usize) -> Self {
         let count = heads * blocks;
         let (side, scores) = (layout.len() / heads, Self::scores_len(layout));
+        let sides = 2 * side + A::rounded_len(scores);
         Self {
             layout,
             heads,
             sight,
-            sides: Aligned::zeros((2 * side + scores / A::VALUES) * count),
+            sides: Aligned::zeros(sides * count),
             scores: Aligned::zeros(scores * count),
         }
     }
@@ -181,7 +182,9 @@ impl<A: Piecewise> Attention<A> {
         let head_len = layout.len() / heads;
         let of_scores = Self::scores_len(layout);
         let outputs = out.values[..blocks * layout.len()].par_chunks_mut(head_len);
-        let sides = self.sides.par_chunks_mut(2 * head_len + of_scores / A::VALUES);
+        let sides = self
+            .sides
+            .par_chunks_mut(2 * head_len + A::rounded_len(of_scores));
         let scores = self.scores.par_chunks_mut(of_scores);
         let heads_of_blocks = outputs.zip(sides).zip(scores).enumerate();
         heads_of_blocks.for_each(|(index, ((output, sides), scores))| {
@@ -270,14 +273,13 @@ impl<A: Piecewise> Head<'_, A> {
     /// Attends from some queries into the head's panels.
     fn attend(&self, queries: Range<usize>, sides: &mut Sides<'_, A>, output: &mut [A]) {
         let (layout, columns, padded) = (self.layout, self.columns(), self.padded());
-        let stride = QUERIES.min(layout.stride);
+        let stride = queries.len();
         let scores = &mut sides.scores[..padded * stride];
         let panels = scores.chunks_exact_mut(stride * columns);
         for (number, (scores, keys)) in panels
             .zip(sides.keys.chunks_exact(self.depth * columns))
             .enumerate()
         {
-            let scores = &mut scores[..queries.len() * columns];
             for (query, row) in queries.clone().zip(scores.chunks_exact_mut(columns)) {
                 // What pads the tokens gets no attention, nor does what is ahead where nobody looks there.
                 let seen = match self.sight {
@@ -302,7 +304,7 @@ impl<A: Piecewise> Head<'_, A> {
         self.vectors.softmax(Softmax {
             block: scores,
             stride,
-            rows: 0..queries.len(),
+            rows: 0..stride,
         });
         let weights = A::rounded(self.vectors, scores, sides.weights);
         let outputs = output.chunks_exact_mut(layout.panel_len());
@@ -314,7 +316,7 @@ impl<A: Piecewise> Head<'_, A> {
                     left: weights,
                     spans: &[],
                     stride,
-                    rows: 0..queries.len(),
+                    rows: 0..stride,
                     panel: values,
                     scales: &[],
                     next: &[],

@@ -2,8 +2,7 @@
 //!
 //! Activations are *blocks*, one a sequence (the tokens of an image) or one of several (texts). A block is cut into *panels*
 //! of W columns, and a panel lies row by row. So a product reads its left side in order, each panel of its output is one piece of memory that
-//! one thread writes, and the values of a head, as they come out of the product that makes them, are the right side of the
-//! product that mixes them:
+//! one thread writes:
 //!
 //! ```text
 //! block:  [columns / W] [stride rows] [W]        weights:  [outputs / W] [inputs] [W]

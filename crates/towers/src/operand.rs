@@ -20,7 +20,7 @@ pub(crate) trait Operand: Pod + Default + Send + Sync {
     /// Values that one holds.
     const VALUES: usize;
 
-    /// What the left side of a product is written as, piece by piece.
+    /// What the left side of a product is written as, piece by piece, and what attention multiplies.
     type Piece: Piecewise;
 
     /// What its rows become when all pieces are there, if that is another thing.
@@ -61,6 +61,9 @@ pub(crate) trait Piecewise: Operand<Piece = Self> {
     /// Puts `number` of the rows that are summed together, W values, into the row of a right side that holds them, the first of
     /// them first.
     fn join(together: &mut [Self], number: usize, row: &[Self]);
+
+    /// The room that [`Self::rounded`] takes for so many values.
+    fn rounded_len(values: usize) -> usize;
 
     /// Rows of W values as pieces, into `room` if they are not the same.
     fn rounded<'a>(vectors: &dyn Vectors, values: &'a [f32], room: &'a mut [Self]) -> &'a [Self];
@@ -135,6 +138,10 @@ impl Piecewise for f32 {
         together.copy_from_slice(row);
     }
 
+    fn rounded_len(_: usize) -> usize {
+        0
+    }
+
     fn rounded<'a>(_: &dyn Vectors, values: &'a [f32], _: &'a mut [Self]) -> &'a [Self] {
         values
     }
@@ -207,8 +214,12 @@ impl Piecewise for Pair {
         }
     }
 
+    fn rounded_len(values: usize) -> usize {
+        values / Self::VALUES
+    }
+
     fn rounded<'a>(vectors: &dyn Vectors, values: &'a [f32], room: &'a mut [Self]) -> &'a [Self] {
-        let operands = &mut room[..values.len() / Self::VALUES];
+        let operands = &mut room[..Self::rounded_len(values.len())];
         vectors.round(Round { values, operands });
         operands
     }
