@@ -23,13 +23,14 @@ pub(super) enum PushError {
 struct Lanes {
     interactive: VecDeque<Work>,
     background: VecDeque<Work>,
+    /// Interactive batches taken since the last background one.
     since_background: u32,
+    /// Of an image.
     images: Pace,
+    /// Of an interactive batch of images.
     interactive_batches: Pace,
     /// When an interactive batch of images ended last.
     last_interactive: Option<Instant>,
-    /// What was taken last.
-    running: Option<Priority>,
     closed: bool,
 }
 
@@ -105,12 +106,10 @@ impl Queue {
             match self.policy.decide(waiting) {
                 Decision::Interactive(count) => {
                     lanes.since_background = lanes.since_background.saturating_add(1);
-                    lanes.running = Some(Priority::Interactive);
                     return Some(lanes.interactive.drain(..count).collect());
                 }
                 Decision::Background(count) => {
                     lanes.since_background = 0;
-                    lanes.running = Some(Priority::Background);
                     return Some(lanes.background.drain(..count).collect());
                 }
                 Decision::Wait(time) => {
@@ -132,7 +131,8 @@ impl Queue {
     pub(super) fn took(&self, images: usize, time: Duration) {
         let mut lanes = self.lock();
         lanes.images.took(time / images.max(1) as u32);
-        if lanes.running == Some(Priority::Interactive) {
+        let was_interactive = lanes.since_background > 0;
+        if was_interactive {
             lanes.interactive_batches.took(time);
             lanes.last_interactive = Some(Instant::now());
         }

@@ -9,8 +9,8 @@ use rayon::prelude::*;
 
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise::Softmax;
-use crate::kernel::{Multiply, Product, Vectors, groups};
-use crate::operand::Piecewise;
+use crate::kernel::{Kernel, Multiply, Product, Vectors, groups};
+use crate::operand::{Operand, Piecewise};
 
 /// Queries whose scores are held at a time.
 const QUERIES: usize = 64;
@@ -145,15 +145,18 @@ impl<A: Piecewise> Attention<A> {
     /// For at most `blocks` blocks of `layout`, whose columns are those of `heads` heads.
     pub(crate) fn new(layout: Layout, heads: usize, sight: Sight, blocks: usize) -> Self {
         let count = heads * blocks;
-        let (side, scores) = (layout.len() / heads, Self::scores_len(layout));
-        let sides = 2 * side + A::rounded_len(scores);
         Self {
             layout,
             heads,
             sight,
-            sides: Aligned::zeros(sides * count),
-            scores: Aligned::zeros(scores * count),
+            sides: Aligned::zeros(Self::sides_len(layout, heads) * count),
+            scores: Aligned::zeros(Self::scores_len(layout) * count),
         }
+    }
+
+    /// Operands of a head's keys, values and weights.
+    fn sides_len(layout: Layout, heads: usize) -> usize {
+        2 * layout.len() / heads + A::rounded_len(Self::scores_len(layout))
     }
 
     fn scores_len(layout: Layout) -> usize {
@@ -162,15 +165,16 @@ impl<A: Piecewise> Attention<A> {
 
     /// `softmax(q · kᵀ) · v` of each head of each sequence in the first `blocks` blocks, for the tokens that are asked for, into
     /// its columns of `out`. `qkv` has the panels of all queries, all keys and all values.
-    pub(crate) fn attend(
+    pub(crate) fn attend<T: Operand<Piece = A>>(
         &mut self,
-        (vectors, products): (&dyn Vectors, &dyn Multiply<A>),
+        kernel: &Kernel<T>,
         qkv: &Blocks<A>,
         (sequences, blocks): (&Sequences, usize),
         asked: Asked,
         out: &mut Blocks<A>,
     ) {
         let (layout, heads, sight) = (self.layout, self.heads, self.sight);
+        let (vectors, products) = (kernel.vectors.as_ref(), T::pieces(kernel));
         assert_eq!(
             (out.layout.panels, out.layout.stride),
             (layout.panels, layout.stride)
@@ -180,12 +184,9 @@ impl<A: Piecewise> Attention<A> {
             (3 * layout.panels, layout.stride)
         );
         let head_len = layout.len() / heads;
-        let of_scores = Self::scores_len(layout);
         let outputs = out.values[..blocks * layout.len()].par_chunks_mut(head_len);
-        let sides = self
-            .sides
-            .par_chunks_mut(2 * head_len + A::rounded_len(of_scores));
-        let scores = self.scores.par_chunks_mut(of_scores);
+        let sides = self.sides.par_chunks_mut(Self::sides_len(layout, heads));
+        let scores = self.scores.par_chunks_mut(Self::scores_len(layout));
         let heads_of_blocks = outputs.zip(sides).zip(scores).enumerate();
         heads_of_blocks.for_each(|(index, ((output, sides), scores))| {
             let (block, number) = (index / heads, index % heads);

@@ -72,7 +72,7 @@ pub(crate) trait Multiply<T>: Send + Sync {
 
 /// What a tower computes with whose weights are of one type.
 pub(crate) struct Kernel<T> {
-    /// The name of the instructions that multiply weights.
+    /// The name of the instructions that its products are made with.
     pub(crate) name: &'static str,
     pub(crate) vectors: Box<dyn Vectors>,
     pub(crate) products: Box<dyn Multiply<T>>,
@@ -243,7 +243,7 @@ impl<const W: usize, const VECTORS: usize> WithSimd for Singly<'_, W, VECTORS> {
                 .div_ceil(rows.len().div_ceil(ROWS).max(1));
             let mut next = next.chunks(share.max(1));
             for group in groups(rows.len(), ROWS) {
-                // Zen 4 loses 5 to 9 % by it: the guesses of processors with wider vectors are left alone.
+                // Zen 4 loses 8 % by it: processors with wider vectors are left to their own guesses.
                 if S::F32_LANES < 16 {
                     prefetch(next.next().unwrap_or_default().as_flattened());
                 }

@@ -241,8 +241,7 @@ impl<T: Operand> Layer<T> {
         self.norm1.forward(vectors, x, extent, &mut normed.pieces);
         self.qkv.product(kernel, normed, extent, qkv, Start::Bias, None);
         let sequences = (sequences, extent.blocks);
-        let by = (vectors, T::pieces(kernel));
-        attention.attend(by, qkv, sequences, asked, &mut attended.pieces);
+        attention.attend(kernel, qkv, sequences, asked, &mut attended.pieces);
     }
 
     /// The output projection and the MLP.

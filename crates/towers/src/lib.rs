@@ -183,7 +183,7 @@ impl Instructions {
         }
     }
 
-    /// The precision of products with weights.
+    /// What its products are in.
     pub fn precision(&self) -> Precision {
         match self.0 {
             By::F32(_) => Precision::F32,
@@ -259,7 +259,7 @@ impl ImageTower {
         })
     }
 
-    /// The precision of products with weights.
+    /// What its products are in.
     pub fn precision(&self) -> Precision {
         self.chosen.precision
     }
@@ -298,7 +298,7 @@ impl TextTower {
         Ok(Self { chosen, packed })
     }
 
-    /// The precision of products with weights.
+    /// What its products are in.
     pub fn precision(&self) -> Precision {
         self.chosen.precision
     }
