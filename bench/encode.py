@@ -5,8 +5,9 @@ made-up weights, the same threads, runs that take turns.
     python3 bench/encode.py --dtype int8
     python3 bench/encode.py --dtype bf16
     python3 bench/encode.py --dtype bf16 --device cuda:0 --batches 1 8 32 128 256
+    python3 bench/encode.py --dtype bf16 --device cuda:0 --batches 1 8 32 128 256 --resident
 
-Installs the others from PyPI into target/bench-venv the first time. Prints images a second, medians over the rounds, ours over
+Installs the others from PyPI into target/bench-venv the first time, unless this Python has them. Prints images a second, medians over the rounds, ours over
 the best of the others, which is what counts, and the smallest cosine of our features with those in f32 on the CPU.
 """
 
@@ -29,6 +30,8 @@ SHAPES = {
 }
 UNROUNDED = ["torch", "torch-compile", "onnxruntime", "openvino"]
 IN_BF16 = ["torch-bf16", "torch-bf16-compile", "openvino-bf16"]
+# On a GPU, with its launches recorded.
+RECORDED = ["torch-bf16-graphs"]
 IN_INT8 = ["onnxruntime-int8"]
 # Those that do the same, by our dtype.
 PEERS = {
@@ -41,16 +44,20 @@ PEERS = {
 }
 
 
-class Engines:
-    """Ways to run one tower; each is a function from pixels (a NumPy array) that has run once."""
+# Runs before the first that counts: compilers need one, and recorders of launches two more.
+WARM_UP = 3
 
-    def __init__(self, shape, threads, device, names):
+
+class Engines:
+    """Ways to run one tower; each is a function from pixels (a NumPy array) to a function that encodes them."""
+
+    def __init__(self, shape, threads, device, is_resident, names):
         import torch
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        self.torch, self.threads, self.device = torch, threads, device
+        self.torch, self.threads, self.device, self.is_resident = torch, threads, device, is_resident
         dim = 768 if shape == "vit-l-14" else 512
         config = CLIPVisionConfig(**SHAPES[shape], projection_dim=dim, image_size=224)
         model = CLIPVisionModelWithProjection._from_config(config, attn_implementation="sdpa").eval()
@@ -82,16 +89,23 @@ class Engines:
         torch, model = self.torch, copy.deepcopy(self.model)
         dtype = torch.bfloat16 if "bf16" in options else torch.float32
         model = model.to(self.device, dtype, memory_format=torch.channels_last)
-        if "compile" in options:
-            model = torch.compile(model)
+        if "graphs" in options:
+            model = torch.compile(model, mode="reduce-overhead", dynamic=False)
+        elif "compile" in options:
+            model = torch.compile(model, dynamic=False)
+        place = lambda pixels: torch.from_numpy(pixels).to(self.device, dtype, memory_format=torch.channels_last)
 
-        def run(pixels):
-            # Every run ends with the features here, so that a GPU is waited for.
-            with torch.inference_mode():
-                pixels = torch.from_numpy(pixels).to(self.device, dtype, memory_format=torch.channels_last)
-                return model(pixels).float().cpu().numpy()
+        def prepare(pixels):
+            placed = place(pixels) if self.is_resident else None
 
-        return run
+            def run():
+                # Every run ends with the features here, so that a GPU is waited for.
+                with torch.inference_mode():
+                    return model(place(pixels) if placed is None else placed).float().cpu().numpy()
+
+            return run
+
+        return prepare
 
     def make_onnxruntime(self, options):
         import onnxruntime
@@ -106,7 +120,7 @@ class Engines:
         session_options = onnxruntime.SessionOptions()
         session_options.intra_op_num_threads = self.threads
         session = onnxruntime.InferenceSession(model, session_options, providers=["CPUExecutionProvider"])
-        return lambda pixels: session.run(None, {"pixels": pixels})[0]
+        return lambda pixels: lambda: session.run(None, {"pixels": pixels})[0]
 
     def make_openvino(self, options):
         import openvino
@@ -118,23 +132,25 @@ class Engines:
             "INFERENCE_NUM_THREADS": self.threads,
         }
         model = openvino.Core().compile_model(self.onnx, "CPU", hints)
-        return lambda pixels: model(pixels)[0]
+        return lambda pixels: lambda: model(pixels)[0]
 
 
-def ours(given, shape, batch, *flags):
-    command = [given.clipkeep, "bench", "encode", "--json", "--shape", shape, "--batch", str(batch), *flags]
+def ours(given, shape, *flags):
+    """What we measure of each batch, in their order."""
+    command = [given.clipkeep, "bench", "encode", "--json", "--shape", shape, *flags]
     command += ["--threads", str(given.threads), "--dtype", given.dtype, "--device", given.device]
+    command += ["--resident"] * given.resident + ["--batch", *map(str, given.batches)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+    return [json.loads(line) for line in output.splitlines()]
 
 
-def images_per_second(run, pixels, seconds):
+def images_per_second(run, images, seconds):
     times, started = [], time.perf_counter()
     while len(times) < 5 or time.perf_counter() - started < seconds:
         before = time.perf_counter()
-        run(pixels)
+        run()
         times.append(time.perf_counter() - before)
-    return len(pixels) / median(times)
+    return images / median(times)
 
 
 def main():
@@ -145,8 +161,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each engine in each round (default: %(default)s)")
     parser.add_argument("--dtype", choices=list(PEERS), default="f32", help="ours (default: %(default)s)")
+    parser.add_argument("--resident", action="store_true", help="pixels lie on the device already")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
-    every = UNROUNDED + IN_BF16 + IN_INT8
+    every = UNROUNDED + IN_BF16 + RECORDED + IN_INT8
     parser.add_argument("--engines", nargs="*", choices=every, help="the others (default: those in our dtype)")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
@@ -154,30 +171,36 @@ def main():
         given.engines = PEERS[given.dtype]
         if given.device != "cpu":
             given.engines = [name for name in given.engines if name.startswith("torch")]
-    environment.enter("bench-venv", PACKAGES)
+            given.engines += RECORDED * (given.dtype == "bf16")
+    of_torch_alone = all(name.startswith("torch") for name in given.engines)
+    environment.enter("bench-venv", PACKAGES, ["torch", "transformers", "numpy"] if of_torch_alone else PACKAGES)
 
     import numpy
 
     print("| shape | batch | clipkeep | " + " | ".join(given.engines) + " | ours / best | cosine |")
     print("|---" * (len(given.engines) + 5) + "|", flush=True)
     for shape in given.shapes:
-        engines = Engines(shape, given.threads, given.device, given.engines)
-        runs = {name: engines.make(name) for name in given.engines}
-        for batch in given.batches:
-            pixels = numpy.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=numpy.float32)
-            for run in runs.values():
-                run(pixels)
-            mine, theirs = [], {name: [] for name in runs}
-            for _ in range(given.rounds):
-                found = ours(given, shape, batch, "--seconds", str(given.seconds))
-                mine.append(found["images_per_second"])
-                for name, run in runs.items():
-                    theirs[name].append(images_per_second(run, pixels, given.seconds))
-            of = {name: median(rates) for name, rates in theirs.items()}
+        engines = Engines(shape, given.threads, given.device, given.resident, given.engines)
+        noise = numpy.random.default_rng(0)
+        pixels = [noise.standard_normal((batch, 3, 224, 224), dtype=numpy.float32) for batch in given.batches]
+        makers = {name: engines.make(name) for name in given.engines}
+        prepared = {name: [prepare(of) for of in pixels] for name, prepare in makers.items()}
+        for run in [run for runs in prepared.values() for run in runs]:
+            for _ in range(WARM_UP):
+                run()
+        mine, theirs = [], {name: [] for name in prepared}
+        for _ in range(given.rounds):
+            mine.append([found["images_per_second"] for found in ours(given, shape, "--seconds", str(given.seconds))])
+            for name, runs in prepared.items():
+                rates = [images_per_second(run, len(of), given.seconds) for run, of in zip(runs, pixels)]
+                theirs[name].append(rates)
+        cosines = [found["cosine"] for found in ours(given, shape, "--seconds", "0", "--cosine")]
+        for place, batch in enumerate(given.batches):
+            rate = median(rates[place] for rates in mine)
+            of = {name: median(rates[place] for rates in found) for name, found in theirs.items()}
             line = " | ".join(f"{rate:.1f}" for rate in of.values())
-            ratio = median(mine) / max(of.values(), default=float("nan"))
-            cosine = ours(given, shape, batch, "--seconds", "0", "--cosine")["cosine"]
-            print(f"| {shape} | {batch} | {median(mine):.1f} | {line} | {ratio:.2f} | {cosine:.5f} |", flush=True)
+            ratio = rate / max(of.values(), default=float("nan"))
+            print(f"| {shape} | {batch} | {rate:.1f} | {line} | {ratio:.2f} | {cosines[place]:.5f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The virtual environments that what is compared with is installed into, from PyPI; and ports that nobody listens on."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -24,8 +25,10 @@ def python_with(name, packages):
     return python
 
 
-def enter(name, packages):
-    """Starts over in that environment."""
+def enter(name, packages, needed=()):
+    """Starts over in that environment, unless this Python has all that is named as needed of it."""
+    if needed and all(importlib.util.find_spec(package) for package in needed):
+        return
     python = python_with(name, packages)
     if Path(sys.prefix).resolve() != (Path("target") / name).resolve():
         os.execv(python, [str(python), *sys.argv])

@@ -245,8 +245,17 @@ pub(crate) async fn load_backbone(args: &BackboneArgs) -> anyhow::Result<Backbon
 fn open_device(choice: DeviceChoice) -> anyhow::Result<Device> {
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Auto => Ok(Device::cuda_if_available(0).unwrap_or(Device::Cpu)),
-        DeviceChoice::Cuda(number) => Device::new_cuda(number).with_context(|| {
+        DeviceChoice::Auto => open_device(DeviceChoice::Cuda(0)).or_else(|error| {
+            if candle_core::utils::cuda_is_available() {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "there is no GPU to use: the processor computes"
+                );
+            }
+            Ok(Device::Cpu)
+        }),
+        // One stream for all threads: of itself candle has one for each, and what one has begun others do not wait for.
+        DeviceChoice::Cuda(number) => Device::new_cuda_with_stream(number).with_context(|| {
             format!("cannot open cuda:{number}; was this binary built with the cuda feature?")
         }),
     }

@@ -5,15 +5,17 @@
 //! Invariants: weights never change; on the CPU a row of output depends on its own input alone, bit for bit, whatever
 //! shares the batch: predictions that were recorded can be repeated exactly.
 
+use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, bail};
 use clipkeep_towers::{self as packed, Precision};
 use rayon::prelude::*;
 
 use super::config::ClipConfig;
+use super::cuda::CudaTower;
 use super::dtype::Dtype;
 use super::error::{BackboneError, EncodeError};
 use super::hub;
@@ -48,8 +50,20 @@ pub struct Backbone {
 enum Images {
     /// Packed weights, on the processor.
     Packed(Box<packed::ImageTower>),
-    /// Tensors, on a GPU, and on the processor where the tower's shape does not suit the other.
+    /// Kernels of our own, on a GPU.
+    Cuda(Box<CudaTower>),
+    /// Tensors, where the tower's shape or its type suits neither.
     Tensors(VisionTower),
+}
+
+impl fmt::Display for Images {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Packed(tower) => tower.fmt(out),
+            Self::Cuda(tower) => tower.fmt(out),
+            Self::Tensors(tower) => tower.fmt(out),
+        }
+    }
 }
 
 /// What the image tower makes of n images of t tokens.
@@ -93,18 +107,35 @@ impl Parts {
         let images = match packed_images {
             Some(tower) => Images::Packed(Box::new(tower)),
             None => {
-                let load = |found| weights.in_dtype(found, |weights| VisionTower::load(weights, config));
-                let features = |tower: &VisionTower, images: &Tensor| {
-                    values(&readout.features(&tower.states(&images.to_device(device)?)?)?)
+                let shape = config.image_shape();
+                let load = |found| {
+                    if found == DType::BF16 {
+                        let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
+                        if let Some(tower) = CudaTower::load(shape, device, &mut take)? {
+                            return Ok(Images::Cuda(Box::new(tower)));
+                        }
+                    }
+                    let tower = weights.in_dtype(found, |weights| VisionTower::load(weights, config));
+                    tower.map(Images::Tensors)
+                };
+                let features = |images: &Images, pixels: &Tensor| {
+                    let features = match images {
+                        Images::Packed(_) => bail!("it is not compared here"),
+                        Images::Cuda(tower) => tower.forward(pixels, false)?.0,
+                        Images::Tensors(tower) => {
+                            readout.features(&tower.states(&pixels.to_device(device)?)?)?
+                        }
+                    };
+                    values(&features)
                 };
                 let fast = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-                let tower = dtype.tensors(fast, config.image_shape(), load, features)?;
-                if is_rounded && tower.dtype() == DType::F32 {
+                let images = dtype.tensors(fast, shape, load, features)?;
+                if is_rounded && matches!(&images, Images::Tensors(tower) if tower.dtype() == DType::F32) {
                     tracing::warn!(
                         "the image tower's shape does not suit packed weights: it computes in f32"
                     );
                 }
-                Images::Tensors(tower)
+                images
             }
         };
         let exponent = weights.scalar("logit_scale")?;
@@ -249,6 +280,7 @@ impl Backbone {
                     &self.device,
                 )?)
             }
+            Images::Cuda(tower) => Ok(tower.forward(pixels, false)?.0),
             Images::Tensors(tower) => {
                 let pixels = pixels.to_device(&self.device)?;
                 let features = self.encode(pixels.dim(0)?, |rows| {
@@ -274,6 +306,11 @@ impl Backbone {
                     tokens: Tensor::from_vec(tokens, (n, width), &self.device)?,
                 })
             }
+            Images::Cuda(tower) => {
+                let (features, tokens) = tower.forward(pixels, true)?;
+                let tokens = tokens.expect("they were asked for");
+                Ok(ImageStates { features, tokens })
+            }
             Images::Tensors(tower) => {
                 let pixels = pixels.to_device(&self.device)?;
                 let parts = self.encode(pixels.dim(0)?, |rows| {
@@ -297,10 +334,7 @@ impl Backbone {
     /// What the image tower computes with: instructions of the processor, or tensors. On a processor the text tower has
     /// the same ones wherever its shape suits them.
     pub fn instructions(&self) -> String {
-        match &self.images {
-            Images::Packed(tower) => tower.to_string(),
-            Images::Tensors(tower) => tower.to_string(),
-        }
+        self.images.to_string()
     }
 
     /// The text tower, for whoever trains what stands before class names.

@@ -16,6 +16,7 @@
 
 mod backbone;
 mod config;
+mod cuda;
 mod decode;
 mod dtype;
 mod encoder;

@@ -222,7 +222,7 @@ fn encode(
     }
     let encoded = if tokens.is_empty() {
         let side = backbone.image_size();
-        let pixels = Tensor::from_vec(pixels, (count, 3, side, side), backbone.device()).map_err(failed)?;
+        let pixels = Tensor::from_vec(pixels, (count, 3, side, side), &Device::Cpu).map_err(failed)?;
         Encoded::images(backbone, &pixels, &asked).map_err(failed)?
     } else {
         Encoded {

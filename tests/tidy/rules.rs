@@ -48,6 +48,22 @@ pub(crate) const UNSAFE: &[(&str, &str)] = &[
         "crates/towers/src/prefetch.rs",
         "the instruction that fetches has no safe form",
     ),
+    (
+        "crates/towers/src/cuda/products.rs",
+        "calls of cuBLASLt, a C library",
+    ),
+    (
+        "crates/towers/src/cuda/kernels.rs",
+        "kernels are launched with pointers",
+    ),
+    (
+        "crates/towers/src/cuda/staging.rs",
+        "page-locked memory has no safe form",
+    ),
+    (
+        "crates/towers/src/cuda/mod.rs",
+        "a recorded graph is used by whatever thread has the mutex",
+    ),
 ];
 
 /// Single items that a module may import besides, each with the reason: module, item, reason.

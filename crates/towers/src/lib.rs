@@ -23,6 +23,7 @@
 //! | `objective` | the steps of a loss and its gradient |
 //! | `adapter` | the gradient of a linear adapter |
 //! | `regression` | sums over random features |
+//! | `cuda` | the image tower on an NVIDIA GPU |
 //!
 //! Invariants: weights of towers never change; the features of an image or of a text depend on it alone, bit for bit, whatever shares its
 //! batch and however many threads there are; slices bound every access, and in `x86` lengths that are asserted; a prefetch is
@@ -32,6 +33,8 @@ mod adapter;
 mod attention;
 mod blocks;
 mod crossed;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dots;
 mod elementwise;
 mod image;
@@ -101,7 +104,7 @@ impl ImageShape {
     }
 
     /// Tokens an image: the class token and the patches.
-    fn tokens(&self) -> usize {
+    pub fn tokens(&self) -> usize {
         self.grid().pow(2) + 1
     }
 }

@@ -19,15 +19,15 @@ use crate::config::BackboneArgs;
 /// Time the image tower on batches of pixels.
 ///
 /// A published shape with made-up weights is as fast as the real model: --backbone random:vit-b-32, random:vit-b-16 or
-/// random:vit-l-14. Prints the median and, last, everything as one JSON object.
+/// random:vit-l-14. Prints the median and, last, everything as one JSON object; so for each size of batch.
 ///
 /// Example: clipkeep bench encode --backbone random:vit-b-32 --batch 8 --threads 2
 #[derive(Debug, Clone, Args)]
 pub(super) struct Encode {
-    /// Images in a batch.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    batch: u32,
-    /// For how long to measure, in seconds; at least five batches.
+    /// Images in a batch; more than one number, to measure each.
+    #[arg(long, num_args = 1.., default_value = "8", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    batch: Vec<u32>,
+    /// For how long to measure each, in seconds; at least five batches.
     #[arg(long, default_value_t = 5.0, value_parser = timing::seconds)]
     seconds: f64,
     /// A published shape with made-up weights instead of a backbone: vit-b-32, vit-b-16 or vit-l-14.
@@ -36,7 +36,11 @@ pub(super) struct Encode {
     /// Photographs to encode, or directories of them, and not noise.
     #[arg(long, num_args = 1.., value_name = "PATH")]
     images: Vec<PathBuf>,
-    /// Tell the smallest cosine of the features with those that the same backbone has in f32 on the CPU, too.
+    /// Pixels that lie on the device already, and not in the host's memory, where a server has them.
+    #[arg(long)]
+    resident: bool,
+    /// Tell the smallest cosine of features with those that the same backbone has in f32 on the CPU, too; of eight images at
+    /// most.
     #[arg(long)]
     cosine: bool,
     /// Print the JSON object alone.
@@ -52,7 +56,7 @@ struct Measured {
     backbone: String,
     instructions: String,
     threads: usize,
-    batch: u32,
+    batch: usize,
     /// Batches that were timed.
     batches: usize,
     /// Median and extremes of a batch, in milliseconds.
@@ -65,8 +69,10 @@ struct Measured {
     cosine: Option<f64>,
 }
 
-/// Batches before the first that counts.
-const WARM_UP: usize = 2;
+/// Batches before the first that counts: on a GPU the second is recorded.
+const WARM_UP: usize = 3;
+/// Images that features are compared of.
+const COMPARED: usize = 8;
 
 impl Encode {
     pub(super) fn backbone(&self) -> &BackboneArgs {
@@ -78,57 +84,70 @@ impl Encode {
             self.backbone.backbone = Some(format!("random:{shape}").parse().map_err(anyhow::Error::msg)?);
         }
         let backbone = app::load_backbone(&self.backbone).await?;
-        let (batch, side) = (self.batch as usize, backbone.image_size());
-        let pixels = if self.images.is_empty() {
-            let noise = StandardNormal.sample_iter(ChaCha8Rng::seed_from_u64(0));
-            noise.take(batch * 3 * side * side).collect()
-        } else {
-            let processor = backbone.image_processor();
-            let limits = self.backbone.offline_engine().limits;
-            let images = photographs(&self.images)?.into_iter().cycle().take(batch);
-            let pixels = images.map(|bytes| processor.process(&bytes, limits));
-            let pixels: Vec<Vec<f32>> = pixels.collect::<Result<_, _>>().context("a file is no image")?;
-            pixels.concat()
+        let exact = match self.cosine {
+            true => Some(app::load_backbone(&self.backbone.exact()).await?),
+            false => None,
         };
-        let pixels = Tensor::from_vec(pixels, (batch, 3, side, side), &Device::Cpu)?;
-        let times = timing::times(self.seconds, WARM_UP, || {
-            let features = backbone.encode_images(&pixels)?;
-            // A device works on while its host goes on.
-            Ok(features.device().synchronize()?)
-        })?;
-        let cosine = if self.cosine {
-            let exact = app::load_backbone(&self.backbone.exact()).await?;
-            let found = backbone.encode_images(&pixels)?.to_device(&Device::Cpu)?;
-            Some(least_cosine(&exact.encode_images(&pixels)?, &found)?)
-        } else {
-            None
-        };
-        let median = milliseconds(median(&times));
-        let measured = Measured {
-            backbone: backbone.name().to_owned(),
-            instructions: backbone.instructions(),
-            threads: self.backbone.threads(),
-            batch: self.batch,
-            batches: times.len(),
-            milliseconds: median,
-            fastest_milliseconds: milliseconds(times[0]),
-            slowest_milliseconds: milliseconds(times[times.len() - 1]),
-            images_per_second: 1e3 * f64::from(self.batch) / median,
-            cosine,
-        };
-        if !self.json {
-            output::line(format_args!(
-                "{}: {median:.1} ms for {} images, {:.1} images a second ({}, {} threads)",
-                measured.backbone,
-                self.batch,
-                measured.images_per_second,
-                measured.instructions,
-                measured.threads
-            ))?;
+        let side = backbone.image_size();
+        for images in self.batch.iter().map(|batch| *batch as usize) {
+            let pixels = if self.images.is_empty() {
+                noise(images * 3 * side * side)
+            } else {
+                let processor = backbone.image_processor();
+                let limits = self.backbone.offline_engine().limits;
+                let photographs = photographs(&self.images)?.into_iter().cycle().take(images);
+                let pixels = photographs.map(|bytes| processor.process(&bytes, limits));
+                let pixels: Vec<Vec<f32>> = pixels.collect::<Result<_, _>>().context("a file is no image")?;
+                pixels.concat()
+            };
+            let pixels = Tensor::from_vec(pixels, (images, 3, side, side), &Device::Cpu)?;
+            let given = match self.resident {
+                true => pixels.to_device(backbone.device())?,
+                false => pixels.clone(),
+            };
+            // A device works on while its host goes on: what counts is when the features are here.
+            let encode = || -> anyhow::Result<Tensor> {
+                let features = backbone.encode_images(&given)?;
+                Ok(features.to_device(&Device::Cpu)?)
+            };
+            let times = timing::times(self.seconds, WARM_UP, || encode().map(drop))?;
+            let cosine = match &exact {
+                Some(exact) => {
+                    let few = pixels.narrow(0, 0, COMPARED.min(images))?;
+                    let found = encode()?.narrow(0, 0, few.dim(0)?)?;
+                    Some(least_cosine(&exact.encode_images(&few)?, &found)?)
+                }
+                None => None,
+            };
+            let median = milliseconds(median(&times));
+            let measured = Measured {
+                backbone: backbone.name().to_owned(),
+                instructions: backbone.instructions(),
+                threads: self.backbone.threads(),
+                batch: images,
+                batches: times.len(),
+                milliseconds: median,
+                fastest_milliseconds: milliseconds(times[0]),
+                slowest_milliseconds: milliseconds(times[times.len() - 1]),
+                images_per_second: 1e3 * images as f64 / median,
+                cosine,
+            };
+            if !self.json {
+                output::line(format_args!(
+                    "{}: {median:.2} ms for {images} images, {:.1} images a second ({}, {} threads)",
+                    measured.backbone, measured.images_per_second, measured.instructions, measured.threads
+                ))?;
+            }
+            output::line(serde_json::to_string(&measured)?)?;
         }
-        output::line(serde_json::to_string(&measured)?)?;
         Ok(())
     }
+}
+
+/// So many numbers, normally distributed: always the same.
+fn noise(count: usize) -> Vec<f32> {
+    let numbers = StandardNormal.sample_iter(ChaCha8Rng::seed_from_u64(0));
+    numbers.take(count).collect()
 }
 
 /// The smallest cosine of two rows with one number.

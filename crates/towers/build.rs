@@ -1,0 +1,35 @@
+//! Compiles the kernels of the CUDA tower, where it is asked for, for the compute capability that `CUDA_COMPUTE_CAP` names
+//! (9.0 as `90`, which is taken where it is not set) and those after it.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+
+fn main() {
+    const KERNELS: &str = "src/cuda/kernels.cu";
+    println!("cargo::rerun-if-changed={KERNELS}");
+    for name in ["CUDA_COMPUTE_CAP", "CUDA_HOME", "NVCC"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    let compiler = env::var_os("NVCC").map(PathBuf::from);
+    let compiler = compiler.or_else(|| Some(PathBuf::from(env::var_os("CUDA_HOME")?).join("bin/nvcc")));
+    let compiler = compiler.unwrap_or_else(|| "nvcc".into());
+    let capability = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "90".to_owned());
+    let to = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("kernels.ptx");
+    let mut command = Command::new(&compiler);
+    command.args([
+        "-ptx",
+        "-O3",
+        KERNELS,
+        &format!("-arch=compute_{capability}"),
+        "-o",
+    ]);
+    match command.arg(to).status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("{} cannot compile {KERNELS}: {status}", compiler.display()),
+        Err(error) => panic!("{} does not start: {error}", compiler.display()),
+    }
+}

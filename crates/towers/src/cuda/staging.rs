@@ -1,0 +1,105 @@
+//! Pixels on their way to the device.
+//!
+//! They are rounded on all threads into memory that the device reads by itself, and copied in a stream of their own: the next
+//! images are on their way while those before them are computed.
+
+#![expect(
+    unsafe_code,
+    reason = "page-locked memory has no safe form; the block says why it is sound"
+)]
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaEvent, CudaStream, DriverError, PinnedHostSlice};
+use half::bf16;
+use half::slice::HalfFloatSliceExt as _;
+use rayon::prelude::*;
+
+use super::Error;
+use super::memory::{Matrix, Memory};
+use crate::ImageShape;
+
+/// Values that a thread rounds at a time.
+const ROUNDED: usize = 1 << 16;
+
+pub(super) struct Staging {
+    /// Used in turn.
+    staged: [Staged; 2],
+    turn: usize,
+    pixels: Memory<bf16>,
+    /// Computes.
+    stream: Arc<CudaStream>,
+    /// Copies.
+    copying: Arc<CudaStream>,
+    /// In `stream`: pixels were read.
+    read: CudaEvent,
+    size: usize,
+}
+
+/// Page-locked memory.
+struct Staged {
+    values: PinnedHostSlice<bf16>,
+    /// In `copying`: they were copied.
+    copied: CudaEvent,
+}
+
+impl Staged {
+    fn new(stream: &CudaStream, len: usize) -> Result<Self, DriverError> {
+        let context = stream.context();
+        // SAFETY: whatever its bytes are, they are numbers; and only what was written is copied.
+        let values = unsafe { context.alloc_pinned(len) }?;
+        Ok(Self {
+            values,
+            copied: context.new_event(None)?,
+        })
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // The memory must outlive the copies out of it.
+        let _ = self.copying.synchronize();
+    }
+}
+
+impl Staging {
+    /// For so many images at a time.
+    pub(super) fn new(shape: &ImageShape, stream: &Arc<CudaStream>, images: usize) -> Result<Self, Error> {
+        let len = images * 3 * shape.image_size.pow(2);
+        let context = stream.context();
+        Ok(Self {
+            staged: [Staged::new(stream, len)?, Staged::new(stream, len)?],
+            turn: 0,
+            pixels: Memory::zeros(stream, len)?,
+            copying: context.new_stream()?,
+            read: context.new_event(None)?,
+            stream: Arc::clone(stream),
+            size: shape.image_size,
+        })
+    }
+
+    /// Sends pixels of whole images; what is put into the stream next finds them.
+    pub(super) fn send(&mut self, pixels: &[f32]) -> Result<(), DriverError> {
+        self.turn = 1 - self.turn;
+        let Staged { values, copied } = &mut self.staged[self.turn];
+        // Once it was recorded, what it was recorded behind is over.
+        copied.synchronize()?;
+        let values = &mut values.as_mut_slice()?[..pixels.len()];
+        let parts = values.par_chunks_mut(ROUNDED).zip(pixels.par_chunks(ROUNDED));
+        parts.for_each(|(to, from)| to.convert_from_f32_slice(from));
+        self.copying.wait(&self.read)?;
+        self.copying.memcpy_htod(&*values, self.pixels.values_mut())?;
+        copied.record(&self.copying)?;
+        self.stream.wait(copied)
+    }
+
+    /// Where the pixels of so many images are, `(n · 3 · size, size)`; what is put into the stream may write them, too.
+    pub(super) fn pixels(&self, images: usize) -> Matrix<bf16> {
+        self.pixels.matrix(images * 3 * self.size, self.size)
+    }
+
+    /// Says that what reads the pixels is in the stream: others may follow.
+    pub(super) fn release(&self) -> Result<(), DriverError> {
+        self.read.record(&self.stream)
+    }
+}
