@@ -25,7 +25,7 @@ use super::source::{BackboneFiles, BackboneSource};
 use super::text::TextTower;
 use super::tokenizer::ClipTokenizer;
 use super::vision::{ImageReadout, VisionTower};
-use crate::domain::Digest;
+use crate::domain::{Digest, Reads};
 
 /// The embedded backbone's name.
 const EMBEDDED_NAME: &str = "clipkeep/mini-clip";
@@ -121,7 +121,9 @@ impl Parts {
                 let features = |images: &Images, pixels: &Tensor| {
                     let features = match images {
                         Images::Packed(_) => bail!("it is not compared here"),
-                        Images::Cuda(tower) => tower.forward(pixels, false)?.0,
+                        Images::Cuda(tower) => {
+                            tower.forward(&[values(pixels)?.as_slice()], Reads::Features)?.0
+                        }
                         Images::Tensors(tower) => {
                             readout.features(&tower.states(&pixels.to_device(device)?)?)?
                         }
@@ -270,58 +272,80 @@ impl Backbone {
 
     /// Features of images, not normalised: `(n, 3, image_size, image_size)` f32 pixels to `(n, dim)` f32.
     pub fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, EncodeError> {
-        self.check(pixels)?;
-        match &self.images {
-            Images::Packed(tower) => {
-                let features = tower.forward(&values(pixels)?, None);
-                Ok(Tensor::from_vec(
-                    features,
-                    (pixels.dim(0)?, self.dim()),
-                    &self.device,
-                )?)
-            }
-            Images::Cuda(tower) => Ok(tower.forward(pixels, false)?.0),
-            Images::Tensors(tower) => {
-                let pixels = pixels.to_device(&self.device)?;
-                let features = self.encode(pixels.dim(0)?, |rows| {
-                    self.readout
-                        .features(&tower.states(&pixels.narrow(0, rows.start, rows.len())?)?)
-                })?;
-                self.stacked(&features, self.dim())
-            }
-        }
+        Ok(self.encode_tensor(pixels, Reads::Features)?.0)
     }
 
     /// What [`Self::encode_images`] gives, bit for bit, and what the image tower made of it, in one pass.
     pub fn encode_images_and_tokens(&self, pixels: &Tensor) -> Result<ImageStates, EncodeError> {
-        self.check(pixels)?;
+        let (features, tokens) = self.encode_tensor(pixels, Reads::Tokens)?;
+        let tokens = tokens.expect("they were asked for");
+        Ok(ImageStates { features, tokens })
+    }
+
+    fn encode_tensor(&self, pixels: &Tensor, reads: Reads) -> Result<(Tensor, Option<Tensor>), EncodeError> {
+        let size = self.image_size();
+        if !matches!(pixels.dims(), &[_, 3, height, width] if height == size && width == size) {
+            return Err(EncodeError::PixelShape {
+                found: pixels.dims().to_vec(),
+                size,
+            });
+        }
+        if let Images::Cuda(tower) = &self.images
+            && !pixels.device().is_cpu()
+        {
+            return Ok(tower.forward_resident(pixels, reads)?);
+        }
+        let pixels = values(pixels)?;
+        let images: Vec<&[f32]> = pixels.chunks_exact(3 * size * size).collect();
+        self.encode_pixels(&images, reads, &|| ())
+    }
+
+    /// Features of images `(3, image_size, image_size)`, wherever they are, `(n, dim)`, and what the tower made of their tokens,
+    /// `(n, t · width)`, if that is read. With a `pause` now and then where the processor computes, in which others may be
+    /// encoded.
+    pub fn encode_pixels(
+        &self,
+        images: &[&[f32]],
+        reads: Reads,
+        pause: &dyn Fn(),
+    ) -> Result<(Tensor, Option<Tensor>), EncodeError> {
+        let (n, size) = (images.len(), self.image_size());
+        if let Some(wrong) = images.iter().find(|image| image.len() != 3 * size * size) {
+            return Err(EncodeError::PixelShape {
+                found: vec![n, wrong.len()],
+                size,
+            });
+        }
         let width = self.readout.tokens * self.config.vision.encoder.width;
+        let wants_tokens = reads == Reads::Tokens;
         match &self.images {
             Images::Packed(tower) => {
-                let n = pixels.dim(0)?;
-                let mut tokens = Vec::with_capacity(n * width);
-                let features = tower.forward(&values(pixels)?, Some(&mut tokens));
-                Ok(ImageStates {
-                    features: Tensor::from_vec(features, (n, self.dim()), &self.device)?,
-                    tokens: Tensor::from_vec(tokens, (n, width), &self.device)?,
-                })
+                let mut tokens = wants_tokens.then(Vec::new);
+                let features = tower.forward_pausing(images, tokens.as_mut(), pause);
+                let rows = |values, width| Tensor::from_vec(values, (n, width), &self.device);
+                Ok((
+                    rows(features, self.dim())?,
+                    tokens.map(|tokens| rows(tokens, width)).transpose()?,
+                ))
             }
-            Images::Cuda(tower) => {
-                let (features, tokens) = tower.forward(pixels, true)?;
-                let tokens = tokens.expect("they were asked for");
-                Ok(ImageStates { features, tokens })
-            }
+            Images::Cuda(tower) => Ok(tower.forward(images, reads)?),
             Images::Tensors(tower) => {
-                let pixels = pixels.to_device(&self.device)?;
-                let parts = self.encode(pixels.dim(0)?, |rows| {
-                    let states = tower.states(&pixels.narrow(0, rows.start, rows.len())?)?;
-                    Ok((self.readout.features(&states)?, states.flatten_from(1)?))
+                let parts = self.encode(n, |rows| {
+                    let shape = (rows.len(), 3, size, size);
+                    let pixels = Tensor::from_vec(images[rows].concat(), shape, &self.device)?;
+                    let states = tower.states(&pixels)?;
+                    let features = self.readout.features(&states)?;
+                    Ok((
+                        features,
+                        wants_tokens.then(|| states.flatten_from(1)).transpose()?,
+                    ))
                 })?;
                 let (features, tokens): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-                Ok(ImageStates {
-                    features: self.stacked(&features, self.dim())?,
-                    tokens: self.stacked(&tokens, width)?,
-                })
+                let tokens = wants_tokens.then(|| tokens.into_iter().flatten().collect::<Vec<_>>());
+                Ok((
+                    self.stacked(&features, self.dim())?,
+                    tokens.map(|tokens| self.stacked(&tokens, width)).transpose()?,
+                ))
             }
         }
     }
@@ -340,18 +364,6 @@ impl Backbone {
     /// The text tower, for whoever trains what stands before class names.
     pub fn prompt_tower(&self) -> PromptTower {
         PromptTower::new(Arc::clone(&self.text), self.tokenizer.clone())
-    }
-
-    /// Checks that `pixels` are images of the tower's size.
-    fn check(&self, pixels: &Tensor) -> Result<(), EncodeError> {
-        let size = self.image_size();
-        match pixels.dims() {
-            &[_, 3, height, width] if height == size && width == size => Ok(()),
-            found => Err(EncodeError::PixelShape {
-                found: found.to_vec(),
-                size,
-            }),
-        }
     }
 
     /// Features of texts, not normalised: `n` lists of token ids to `(n, dim)` f32. Each list ends with the end token

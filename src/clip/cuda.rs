@@ -13,11 +13,12 @@ mod there {
     use std::fmt;
 
     use candle_core::op::BackpropOp;
-    use candle_core::{CudaDevice, CudaStorage, Device, Result, Storage, Tensor};
-    use clipkeep_towers::cuda::{Error, ImageTower, Pixels};
+    use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Storage, Tensor, bail};
+    use clipkeep_towers::cuda::{Error, ImageTower, Pixels, Wanted};
     use clipkeep_towers::{ImageShape, Take};
 
     use crate::clip::error::BackboneError;
+    use crate::domain::Reads;
 
     /// The tower, and the device whose tensors it makes.
     pub(in crate::clip) struct CudaTower {
@@ -47,35 +48,51 @@ mod there {
             }))
         }
 
-        /// `(n, 3, image_size, image_size)` f32 pixels, contiguous, to features `(n, dim)`, not normalised, and, if they are
-        /// wanted, the last layer's hidden states, `(n, t · width)`. Nobody waits for it here.
+        /// Images to features `(n, dim)`, not normalised, and, if tokens are read, the last layer's hidden states,
+        /// `(n, t · width)`. Nobody waits for it here.
         pub(in crate::clip) fn forward(
             &self,
-            pixels: &Tensor,
-            wants_states: bool,
+            images: &[&[f32]],
+            reads: Reads,
         ) -> Result<(Tensor, Option<Tensor>)> {
+            self.encode(&Pixels::Host(images), images.len(), reads)
+        }
+
+        /// As [`Self::forward`], of pixels `(n, 3, image_size, image_size)` that are on the device.
+        pub(in crate::clip) fn forward_resident(
+            &self,
+            pixels: &Tensor,
+            reads: Reads,
+        ) -> Result<(Tensor, Option<Tensor>)> {
+            let pixels = pixels.to_dtype(DType::F32)?.contiguous()?;
             let (storage, layout) = pixels.storage_and_layout();
-            let Some((start, end)) = layout.contiguous_offsets() else {
-                candle_core::bail!("pixels lie apart from one another");
-            };
-            let encoded = match &*storage {
-                Storage::Cpu(values) => {
-                    let values = &values.as_slice::<f32>()?[start..end];
-                    self.tower.forward(Pixels::Host(values), wants_states)
-                }
-                Storage::Cuda(values) => {
+            match (&*storage, layout.contiguous_offsets()) {
+                (Storage::Cuda(values), Some((start, end))) => {
                     let values = values.as_cuda_slice::<f32>()?.slice(start..end);
-                    self.tower.forward(Pixels::Device(values), wants_states)
+                    self.encode(&Pixels::Device(values), pixels.dim(0)?, reads)
                 }
-                Storage::Metal(_) => candle_core::bail!("pixels are on another device"),
+                _ => bail!("pixels are on another device"),
+            }
+        }
+
+        fn encode(
+            &self,
+            pixels: &Pixels<'_>,
+            images: usize,
+            reads: Reads,
+        ) -> Result<(Tensor, Option<Tensor>)> {
+            let wanted = match reads {
+                Reads::Features => Wanted::Features,
+                Reads::Tokens => Wanted::States,
             };
+            let encoded = self.tower.forward(pixels, wanted);
             let encoded = encoded.map_err(candle_core::Error::wrap)?;
             // What is asked of the device's tensors from now on waits for it.
             let joined = self.device.cuda_stream().join(self.tower.stream());
             joined.map_err(candle_core::Error::wrap)?;
             let rows = |values, width| -> Result<Tensor> {
                 let storage = CudaStorage::wrap_cuda_slice(values, self.device.clone());
-                let shape = (pixels.dim(0)?, width);
+                let shape = (images, width);
                 Ok(Tensor::from_storage(
                     Storage::Cuda(storage),
                     shape,
@@ -112,6 +129,7 @@ mod nowhere {
     use clipkeep_towers::{ImageShape, Take};
 
     use crate::clip::error::BackboneError;
+    use crate::domain::Reads;
 
     /// None there is.
     pub(in crate::clip) enum CudaTower {}
@@ -126,7 +144,15 @@ mod nowhere {
             Ok(None)
         }
 
-        pub(in crate::clip) fn forward(&self, _: &Tensor, _: bool) -> Result<(Tensor, Option<Tensor>)> {
+        pub(in crate::clip) fn forward(&self, _: &[&[f32]], _: Reads) -> Result<(Tensor, Option<Tensor>)> {
+            match *self {}
+        }
+
+        pub(in crate::clip) fn forward_resident(
+            &self,
+            _: &Tensor,
+            _: Reads,
+        ) -> Result<(Tensor, Option<Tensor>)> {
             match *self {}
         }
     }

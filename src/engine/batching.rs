@@ -1,8 +1,8 @@
 //! The batching policy: what the device does next. Pure; the queue and the clock are its caller's.
 //!
-//! Interactive work goes first. Background work (the images of a job) runs when nothing interactive waits, in
-//! chunks small enough that a classification never waits for long, and at least once in every
-//! [`Policy::background_every`] batches, so that a busy server still learns.
+//! Interactive work goes first. Background work (the images of a job) runs when nothing interactive waits, in batches small
+//! enough that a classification never waits for long, and at least once in every [`Policy::background_every`] batches, so
+//! that a busy server still learns. On a processor, what arrives while a background batch is at work is encoded in its pauses.
 //!
 //! An idle device waits for nobody unless told to: batches grow while it is busy, up to as many images as it encodes in
 //! [`Policy::batch_time`] at the pace that was measured.
@@ -20,8 +20,7 @@ pub struct Policy {
     pub background_batch: usize,
     /// While both kinds wait, one batch in this many is a background one.
     pub background_every: u32,
-    /// How long an interactive batch may take; a background one, a quarter of it, and, while interactive ones come, at most what
-    /// one of them takes. An image is always taken.
+    /// How long an interactive batch may take; a background one, a quarter of it. An image is always taken.
     pub batch_time: Duration,
 }
 
@@ -41,8 +40,6 @@ pub struct Waiting {
     pub since_background: u32,
     /// What an image takes on the device; zero while nobody knows.
     pub image_time: Duration,
-    /// What an interactive batch takes; zero while nobody knows, or when none came for a while.
-    pub interactive_time: Duration,
 }
 
 /// What to do next.
@@ -62,12 +59,7 @@ impl Policy {
     /// The next step for what waits now.
     pub fn decide(&self, waiting: Waiting) -> Decision {
         let fitting = |most: usize, time: Duration| most.min(fitting(time, waiting.image_time));
-        let mut background_time = self.batch_time / BACKGROUND_SHARE;
-        if !waiting.interactive_time.is_zero() {
-            // Whoever comes meanwhile waits for about as long as it takes itself.
-            background_time = background_time.min(waiting.interactive_time);
-        }
-        let background_batch = fitting(self.background_batch, background_time);
+        let background_batch = fitting(self.background_batch, self.batch_time / BACKGROUND_SHARE);
         let background = Decision::Background(waiting.background.min(background_batch));
         if waiting.interactive == 0 {
             return if waiting.background > 0 {
@@ -150,15 +142,13 @@ mod tests {
             0_usize..40,
             prop_oneof![0_u32..20, Just(u32::MAX)],
             0_u64..200,
-            0_u64..200,
         )
-            .prop_map(|(interactive, ms, background, since, image, batch)| Waiting {
+            .prop_map(|(interactive, ms, background, since, image)| Waiting {
                 interactive,
                 oldest: Duration::from_millis(ms),
                 background,
                 since_background: since,
                 image_time: Duration::from_millis(image),
-                interactive_time: Duration::from_millis(batch),
             })
     }
 
@@ -222,18 +212,6 @@ mod tests {
         };
         let taken = [1, 5, 10, 500].map(|image_ms| POLICY.decide(learning(image_ms)));
         assert_eq!(taken, [4, 4, 2, 1].map(Decision::Background));
-    }
-
-    #[test]
-    fn a_job_keeps_others_waiting_no_longer_than_they_take() {
-        let learning = |interactive_ms| Waiting {
-            background: 100,
-            image_time: Duration::from_millis(5),
-            interactive_time: Duration::from_millis(interactive_ms),
-            ..Waiting::default()
-        };
-        let taken = [0, 1, 6, 11, 1000].map(|interactive_ms| POLICY.decide(learning(interactive_ms)));
-        assert_eq!(taken, [4, 1, 1, 2, 4].map(Decision::Background));
     }
 
     #[test]

@@ -199,10 +199,7 @@ impl Engine {
                 other => format!("{other:?}").to_lowercase(),
             },
         };
-        // Known features are answered about where images are decoded, and a GPU belongs to its thread alone.
-        let features = FeatureCache::new(config.feature_cache_bytes, info.dim)
-            .filter(|_| backbone.device().is_cpu())
-            .map(Arc::new);
+        let features = FeatureCache::new(config.feature_cache_bytes, info.dim).map(Arc::new);
         let shared = Shared {
             info,
             target: backbone.device().clone(),

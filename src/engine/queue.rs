@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::batching::{Decision, Pace, Policy, Waiting};
 use super::{Priority, Work};
@@ -27,25 +27,44 @@ struct Lanes {
     since_background: u32,
     /// Of an image.
     images: Pace,
-    /// Of an interactive batch of images.
-    interactive_batches: Pace,
-    /// When an interactive batch of images ended last.
-    last_interactive: Option<Instant>,
     closed: bool,
 }
 
-/// After so long without an interactive batch, a job's may be large again.
-const LULL: Duration = Duration::from_secs(1);
-
 impl Lanes {
-    fn interactive_time(&self) -> Duration {
-        let are_coming = self.last_interactive.is_some_and(|last| last.elapsed() < LULL);
-        if are_coming {
-            self.interactive_batches.time()
-        } else {
-            Duration::ZERO
+    /// What is awaited still.
+    fn waiting(&mut self) -> Waiting {
+        self.interactive.retain(Work::is_awaited);
+        self.background.retain(Work::is_awaited);
+        let oldest = self.interactive.front();
+        Waiting {
+            interactive: self.interactive.len(),
+            oldest: oldest.map(|work| work.enqueued.elapsed()).unwrap_or_default(),
+            background: self.background.len(),
+            since_background: self.since_background,
+            image_time: self.images.time(),
         }
     }
+
+    fn take(&mut self, priority: Priority, count: usize) -> Batch {
+        let lane = match priority {
+            Priority::Interactive => {
+                self.since_background = self.since_background.saturating_add(1);
+                &mut self.interactive
+            }
+            Priority::Background => {
+                self.since_background = 0;
+                &mut self.background
+            }
+        };
+        let work = lane.drain(..count).collect();
+        Batch { work, priority }
+    }
+}
+
+/// What the device does at a time.
+pub(super) struct Batch {
+    pub(super) work: Vec<Work>,
+    pub(super) priority: Priority,
 }
 
 pub(super) struct Queue {
@@ -86,32 +105,13 @@ impl Queue {
     }
 
     /// Blocks until there is a batch to run; `None` once the queue is closed and empty.
-    pub(super) fn next_batch(&self) -> Option<Vec<Work>> {
+    pub(super) fn next_batch(&self) -> Option<Batch> {
         let mut lanes = self.lock();
         loop {
-            lanes.interactive.retain(Work::is_awaited);
-            lanes.background.retain(Work::is_awaited);
-            let waiting = Waiting {
-                interactive: lanes.interactive.len(),
-                oldest: lanes
-                    .interactive
-                    .front()
-                    .map(|work| work.enqueued.elapsed())
-                    .unwrap_or_default(),
-                background: lanes.background.len(),
-                since_background: lanes.since_background,
-                image_time: lanes.images.time(),
-                interactive_time: lanes.interactive_time(),
-            };
+            let waiting = lanes.waiting();
             match self.policy.decide(waiting) {
-                Decision::Interactive(count) => {
-                    lanes.since_background = lanes.since_background.saturating_add(1);
-                    return Some(lanes.interactive.drain(..count).collect());
-                }
-                Decision::Background(count) => {
-                    lanes.since_background = 0;
-                    return Some(lanes.background.drain(..count).collect());
-                }
+                Decision::Interactive(count) => return Some(lanes.take(Priority::Interactive, count)),
+                Decision::Background(count) => return Some(lanes.take(Priority::Background, count)),
                 Decision::Wait(time) => {
                     lanes = self
                         .arrived
@@ -127,15 +127,24 @@ impl Queue {
         }
     }
 
-    /// Takes in what a batch of images, that which was taken last, took, for the size of those to come.
-    pub(super) fn took(&self, images: usize, time: Duration) {
+    /// An interactive batch for a device that is at a background one; `None` where there is none, or where the background's turn
+    /// has come. Does not block.
+    pub(super) fn next_urgent(&self) -> Option<Batch> {
         let mut lanes = self.lock();
-        lanes.images.took(time / images.max(1) as u32);
-        let was_interactive = lanes.since_background > 0;
-        if was_interactive {
-            lanes.interactive_batches.took(time);
-            lanes.last_interactive = Some(Instant::now());
+        // As if the batch that is at work waited for its turn.
+        let waiting = Waiting {
+            background: 1,
+            ..lanes.waiting()
+        };
+        match self.policy.decide(waiting) {
+            Decision::Interactive(count) => Some(lanes.take(Priority::Interactive, count)),
+            _ => None,
         }
+    }
+
+    /// Takes in what a batch of images took, for the size of those to come.
+    pub(super) fn took(&self, images: usize, time: Duration) {
+        self.lock().images.took(time / images.max(1) as u32);
     }
 
     /// Refuses further work; what waits is still done.
@@ -172,6 +181,8 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use tokio::sync::oneshot;
     use tokio::sync::oneshot::error::TryRecvError;
 
@@ -243,21 +254,21 @@ mod tests {
     }
 
     #[test]
-    fn a_job_s_batches_are_small_while_interactive_ones_end() {
+    fn what_is_urgent_is_taken_until_the_background_s_turn() {
         let queue = queue();
-        let taken = |priority| {
-            let (some, replies) = work(2);
-            queue.push(some, priority).expect("room");
-            let batch = queue.next_batch().expect("a batch");
-            drop(replies);
-            batch.len()
-        };
-        assert_eq!(taken(Priority::Background), 2);
-        queue.took(2, Duration::from_millis(20));
-        for _ in 0..2 {
-            assert_eq!(taken(Priority::Interactive), 2);
-            queue.took(1, Duration::from_millis(10));
+        let (background, _replies) = work(1);
+        queue.push(background, Priority::Background).expect("room");
+        let batch = queue.next_batch().expect("a batch");
+        assert_eq!((batch.priority, batch.work.len()), (Priority::Background, 1));
+        assert!(queue.next_urgent().is_none(), "nothing waits");
+        let (interactive, _replies) = work(20);
+        queue.push(interactive, Priority::Interactive).expect("room");
+        let mut taken = 0;
+        while let Some(batch) = queue.next_urgent() {
+            assert_eq!((batch.priority, batch.work.len()), (Priority::Interactive, 2));
+            taken += 1;
         }
-        assert_eq!(taken(Priority::Background), 1);
+        assert_eq!(taken, 7, "seven of eight batches");
+        assert_eq!(queue.depth(), (6, 0));
     }
 }

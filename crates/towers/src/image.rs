@@ -1,7 +1,7 @@
 //! An image tower whose weights are of one type, from pixels to features. Source: `transformers`' `CLIPVisionModel` with
 //! `visual_projection`.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
@@ -28,7 +28,8 @@ pub(crate) struct Packed<T: Operand> {
     chunk: usize,
     /// Each in a block of its own.
     sequences: Sequences,
-    room: Mutex<Room<T>>,
+    /// As many as there ever were forwards at a time.
+    rooms: Mutex<Vec<Room<T>>>,
 }
 
 /// Memory that forwards use again.
@@ -44,20 +45,36 @@ struct Room<T: Operand> {
     features: Blocks,
 }
 
+/// Images that are computed at a time, and where what becomes of them goes.
+struct Chunk<'a, T: Operand> {
+    room: &'a mut Room<T>,
+    features: &'a mut Vec<f32>,
+    states: Option<&'a mut Vec<f32>>,
+    pause: &'a dyn Fn(),
+}
+
 /// The tower, whatever the type of its weights.
 pub(crate) trait Forward: Send + Sync {
-    /// See [`ImageTower::forward`](crate::ImageTower::forward).
-    fn forward(&self, pixels: &[f32], states: Option<&mut Vec<f32>>) -> Vec<f32>;
+    /// See [`ImageTower::forward_pausing`](crate::ImageTower::forward_pausing).
+    fn forward(&self, images: &[&[f32]], states: Option<&mut Vec<f32>>, pause: &dyn Fn()) -> Vec<f32>;
 }
 
 impl<T: Operand> Forward for Packed<T> {
-    fn forward(&self, pixels: &[f32], mut states: Option<&mut Vec<f32>>) -> Vec<f32> {
-        let image = 3 * self.shape.image_size.pow(2);
-        let mut features = Vec::with_capacity(pixels.len() / image * self.shape.dim);
-        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
-        for images in pixels.chunks(self.chunk * image) {
-            self.forward_chunk(images, &mut room, &mut features, states.as_deref_mut());
+    fn forward(&self, images: &[&[f32]], mut states: Option<&mut Vec<f32>>, pause: &dyn Fn()) -> Vec<f32> {
+        let mut features = Vec::with_capacity(images.len() * self.shape.dim);
+        // The lock is not held meanwhile: a pause may have a forward of its own.
+        let left = self.rooms().pop();
+        let mut room = left.unwrap_or_else(|| self.new_room());
+        for images in images.chunks(self.chunk) {
+            let mut chunk = Chunk {
+                room: &mut room,
+                features: &mut features,
+                states: states.as_deref_mut(),
+                pause,
+            };
+            self.forward_chunk(images, &mut chunk);
         }
+        self.rooms().push(room);
         features
     }
 }
@@ -92,28 +109,38 @@ impl<T: Operand> Packed<T> {
             projection: Matrix::pack(&projection, width, &[], panel),
             chunk,
             sequences: Sequences::one_each(tokens, chunk),
-            room: Mutex::new(Room {
-                patches: Left::zeros(panel, tokens, inputs, chunk),
-                embedded: Blocks::zeros(panel, tokens, width, chunk),
-                stream: Stream::new(of, panel, tokens, chunk),
-                attending: Attending::new(of, panel, tokens, Sight::All, chunk),
-                pooled: Stream::new(of, panel, chunk, 1),
-                features: Blocks::zeros(panel, chunk, shape.dim, 1),
-            }),
+            rooms: Mutex::default(),
             shape,
             kernel,
         })
     }
 
-    fn forward_chunk(
-        &self,
-        pixels: &[f32],
-        room: &mut Room<T>,
-        features: &mut Vec<f32>,
-        states: Option<&mut Vec<f32>>,
-    ) {
+    fn rooms(&self) -> MutexGuard<'_, Vec<Room<T>>> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new_room(&self) -> Room<T> {
+        let (shape, panel, chunk) = (&self.shape, self.kernel.columns(), self.chunk);
+        let (of, tokens) = (&shape.transformer, shape.tokens());
+        Room {
+            patches: Left::zeros(panel, tokens, 3 * shape.patch_size.pow(2), chunk),
+            embedded: Blocks::zeros(panel, tokens, of.width, chunk),
+            stream: Stream::new(of, panel, tokens, chunk),
+            attending: Attending::new(of, panel, tokens, Sight::All, chunk),
+            pooled: Stream::new(of, panel, chunk, 1),
+            features: Blocks::zeros(panel, chunk, shape.dim, 1),
+        }
+    }
+
+    fn forward_chunk(&self, images: &[&[f32]], chunk: &mut Chunk<'_, T>) {
         let kernel = &self.kernel;
         let vectors = kernel.vectors.as_ref();
+        let Chunk {
+            room,
+            features,
+            states,
+            pause,
+        } = chunk;
         let Room {
             patches,
             embedded,
@@ -122,7 +149,8 @@ impl<T: Operand> Packed<T> {
             pooled,
             features: projected,
         } = room;
-        let images = self.unfold(pixels, &mut patches.pieces);
+        self.unfold(images, &mut patches.pieces);
+        let images = images.len();
         let extent = Extent {
             blocks: images,
             rows: self.shape.tokens(),
@@ -134,6 +162,7 @@ impl<T: Operand> Packed<T> {
         let pass = Pass {
             extent,
             sequences: &self.sequences,
+            pause: *pause,
         };
         match states {
             None => {
@@ -164,15 +193,12 @@ impl<T: Operand> Packed<T> {
         }
     }
 
-    /// Patches as rows behind an empty one for the class token, each in the order of the convolution's weights; how many
-    /// images they are of.
-    fn unfold(&self, pixels: &[f32], patches: &mut Blocks<T::Piece>) -> usize {
+    /// Patches as rows behind an empty one for the class token, each in the order of the convolution's weights.
+    fn unfold(&self, images: &[&[f32]], patches: &mut Blocks<T::Piece>) {
         let (size, patch, grid) = (self.shape.image_size, self.shape.patch_size, self.shape.grid());
         let layout = patches.layout;
-        let images = pixels.par_chunks_exact(3 * size * size);
-        let count = images.len();
         let blocks = patches.values.par_chunks_mut(layout.len());
-        blocks.zip(images).for_each(|(block, image)| {
+        blocks.zip(images.par_iter()).for_each(|(block, image)| {
             for (channel, plane) in image.chunks_exact(size * size).enumerate() {
                 for (y, line) in plane.chunks_exact(size).take(grid * patch).enumerate() {
                     let first = (channel * patch + y % patch) * patch;
@@ -183,6 +209,5 @@ impl<T: Operand> Packed<T> {
                 }
             }
         });
-        count
     }
 }

@@ -127,6 +127,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) extent: Extent,
     /// Those of the extent's blocks.
     pub(crate) sequences: &'a Sequences,
+    /// Called between its steps, two in a layer.
+    pub(crate) pause: &'a dyn Fn(),
 }
 
 impl<T: Operand> Layers<T> {
@@ -169,6 +171,7 @@ impl<T: Operand> Layers<T> {
         };
         through(before, kernel, pass, stream, attending);
         last.attend(kernel, pass, asked, stream, attending);
+        (pass.pause)();
         pooled.pool(stream, tokens());
         for (to, (block, row)) in tokens().enumerate() {
             let pieces = &mut pooled.attended.pieces;
@@ -192,7 +195,9 @@ fn through<T: Operand>(
 ) {
     for layer in layers {
         layer.attend(kernel, pass, Asked::All, stream, attending);
+        (pass.pause)();
         layer.finish(kernel, pass.extent, stream);
+        (pass.pause)();
     }
 }
 
@@ -229,7 +234,9 @@ impl<T: Operand> Layer<T> {
     fn attend(
         &self,
         kernel: &Kernel<T>,
-        Pass { extent, sequences }: Pass<'_>,
+        Pass {
+            extent, sequences, ..
+        }: Pass<'_>,
         asked: Asked,
         stream: &mut Stream<T>,
         Attending { qkv, attention }: &mut Attending<T::Piece>,

@@ -103,6 +103,11 @@ impl ImageShape {
         self.image_size / self.patch_size
     }
 
+    /// Values an image: red, green and blue.
+    pub fn pixels(&self) -> usize {
+        3 * self.image_size.pow(2)
+    }
+
     /// Tokens an image: the class token and the patches.
     pub fn tokens(&self) -> usize {
         self.grid().pow(2) + 1
@@ -270,7 +275,28 @@ impl ImageTower {
     /// `(n, 3, image_size, image_size)` pixels, one after another, to features `(n, dim)`, not normalised. Where `states` is
     /// given, the last layer's hidden states `(n, t, width)`, class token first, are put behind what it holds.
     pub fn forward(&self, pixels: &[f32], states: Option<&mut Vec<f32>>) -> Vec<f32> {
-        self.packed.forward(pixels, states)
+        let images: Vec<&[f32]> = pixels.chunks(self.shape.pixels()).collect();
+        self.forward_pausing(&images, states, &|| ())
+    }
+
+    /// As [`Self::forward`], of images wherever they are, with a `pause` now and then: it is called about twice in a layer, on
+    /// the caller's thread, and may have forwards of its own. Each that runs at the same time has memory of its own, which the
+    /// tower keeps.
+    ///
+    /// # Panics
+    /// When an image has not as many pixels as it should.
+    pub fn forward_pausing(
+        &self,
+        images: &[&[f32]],
+        states: Option<&mut Vec<f32>>,
+        pause: &dyn Fn(),
+    ) -> Vec<f32> {
+        let pixels = self.shape.pixels();
+        assert!(
+            images.iter().all(|image| image.len() == pixels),
+            "images of another size"
+        );
+        self.packed.forward(images, states, pause)
     }
 
     /// The dimensions.

@@ -229,7 +229,8 @@ impl Piecewise for Pair {
 pub(crate) const UPPER: u32 = 0xffff_0000;
 
 /// The bits of the nearest bfloat16 as an f32. What is no number stays none.
-fn rounded(value: f32) -> u32 {
+#[inline]
+pub(crate) fn rounded(value: f32) -> u32 {
     let bits = value.to_bits();
     if value.is_nan() {
         return (bits | 1 << 22) & UPPER;

@@ -142,6 +142,7 @@ impl<T: Operand> Packed<T> {
         let pass = Pass {
             extent: sequences.extent(),
             sequences,
+            pause: &|| (),
         };
         self.layers
             .forward_pooled(kernel, pass, Asked::Last, stream, attending, pooled);

@@ -15,6 +15,7 @@ use super::timing::{self, median, milliseconds};
 use crate::app;
 use crate::cli::output;
 use crate::config::BackboneArgs;
+use crate::domain::Reads;
 
 /// Time the image tower on batches of pixels.
 ///
@@ -84,9 +85,10 @@ impl Encode {
             self.backbone.backbone = Some(format!("random:{shape}").parse().map_err(anyhow::Error::msg)?);
         }
         let backbone = app::load_backbone(&self.backbone).await?;
-        let exact = match self.cosine {
-            true => Some(app::load_backbone(&self.backbone.exact()).await?),
-            false => None,
+        let exact = if self.cosine {
+            Some(app::load_backbone(&self.backbone.exact()).await?)
+        } else {
+            None
         };
         let side = backbone.image_size();
         for images in self.batch.iter().map(|batch| *batch as usize) {
@@ -100,22 +102,27 @@ impl Encode {
                 let pixels: Vec<Vec<f32>> = pixels.collect::<Result<_, _>>().context("a file is no image")?;
                 pixels.concat()
             };
-            let pixels = Tensor::from_vec(pixels, (images, 3, side, side), &Device::Cpu)?;
-            let given = match self.resident {
-                true => pixels.to_device(backbone.device())?,
-                false => pixels.clone(),
+            let resident = if self.resident {
+                let shape = (images, 3, side, side);
+                Some(Tensor::from_slice(&pixels, shape, backbone.device())?)
+            } else {
+                None
             };
+            let pixels: Vec<&[f32]> = pixels.chunks_exact(3 * side * side).collect();
             // A device works on while its host goes on: what counts is when the features are here.
             let encode = || -> anyhow::Result<Tensor> {
-                let features = backbone.encode_images(&given)?;
+                let features = match &resident {
+                    Some(pixels) => backbone.encode_images(pixels)?,
+                    None => backbone.encode_pixels(&pixels, Reads::Features, &|| ())?.0,
+                };
                 Ok(features.to_device(&Device::Cpu)?)
             };
             let times = timing::times(self.seconds, WARM_UP, || encode().map(drop))?;
             let cosine = match &exact {
                 Some(exact) => {
-                    let few = pixels.narrow(0, 0, COMPARED.min(images))?;
-                    let found = encode()?.narrow(0, 0, few.dim(0)?)?;
-                    Some(least_cosine(&exact.encode_images(&few)?, &found)?)
+                    let few = &pixels[..COMPARED.min(images)];
+                    let (wanted, _) = exact.encode_pixels(few, Reads::Features, &|| ())?;
+                    Some(least_cosine(&wanted, &encode()?.narrow(0, 0, few.len())?)?)
                 }
                 None => None,
             };

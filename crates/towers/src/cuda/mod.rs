@@ -5,7 +5,7 @@
 //! | `memory` | memory on the device, and matrices in it |
 //! | `kernels` | what is between the products: norms, attention, activation |
 //! | `products` | products with the weights |
-//! | `layers` | the weights, and what is computed with them |
+//! | `tower` | the weights, and what is computed with them |
 //! | `staging` | pixels on their way to the device |
 //!
 //! Weights, activations and residuals are bfloat16, sums f32. A forward is put into a stream and not waited for. Where batches
@@ -15,10 +15,10 @@
 //! for pixels, which are copied in another while the images before them are computed.
 
 mod kernels;
-mod layers;
 mod memory;
 mod products;
 mod staging;
+mod tower;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,9 +29,9 @@ use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, CudaView, DriverError};
 
 use crate::{ImageShape, Take};
-use layers::{Activations, Layers};
 use memory::Matrix;
 use staging::Staging;
+use tower::{Activations, Tower};
 
 /// Tokens that are computed at a time: enough to keep a large device busy.
 const TOKENS: usize = 16384;
@@ -52,7 +52,7 @@ pub enum Error {
 /// An image tower on a device, ready to be used.
 pub struct ImageTower {
     shape: ImageShape,
-    layers: Layers,
+    tower: Tower,
     stream: Arc<CudaStream>,
     /// Images that are computed at a time, at most.
     chunk: usize,
@@ -70,7 +70,7 @@ struct Room {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Asked {
     images: usize,
-    wants_states: bool,
+    wanted: Wanted,
 }
 
 /// What is kept of one.
@@ -86,12 +86,21 @@ struct Graph(CudaGraph);
 #[expect(unsafe_code, reason = "the type has a pointer of the driver's")]
 unsafe impl Send for Graph {}
 
-/// Images to be encoded, `(n, 3, image_size, image_size)`, one after another.
+/// Images to be encoded, each `(3, image_size, image_size)`.
 pub enum Pixels<'a> {
-    /// In the host's memory.
-    Host(&'a [f32]),
-    /// On the device.
+    /// In the host's memory, wherever they are.
+    Host(&'a [&'a [f32]]),
+    /// On the device, one after another.
     Device(CudaView<'a, f32>),
+}
+
+/// What is wanted of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// Features alone.
+    Features,
+    /// The last layer's hidden states, too.
+    States,
 }
 
 /// What the tower makes of n images, on the device: in the making, for whoever does not wait for it.
@@ -135,7 +144,7 @@ impl ImageTower {
         assert!(Self::suits(&shape), "no kernels for this shape");
         let stream = context.new_stream().map_err(Error::from)?;
         let chunk = TOKENS.div_ceil(shape.tokens());
-        let layers = Layers::load(shape, &stream, take)?;
+        let tower = Tower::load(shape, &stream, take)?;
         let room = Room {
             staging: Staging::new(&shape, &stream, chunk)?,
             activations: Activations::new(&shape, &stream, chunk)?,
@@ -143,7 +152,7 @@ impl ImageTower {
         };
         Ok(Self {
             shape,
-            layers,
+            tower,
             stream,
             chunk,
             room: Mutex::new(room),
@@ -159,18 +168,20 @@ impl ImageTower {
     ///
     /// # Errors
     /// What the device says, perhaps of what it computed before.
-    pub fn forward(&self, pixels: Pixels<'_>, wants_states: bool) -> Result<Encoded, Error> {
-        let image = 3 * self.shape.image_size.pow(2);
-        let values = match &pixels {
-            Pixels::Host(values) => values.len(),
-            Pixels::Device(values) => values.len(),
+    ///
+    /// # Panics
+    /// When an image has not as many pixels as it should.
+    pub fn forward(&self, pixels: &Pixels<'_>, wanted: Wanted) -> Result<Encoded, Error> {
+        let image = self.shape.pixels();
+        let images = match pixels {
+            Pixels::Host(images) => images.len(),
+            Pixels::Device(values) => values.len() / image,
         };
-        let images = values / image;
         let states = self.shape.tokens() * self.shape.transformer.width;
         let mut features = self.stream.alloc_zeros(images * self.shape.dim)?;
-        let mut all_states = match wants_states {
-            true => Some(self.stream.alloc_zeros(images * states)?),
-            false => None,
+        let mut all_states = match wanted {
+            Wanted::Features => None,
+            Wanted::States => Some(self.stream.alloc_zeros(images * states)?),
         };
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         // Parts of one size: a last one of few images would keep the device waiting for its host.
@@ -178,18 +189,18 @@ impl ImageTower {
         for first in (0..images).step_by(part) {
             let asked = Asked {
                 images: part.min(images - first),
-                wants_states,
+                wanted,
             };
-            let of_pixels = first * image..(first + asked.images) * image;
-            match &pixels {
-                Pixels::Host(values) => room.staging.send(&values[of_pixels])?,
+            let (dim, to) = (self.shape.dim, first..first + asked.images);
+            match pixels {
+                Pixels::Host(images) => room.staging.send(&images[to.clone()])?,
                 Pixels::Device(values) => {
-                    let values = Matrix::lent(&self.stream, &values.slice(of_pixels), self.shape.image_size);
-                    self.layers.narrow(values, room.staging.pixels(asked.images))?;
+                    let values = values.slice(to.start * image..to.end * image);
+                    let values = Matrix::lent(&self.stream, &values, self.shape.image_size);
+                    self.tower.narrow(values, room.staging.pixels(asked.images))?;
                 }
             }
             self.compute(&mut room, asked)?;
-            let (dim, to) = (self.shape.dim, first..first + asked.images);
             let done = room.activations.features(asked.images * dim);
             let mut of = features.slice_mut(to.start * dim..to.end * dim);
             self.stream.memcpy_dtod(&done, &mut of)?;
@@ -212,20 +223,20 @@ impl ImageTower {
             activations,
             graphs,
         } = room;
-        self.layers.unfold(staging.pixels(asked.images), activations)?;
+        self.tower.unfold(staging.pixels(asked.images), activations)?;
         staging.release()?;
         if asked.images * self.shape.tokens() > GRAPH_TOKENS {
-            return self.layers.forward(activations, asked);
+            return self.tower.forward(activations, asked);
         }
         match graphs.get(&asked) {
             Some(Kept::Graph(graph)) => graph.0.launch()?,
             // The first time what it needs is loaded, which must not be recorded.
             None => {
-                self.layers.forward(activations, asked)?;
+                self.tower.forward(activations, asked)?;
                 graphs.insert(asked, Kept::Ran);
             }
             Some(Kept::Ran) => {
-                let graph = self.recorded(|| self.layers.forward(activations, asked))?;
+                let graph = self.recorded(|| self.tower.forward(activations, asked))?;
                 graph.0.launch()?;
                 graphs.insert(asked, Kept::Graph(graph));
             }

@@ -245,7 +245,8 @@ impl Layout {
         let Matrix {
             rows, columns, apart, ..
         } = matrix;
-        result::create_matrix_layout(T::TYPE, columns as u64, rows as u64, apart as i64).map(Self)
+        let apart = i64::try_from(apart).expect("a shape of a device's matrix");
+        result::create_matrix_layout(T::TYPE, columns as u64, rows as u64, apart).map(Self)
     }
 }
 

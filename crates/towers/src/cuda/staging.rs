@@ -12,15 +12,16 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, PinnedHostSlice};
 use half::bf16;
-use half::slice::HalfFloatSliceExt as _;
+use pulp::Arch;
 use rayon::prelude::*;
 
 use super::Error;
 use super::memory::{Matrix, Memory};
 use crate::ImageShape;
+use crate::operand::rounded;
 
 /// Values that a thread rounds at a time.
-const ROUNDED: usize = 1 << 16;
+const ROUNDED: usize = 1 << 14;
 
 pub(super) struct Staging {
     /// Used in turn.
@@ -65,7 +66,7 @@ impl Drop for Staging {
 impl Staging {
     /// For so many images at a time.
     pub(super) fn new(shape: &ImageShape, stream: &Arc<CudaStream>, images: usize) -> Result<Self, Error> {
-        let len = images * 3 * shape.image_size.pow(2);
+        let len = images * shape.pixels();
         let context = stream.context();
         Ok(Self {
             staged: [Staged::new(stream, len)?, Staged::new(stream, len)?],
@@ -78,15 +79,23 @@ impl Staging {
         })
     }
 
-    /// Sends pixels of whole images; what is put into the stream next finds them.
-    pub(super) fn send(&mut self, pixels: &[f32]) -> Result<(), DriverError> {
+    /// Sends images; what is put into the stream next finds them.
+    pub(super) fn send(&mut self, images: &[&[f32]]) -> Result<(), DriverError> {
         self.turn = 1 - self.turn;
         let Staged { values, copied } = &mut self.staged[self.turn];
         // Once it was recorded, what it was recorded behind is over.
         copied.synchronize()?;
-        let values = &mut values.as_mut_slice()?[..pixels.len()];
-        let parts = values.par_chunks_mut(ROUNDED).zip(pixels.par_chunks(ROUNDED));
-        parts.for_each(|(to, from)| to.convert_from_f32_slice(from));
+        let image = 3 * self.size.pow(2);
+        assert!(
+            images.iter().all(|values| values.len() == image),
+            "images of another size"
+        );
+        let values = &mut values.as_mut_slice()?[..images.len() * image];
+        let parts = values.par_chunks_mut(image).zip(images);
+        parts.for_each(|(to, from)| {
+            let parts = to.par_chunks_mut(ROUNDED).zip(from.par_chunks(ROUNDED));
+            parts.for_each(|(to, from)| round(from, to));
+        });
         self.copying.wait(&self.read)?;
         self.copying.memcpy_htod(&*values, self.pixels.values_mut())?;
         copied.record(&self.copying)?;
@@ -102,4 +111,14 @@ impl Staging {
     pub(super) fn release(&self) -> Result<(), DriverError> {
         self.read.record(&self.stream)
     }
+}
+
+/// To the nearest bfloat16, by whatever vectors the processor has.
+fn round(from: &[f32], to: &mut [bf16]) {
+    Arch::new().dispatch(|| {
+        let bits = |value: f32| (rounded(value) >> 16) as u16;
+        to.iter_mut()
+            .zip(from)
+            .for_each(|(to, from)| *to = bf16::from_bits(bits(*from)));
+    });
 }

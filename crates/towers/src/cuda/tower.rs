@@ -10,10 +10,10 @@ use half::slice::HalfFloatSliceExt as _;
 use super::kernels::{Kernels, Norm};
 use super::memory::{Matrix, Memory};
 use super::products::{Linear, Onto, Products};
-use super::{Asked, Error};
+use super::{Asked, Error, Wanted};
 use crate::{ImageShape, Take};
 
-pub(super) struct Layers {
+pub(super) struct Tower {
     kernels: Kernels,
     products: Products,
     shape: ImageShape,
@@ -81,7 +81,7 @@ impl Activations {
     }
 }
 
-impl Layers {
+impl Tower {
     pub(super) fn load<E: From<Error>>(
         shape: ImageShape,
         stream: &Arc<CudaStream>,
@@ -169,10 +169,10 @@ impl Layers {
         kernels.embed(embedded, self.positions.matrix(tokens, width), &self.pre_norm, x)?;
         for (place, layer) in self.layers.iter().enumerate() {
             // Of the last layer nothing but the class token is read, unless states are asked for.
-            let are_all_read = asked.wants_states || place + 1 < self.layers.len();
+            let are_all_read = asked.wanted == Wanted::States || place + 1 < self.layers.len();
             self.layer(layer, room, images, if are_all_read { tokens } else { 1 })?;
         }
-        if asked.wants_states {
+        if asked.wanted == Wanted::States {
             kernels.widen(x, room.states.matrix(images * tokens, width))?;
         }
         let pooled = normed.rows(0, images);
