@@ -5,26 +5,24 @@
 //! Invariants: weights never change; on the CPU a row of output depends on its own input alone, bit for bit, whatever
 //! shares the batch: predictions that were recorded can be repeated exactly.
 
-use std::fmt;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor, bail};
-use clipkeep_towers::{self as packed, Precision};
-use rayon::prelude::*;
+use candle_core::{Device, Tensor};
+use clipkeep_towers as packed;
 
 use super::config::ClipConfig;
-use super::cuda::CudaTower;
 use super::dtype::Dtype;
 use super::error::{BackboneError, EncodeError};
 use super::hub;
 use super::image_processor::ImageProcessor;
+use super::images::Images;
 use super::prompt::PromptTower;
+use super::rows::{self, values};
 use super::source::{BackboneFiles, BackboneSource};
 use super::text::TextTower;
 use super::tokenizer::ClipTokenizer;
-use super::vision::{ImageReadout, VisionTower};
+use super::vision::ImageReadout;
 use crate::domain::{Digest, Reads};
 
 /// The embedded backbone's name.
@@ -37,33 +35,12 @@ pub struct Backbone {
     config: ClipConfig,
     logit_scale: f32,
     images: Images,
-    readout: ImageReadout,
     /// Packed weights, on a processor that they suit.
     packed_text: Option<Box<packed::TextTower>>,
     text: Arc<TextTower>,
     tokenizer: ClipTokenizer,
     image_processor: Arc<ImageProcessor>,
     device: Device,
-}
-
-/// Who computes the image tower.
-enum Images {
-    /// Packed weights, on the processor.
-    Packed(Box<packed::ImageTower>),
-    /// Kernels of our own, on a GPU.
-    Cuda(Box<CudaTower>),
-    /// Tensors, where the tower's shape or its type suits neither.
-    Tensors(VisionTower),
-}
-
-impl fmt::Display for Images {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Packed(tower) => tower.fmt(out),
-            Self::Cuda(tower) => tower.fmt(out),
-            Self::Tensors(tower) => tower.fmt(out),
-        }
-    }
 }
 
 /// What the image tower makes of n images of t tokens.
@@ -77,7 +54,6 @@ pub struct ImageStates {
 /// What is made of a checkpoint's tensors.
 struct Parts {
     images: Images,
-    readout: ImageReadout,
     packed_text: Option<packed::TextTower>,
     text: TextTower,
     logit_scale: f32,
@@ -91,55 +67,17 @@ impl Parts {
         dtype: Dtype,
     ) -> Result<Self, BackboneError> {
         let mut weights = files.tensors(device)?;
-        let readout = ImageReadout::load(&mut weights, config)?;
+        let images = Images::load(&mut weights, config, device, dtype)?;
         let text = TextTower::load(&mut weights, config)?;
-        let (mut packed_images, mut packed_text) = (None, None);
-        let is_rounded = dtype.precision().is_some_and(|given| given != Precision::F32);
+        let mut packed_text = None;
         if device.is_cpu() {
             let tokens = values(&text.spread_embeddings()?)?;
             let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
-            packed_images = dtype.image_tower(config.image_shape(), &mut take)?;
             packed_text = dtype.text_tower(config.text_shape(), &tokens, &mut take)?;
-            if is_rounded && packed_text.is_none() {
+            if dtype.rounds() && packed_text.is_none() {
                 tracing::warn!("the text tower's shape does not suit packed weights: it computes in f32");
             }
         }
-        let images = match packed_images {
-            Some(tower) => Images::Packed(Box::new(tower)),
-            None => {
-                let shape = config.image_shape();
-                let load = |found| {
-                    if found == DType::BF16 {
-                        let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
-                        if let Some(tower) = CudaTower::load(shape, device, &mut take)? {
-                            return Ok(Images::Cuda(Box::new(tower)));
-                        }
-                    }
-                    let tower = weights.in_dtype(found, |weights| VisionTower::load(weights, config));
-                    tower.map(Images::Tensors)
-                };
-                let features = |images: &Images, pixels: &Tensor| {
-                    let features = match images {
-                        Images::Packed(_) => bail!("it is not compared here"),
-                        Images::Cuda(tower) => {
-                            tower.forward(&[values(pixels)?.as_slice()], Reads::Features)?.0
-                        }
-                        Images::Tensors(tower) => {
-                            readout.features(&tower.states(&pixels.to_device(device)?)?)?
-                        }
-                    };
-                    values(&features)
-                };
-                let fast = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-                let images = dtype.tensors(fast, shape, load, features)?;
-                if is_rounded && matches!(&images, Images::Tensors(tower) if tower.dtype() == DType::F32) {
-                    tracing::warn!(
-                        "the image tower's shape does not suit packed weights: it computes in f32"
-                    );
-                }
-                images
-            }
-        };
         let exponent = weights.scalar("logit_scale")?;
         let logit_scale = exponent.exp();
         if !(logit_scale.is_finite() && logit_scale > 0.0) {
@@ -148,7 +86,6 @@ impl Parts {
         weights.finish()?;
         Ok(Self {
             images,
-            readout,
             packed_text,
             text,
             logit_scale,
@@ -204,7 +141,6 @@ impl Backbone {
         let (digest, parts) = rayon::join(|| files.digest(), || Parts::load(files, &config, &device, dtype));
         let Parts {
             images,
-            readout,
             packed_text,
             text,
             logit_scale,
@@ -215,7 +151,6 @@ impl Backbone {
             config,
             logit_scale,
             images,
-            readout,
             packed_text: packed_text.map(Box::new),
             text: Arc::new(text),
             tokenizer,
@@ -290,10 +225,8 @@ impl Backbone {
                 size,
             });
         }
-        if let Images::Cuda(tower) = &self.images
-            && !pixels.device().is_cpu()
-        {
-            return Ok(tower.forward_resident(pixels, reads)?);
+        if let Some(encoded) = self.images.encode_resident(pixels, reads)? {
+            return Ok(encoded);
         }
         let pixels = values(pixels)?;
         let images: Vec<&[f32]> = pixels.chunks_exact(3 * size * size).collect();
@@ -316,43 +249,12 @@ impl Backbone {
                 size,
             });
         }
-        let width = self.readout.tokens * self.config.vision.encoder.width;
-        let wants_tokens = reads == Reads::Tokens;
-        match &self.images {
-            Images::Packed(tower) => {
-                let mut tokens = wants_tokens.then(Vec::new);
-                let features = tower.forward_pausing(images, tokens.as_mut(), pause);
-                let rows = |values, width| Tensor::from_vec(values, (n, width), &self.device);
-                Ok((
-                    rows(features, self.dim())?,
-                    tokens.map(|tokens| rows(tokens, width)).transpose()?,
-                ))
-            }
-            Images::Cuda(tower) => Ok(tower.forward(images, reads)?),
-            Images::Tensors(tower) => {
-                let parts = self.encode(n, |rows| {
-                    let shape = (rows.len(), 3, size, size);
-                    let pixels = Tensor::from_vec(images[rows].concat(), shape, &self.device)?;
-                    let states = tower.states(&pixels)?;
-                    let features = self.readout.features(&states)?;
-                    Ok((
-                        features,
-                        wants_tokens.then(|| states.flatten_from(1)).transpose()?,
-                    ))
-                })?;
-                let (features, tokens): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-                let tokens = wants_tokens.then(|| tokens.into_iter().flatten().collect::<Vec<_>>());
-                Ok((
-                    self.stacked(&features, self.dim())?,
-                    tokens.map(|tokens| self.stacked(&tokens, width)).transpose()?,
-                ))
-            }
-        }
+        Ok(self.images.encode(images, reads, pause)?)
     }
 
     /// The end of the image tower, for whoever trains behind its last layer.
     pub fn image_readout(&self) -> ImageReadout {
-        self.readout.clone()
+        self.images.readout().clone()
     }
 
     /// What the image tower computes with: instructions of the processor, or tensors. On a processor the text tower has
@@ -390,42 +292,11 @@ impl Backbone {
                 &self.device,
             )?);
         }
-        let features = self.encode(texts.len(), |rows| {
+        let features = rows::each(&self.device, texts.len(), |rows| {
             self.text.forward(&texts[rows.clone()], &pooled[rows])
         })?;
-        self.stacked(&features, self.dim())
+        Ok(rows::stacked(&features, self.dim(), &self.device)?)
     }
-
-    /// Runs a tower over `n` rows and gives its results in order. On the CPU every row is computed alone, rows side by
-    /// side on all cores: that keeps its working set in the cache, and its result free of its neighbours (the matrix
-    /// kernel's blocking, and with it the order of its sums, may depend on the number of rows).
-    fn encode<T, F>(&self, n: usize, tower: F) -> Result<Vec<T>, EncodeError>
-    where
-        T: Send,
-        F: Fn(Range<usize>) -> candle_core::Result<T> + Sync,
-    {
-        if n == 0 {
-            return Ok(Vec::new());
-        }
-        if !self.device.is_cpu() {
-            return Ok(vec![tower(0..n)?]);
-        }
-        let rows = (0..n).into_par_iter().map(|row| tower(row..row + 1));
-        Ok(rows.collect::<candle_core::Result<Vec<T>>>()?)
-    }
-
-    /// Rows of `width` values under one another.
-    fn stacked(&self, parts: &[Tensor], width: usize) -> Result<Tensor, EncodeError> {
-        if parts.is_empty() {
-            return Ok(Tensor::zeros((0, width), DType::F32, &self.device)?);
-        }
-        Ok(Tensor::cat(parts, 0)?)
-    }
-}
-
-/// All values of a tensor on the processor, in order.
-fn values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
-    tensor.flatten_all()?.to_vec1()
 }
 
 fn name(source: &BackboneSource) -> String {

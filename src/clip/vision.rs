@@ -135,6 +135,8 @@ impl fmt::Display for VisionTower {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use candle_core::Device;
     use clipkeep_towers::{ImageTower, Instructions, Precision};
 
@@ -165,16 +167,18 @@ mod tests {
             assert!((0.999..=1.0 + 1e-6).contains(&cosine), "{cosine}");
         }
         let values = |tower: &VisionTower, images: &Tensor| features(tower, images)?.flatten_all()?.to_vec1();
-        let mut choice = |dtype: Dtype, fast, is_wrong: bool| {
+        let load = RefCell::new(load);
+        let choice = |dtype: Dtype, fast, is_wrong: bool| {
+            let exact = || Ok(load.borrow_mut()(DType::F32));
             let load = |found| {
                 // Where it is wrong, what is asked for in bfloat16 has the weights of another.
-                let mut tower = load(found);
+                let mut tower = load.borrow_mut()(found);
                 if is_wrong && found == DType::BF16 {
                     tower.patch_weight = (tower.patch_weight * -1.0).expect("another");
                 }
                 Ok::<_, candle_core::Error>(tower)
             };
-            let tower = dtype.tensors(fast, config.image_shape(), load, values);
+            let tower = dtype.tower(fast, config.image_shape(), load, exact, values);
             tower.expect("a tower").to_string()
         };
         assert_eq!(choice(Dtype::Auto, DType::BF16, false), "tensors bf16");
