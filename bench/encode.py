@@ -189,15 +189,17 @@ def main():
             for _ in range(WARM_UP):
                 run()
         mine, theirs = [], {name: [] for name in prepared}
-        for _ in range(given.rounds):
-            mine.append([found["images_per_second"] for found in ours(given, shape, "--seconds", str(given.seconds))])
+        for left in reversed(range(given.rounds)):
+            # The last one compares the features, too.
+            found = ours(given, shape, "--seconds", str(given.seconds), *["--cosine"] * (left == 0))
+            mine.append([of["images_per_second"] for of in found])
             for name, runs in prepared.items():
                 rates = [images_per_second(run, len(of), given.seconds) for run, of in zip(runs, pixels)]
                 theirs[name].append(rates)
-        cosines = [found["cosine"] for found in ours(given, shape, "--seconds", "0", "--cosine")]
+        cosines = [of["cosine"] for of in found]
         for place, batch in enumerate(given.batches):
             rate = median(rates[place] for rates in mine)
-            of = {name: median(rates[place] for rates in found) for name, found in theirs.items()}
+            of = {name: median(rates[place] for rates in all_rates) for name, all_rates in theirs.items()}
             line = " | ".join(f"{rate:.1f}" for rate in of.values())
             ratio = rate / max(of.values(), default=float("nan"))
             print(f"| {shape} | {batch} | {rate:.1f} | {line} | {ratio:.2f} | {cosines[place]:.5f} |", flush=True)

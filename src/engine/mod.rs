@@ -15,6 +15,7 @@ mod decode;
 mod device;
 mod error;
 mod features;
+mod heads;
 mod look;
 mod queue;
 mod texts;
@@ -23,7 +24,7 @@ mod towers;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 use tokio::sync::oneshot;
 
 use crate::adapter::{Head, Readout};
@@ -37,6 +38,7 @@ use decode::DecodePool;
 use device::{DeviceThread, computes};
 pub use error::EngineError;
 use features::FeatureCache;
+use heads::HeadCache;
 pub use look::{Looked, Pixels};
 use queue::PushError;
 pub use texts::LONGEST_TEXT;
@@ -176,6 +178,7 @@ struct Shared {
     decode: DecodePool,
     device: DeviceThread,
     texts: TextCache,
+    heads: HeadCache,
     features: Option<Arc<FeatureCache>>,
     readout: Readout,
     prompt_tower: PromptTower,
@@ -194,9 +197,10 @@ impl Engine {
             image_size: backbone.image_size(),
             context_length: backbone.context_length(),
             logit_scale: f64::from(backbone.logit_scale()),
-            device: match backbone.device() {
-                Device::Cpu => "cpu".to_owned(),
-                other => format!("{other:?}").to_lowercase(),
+            device: match backbone.device().location() {
+                DeviceLocation::Cpu => "cpu".to_owned(),
+                DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+                DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
             },
         };
         let features = FeatureCache::new(config.feature_cache_bytes, info.dim).map(Arc::new);
@@ -209,6 +213,7 @@ impl Engine {
             text_batch: config.policy.max_batch.max(1),
             decode: DecodePool::start(config.decode_threads, config.decode_capacity)?,
             texts: TextCache::new(config.text_cache),
+            heads: HeadCache::new(),
             readout: towers::readout(backbone.image_readout()),
             prompt_tower: backbone.prompt_tower(),
             device: DeviceThread::start(

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
-
 use super::decode::Panicked;
 use super::error::because;
 use super::{Engine, EngineError, Input, Priority, anchors};
-use crate::adapter::Head;
 
 /// Longest text that is taken, in bytes. A context of 77 tokens ends long before, and the tokenizer reads all of a text.
 pub const LONGEST_TEXT: usize = 4096;
@@ -91,20 +88,6 @@ impl Engine {
         let prompts = anchors::prompts(words, templates);
         let rows = self.embed_texts(&prompts, priority).await?;
         Ok(rows.chunks(templates.len()).map(anchors::mean).collect())
-    }
-
-    /// The head that chooses among `anchors` (C rows of D values) with no adapter.
-    ///
-    /// # Errors
-    /// [`EngineError::Backbone`] when the rows are not of one length.
-    pub fn zero_shot(&self, anchors: Vec<Vec<f32>>) -> Result<Head, EngineError> {
-        let head = || {
-            Head::zero_shot(
-                Tensor::new(anchors, &self.shared.target)?,
-                self.shared.info.logit_scale,
-            )
-        };
-        head().map_err(|error| EngineError::Backbone(because(&error)))
     }
 }
 

@@ -100,6 +100,7 @@ mod tests {
     use super::super::batching::Policy;
     use super::super::{Asked, EngineConfig, Pixels};
     use super::*;
+    use crate::adapter::Head;
     use crate::clip::{Backbone, BackboneSource, Dtype, Limits};
 
     /// An engine that waits for a whole batch of `max_batch` images.
@@ -146,8 +147,11 @@ mod tests {
     async fn one_batch_answers_with_tokens_features_and_probabilities() {
         let engine = engine(8).await;
         let dim = engine.info().dim;
-        let anchors = (0..3).map(|class| (0..dim).map(|n| f32::from(n == class)).collect());
-        let head = Arc::new(engine.zero_shot(anchors.collect()).expect("a head"));
+        let anchors: Vec<Vec<f32>> = (0..3)
+            .map(|class| (0..dim).map(|n| f32::from(n == class)).collect())
+            .collect();
+        let head = Tensor::new(anchors, &Device::Cpu).and_then(|anchors| Head::zero_shot(anchors, 100.0));
+        let head = Arc::new(head.expect("a head"));
         let (tokens, features, both, probabilities) = tokio::join!(
             rows(&engine, Asked::Row(Reads::Tokens)),
             rows(&engine, Asked::Row(Reads::Features)),

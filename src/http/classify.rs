@@ -182,15 +182,11 @@ impl Answerer {
         }
         let config = api.model(model).await?.config;
         let words: Vec<String> = labels.iter().map(Label::words).collect();
-        let anchors = api
+        let head = api
             .engine
-            .anchors(&words, &config.templates, Priority::Interactive)
+            .zero_shot(words, config.templates, Priority::Interactive)
             .await?;
-        let head = api.engine.zero_shot(anchors)?;
-        Ok(Self::Labels {
-            labels,
-            head: Arc::new(head),
-        })
+        Ok(Self::Labels { labels, head })
     }
 
     fn head(&self) -> Arc<Head> {

@@ -243,6 +243,13 @@ __device__ __forceinline__ uint32_t packed(float low, float high) {
     return *reinterpret_cast<uint32_t *>(&pair);
 }
 
+// 2ˣ, to the last bit or two.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(power) : "f"(x));
+    return power;
+}
+
 // 64 rows of a head, `apart` values from one another, into shared memory; rows from `rows` on are zeros.
 template <int D> __device__ __forceinline__ void fetch(bf16 (*to)[D + 8], const bf16 *from, size_t apart, int rows) {
     constexpr int PIECES = D / 8;
@@ -262,6 +269,7 @@ __device__ __forceinline__ void attend(const bf16 *qkv, bf16 *to, int tokens, in
     __shared__ alignas(16) bf16 values[2][ROWS][D + 8];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int first = blockIdx.x * ROWS, width = heads * D;
+    bool works = first + warp * 16 < queries;
     size_t apart = 3 * width;
     const bf16 *of_q = qkv + (size_t)blockIdx.z * tokens * apart + blockIdx.y * D;
     const bf16 *of_k = of_q + width, *of_v = of_k + width;
@@ -287,19 +295,22 @@ __device__ __forceinline__ void attend(const bf16 *qkv, bf16 *to, int tokens, in
         }
         close_copies();
 
+        // Keys that are there; in sixteens without any, and in warps without queries, nothing is computed.
+        int left = works ? min(ROWS, tokens - block * ROWS) : 0;
         float scores[ROWS / 8][4] = {};
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
 #pragma unroll
             for (int pair = 0; pair < ROWS / 16; pair++) {
-                uint32_t found[4];
-                int row = pair * 16 + lane / 16 * 8 + lane % 8, column = k * 16 + lane / 8 % 2 * 8;
-                load_matrices(found, &keys[now][row][column]);
-                multiply(scores[2 * pair], q[k], found[0], found[1]);
-                multiply(scores[2 * pair + 1], q[k], found[2], found[3]);
+                if (pair * 16 < left) {
+                    uint32_t found[4];
+                    int row = pair * 16 + lane / 16 * 8 + lane % 8, column = k * 16 + lane / 8 % 2 * 8;
+                    load_matrices(found, &keys[now][row][column]);
+                    multiply(scores[2 * pair], q[k], found[0], found[1]);
+                    multiply(scores[2 * pair + 1], q[k], found[2], found[3]);
+                }
             }
         }
-        int left = tokens - block * ROWS;
         if (left < ROWS) {
 #pragma unroll
             for (int tile = 0; tile < ROWS / 8; tile++) {
@@ -310,43 +321,47 @@ __device__ __forceinline__ void attend(const bf16 *qkv, bf16 *to, int tokens, in
             }
         }
         // The softmax of what was seen so far: what was mixed before shrinks as the largest score grows.
+        if (left > 0) {
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float largest = most[half];
+            for (int half = 0; half < 2; half++) {
+                float largest = most[half];
 #pragma unroll
-            for (int tile = 0; tile < ROWS / 8; tile++) {
-                largest = fmaxf(largest, fmaxf(scores[tile][2 * half], scores[tile][2 * half + 1]));
-            }
-            largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
-            largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
-            float shrink = exp2f((most[half] - largest) * scale), sum = 0.0f;
-            most[half] = largest;
-#pragma unroll
-            for (int tile = 0; tile < ROWS / 8; tile++) {
-#pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; i++) {
-                    scores[tile][i] = exp2f((scores[tile][i] - largest) * scale);
-                    sum += scores[tile][i];
+                for (int tile = 0; tile < ROWS / 8; tile++) {
+                    largest = fmaxf(largest, fmaxf(scores[tile][2 * half], scores[tile][2 * half + 1]));
                 }
-            }
-            sums[half] = sums[half] * shrink + sum;
+                largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
+                largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
+                float shrink = exp2_fast((most[half] - largest) * scale), sum = 0.0f, off = largest * scale;
+                most[half] = largest;
 #pragma unroll
-            for (int tile = 0; tile < D / 8; tile++) {
-                mixed[tile][2 * half] *= shrink;
-                mixed[tile][2 * half + 1] *= shrink;
+                for (int tile = 0; tile < ROWS / 8; tile++) {
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; i++) {
+                        scores[tile][i] = exp2_fast(fmaf(scores[tile][i], scale, -off));
+                        sum += scores[tile][i];
+                    }
+                }
+                sums[half] = sums[half] * shrink + sum;
+#pragma unroll
+                for (int tile = 0; tile < D / 8; tile++) {
+                    mixed[tile][2 * half] *= shrink;
+                    mixed[tile][2 * half + 1] *= shrink;
+                }
             }
         }
 #pragma unroll
         for (int k = 0; k < ROWS / 16; k++) {
-            float *low = scores[2 * k], *high = scores[2 * k + 1];
-            uint32_t weights[4] = {packed(low[0], low[1]), packed(low[2], low[3]), packed(high[0], high[1]),
-                                   packed(high[2], high[3])};
+            if (k * 16 < left) {
+                float *low = scores[2 * k], *high = scores[2 * k + 1];
+                uint32_t weights[4] = {packed(low[0], low[1]), packed(low[2], low[3]), packed(high[0], high[1]),
+                                       packed(high[2], high[3])};
 #pragma unroll
-            for (int pair = 0; pair < D / 16; pair++) {
-                uint32_t found[4];
-                load_matrices_transposed(found, &values[now][k * 16 + lane % 16][pair * 16 + lane / 16 * 8]);
-                multiply(mixed[2 * pair], weights, found[0], found[1]);
-                multiply(mixed[2 * pair + 1], weights, found[2], found[3]);
+                for (int pair = 0; pair < D / 16; pair++) {
+                    uint32_t found[4];
+                    load_matrices_transposed(found, &values[now][k * 16 + lane % 16][pair * 16 + lane / 16 * 8]);
+                    multiply(mixed[2 * pair], weights, found[0], found[1]);
+                    multiply(mixed[2 * pair + 1], weights, found[2], found[3]);
+                }
             }
         }
         await_copies<0>();
