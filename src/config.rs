@@ -98,9 +98,8 @@ pub struct EngineArgs {
     /// is work, and batches grow while it is busy.
     #[arg(long, env = "CLIPKEEP_BATCH_WAIT_MICROS", default_value_t = 0)]
     pub batch_wait_micros: u64,
-    /// How long a batch should take on the device, in milliseconds, where it would be larger. A job's batch gets a quarter of that,
-    /// and, while classifications come, at most what one of their batches takes. A smaller value makes answers come sooner
-    /// while the device is busy, a larger one gives more images a second.
+    /// How long a batch should take on the device, in milliseconds, where it would be larger. A job's batch gets a quarter of that.
+    /// A smaller value makes answers come sooner while the device is busy, a larger one gives more images a second.
     #[arg(long, env = "CLIPKEEP_BATCH_MILLIS", default_value = "400")]
     pub batch_millis: NonZeroU64,
     /// Most images in a batch of a job: a classification waits for at most one such batch.

@@ -1,5 +1,7 @@
 //! Kernels, gradients and sums against plain ones in f64, and towers against one another.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod kernels;
 mod learning;
 mod towers;

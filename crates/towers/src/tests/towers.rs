@@ -1,6 +1,7 @@
 //! Towers by all kinds of instructions against one another, and against themselves in other company.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 
 use super::noise;
 use crate::{Activation, ImageShape, ImageTower, Instructions, Precision, TextShape, TextTower, Transformer};
@@ -49,7 +50,7 @@ const LEAST: [(Precision, f64); 3] = [
 ];
 
 /// Weights without a pattern, of a size that keeps products from growing.
-fn weights() -> impl FnMut(&str, &[usize]) -> Result<Cow<'static, [f32]>, ()> {
+pub(super) fn weights<E>() -> impl FnMut(&str, &[usize]) -> Result<Cow<'static, [f32]>, E> {
     let mut seed = 0;
     move |_, shape| {
         seed += 1;
@@ -65,14 +66,14 @@ fn weights() -> impl FnMut(&str, &[usize]) -> Result<Cow<'static, [f32]>, ()> {
 
 /// The image tower by each kind of instructions that suits it, with the same weights.
 fn towers(precision: Precision) -> Vec<ImageTower> {
-    let tower = |instructions| ImageTower::load(SMALL, instructions, &mut weights()).expect("weights");
+    let tower = |instructions| ImageTower::load::<()>(SMALL, instructions, &mut weights()).expect("weights");
     let instructions = Instructions::suiting(&TRANSFORMER, precision);
     instructions.into_iter().map(tower).collect()
 }
 
 /// As many text towers.
 fn text_towers(precision: Precision) -> Vec<TextTower> {
-    let tower = |instructions| TextTower::load(TEXTS, instructions, &mut weights()).expect("weights");
+    let tower = |instructions| TextTower::load::<()>(TEXTS, instructions, &mut weights()).expect("weights");
     let instructions = Instructions::suiting(&TRANSFORMER, precision);
     instructions.into_iter().map(tower).collect()
 }
@@ -105,7 +106,7 @@ fn furthest(a: &[f32], b: &[f32]) -> f32 {
     apart.fold(0.0, |most, apart| if apart <= most { most } else { apart })
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot =
         |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
@@ -174,6 +175,24 @@ fn features_depend_on_neither_neighbours_nor_the_number_of_threads() {
             .expect("threads");
         assert_eq!(pool.install(|| tower.forward(&pixels, None)), together, "{tower}");
         assert!(tower.forward(&[], None).is_empty());
+    }
+}
+
+#[test]
+fn forwards_in_a_pause_change_nothing() {
+    let pixels = noise(5, 4 * PIXELS);
+    let (images, others) = pixels.split_at(3 * PIXELS);
+    let images: Vec<&[f32]> = images.chunks(PIXELS).collect();
+    for tower in all_towers() {
+        let wanted = tower.forward(others, None);
+        let pauses = Cell::new(0);
+        let pause = || {
+            pauses.set(pauses.get() + 1);
+            assert_eq!(tower.forward(others, None), wanted, "{tower}");
+        };
+        let found = tower.forward_pausing(&images, None, &pause);
+        assert_eq!(found, tower.forward(&pixels[..3 * PIXELS], None), "{tower}");
+        assert!(pauses.get() > TRANSFORMER.layers, "{tower}: {}", pauses.get());
     }
 }
 
@@ -270,7 +289,7 @@ fn a_text_may_be_longer_than_a_block_usually_is() {
     };
     let lengths = [150, 9, 150];
     let texts = embeddings(9, &lengths);
-    let tower = |instructions| TextTower::load(shape, instructions, &mut weights()).expect("weights");
+    let tower = |instructions| TextTower::load::<()>(shape, instructions, &mut weights()).expect("weights");
     let instructions = Instructions::suiting(&TRANSFORMER, Precision::F32);
     let found: Vec<_> = instructions
         .into_iter()
