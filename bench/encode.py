@@ -51,13 +51,17 @@ WARM_UP = 3
 class Engines:
     """Ways to run one tower; each is a function from pixels (a NumPy array) to a function that encodes them."""
 
-    def __init__(self, shape, threads, device, is_resident, names):
+    def __init__(self, shape, given):
         import torch
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(given.threads)
         torch.manual_seed(0)
-        self.torch, self.threads, self.device, self.is_resident = torch, threads, device, is_resident
+        # What was compiled for another shape is forgotten, and nothing falls back to what is not compiled.
+        torch._dynamo.reset()
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        torch._dynamo.config.recompile_limit = len(given.batches) * len(given.engines)
+        self.torch, self.given = torch, given
         dim = 768 if shape == "vit-l-14" else 512
         config = CLIPVisionConfig(**SHAPES[shape], projection_dim=dim, image_size=224)
         model = CLIPVisionModelWithProjection._from_config(config, attn_implementation="sdpa").eval()
@@ -73,7 +77,7 @@ class Engines:
         self.model = Features(model)
         self.folder = tempfile.TemporaryDirectory()
         self.onnx = Path(self.folder.name) / "tower.onnx"
-        if any(name.startswith(("onnx", "openvino")) for name in names):
+        if any(name.startswith(("onnx", "openvino")) for name in given.engines):
             example = torch.randn(2, 3, 224, 224)
             axes = {"pixels": {0: "n"}, "features": {0: "n"}}
             names_of = dict(input_names=["pixels"], output_names=["features"])
@@ -88,15 +92,15 @@ class Engines:
 
         torch, model = self.torch, copy.deepcopy(self.model)
         dtype = torch.bfloat16 if "bf16" in options else torch.float32
-        model = model.to(self.device, dtype, memory_format=torch.channels_last)
+        model = model.to(self.given.device, dtype, memory_format=torch.channels_last)
         if "graphs" in options:
             model = torch.compile(model, mode="reduce-overhead", dynamic=False)
         elif "compile" in options:
             model = torch.compile(model, dynamic=False)
-        place = lambda pixels: torch.from_numpy(pixels).to(self.device, dtype, memory_format=torch.channels_last)
+        place = lambda pixels: torch.from_numpy(pixels).to(self.given.device, dtype, memory_format=torch.channels_last)
 
         def prepare(pixels):
-            placed = place(pixels) if self.is_resident else None
+            placed = place(pixels) if self.given.resident else None
 
             def run():
                 # Every run ends with the features here, so that a GPU is waited for.
@@ -118,7 +122,7 @@ class Engines:
             # By columns and in seven bits, as its documentation advises for processors without VNNI.
             quantize_dynamic(self.onnx, model, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True)
         session_options = onnxruntime.SessionOptions()
-        session_options.intra_op_num_threads = self.threads
+        session_options.intra_op_num_threads = self.given.threads
         session = onnxruntime.InferenceSession(model, session_options, providers=["CPUExecutionProvider"])
         return lambda pixels: lambda: session.run(None, {"pixels": pixels})[0]
 
@@ -129,7 +133,7 @@ class Engines:
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": self.threads,
+            "INFERENCE_NUM_THREADS": self.given.threads,
         }
         model = openvino.Core().compile_model(self.onnx, "CPU", hints)
         return lambda pixels: lambda: model(pixels)[0]
@@ -180,7 +184,7 @@ def main():
     print("| shape | batch | clipkeep | " + " | ".join(given.engines) + " | ours / best | cosine |")
     print("|---" * (len(given.engines) + 5) + "|", flush=True)
     for shape in given.shapes:
-        engines = Engines(shape, given.threads, given.device, given.resident, given.engines)
+        engines = Engines(shape, given)
         noise = numpy.random.default_rng(0)
         pixels = [noise.standard_normal((batch, 3, 224, 224), dtype=numpy.float32) for batch in given.batches]
         makers = {name: engines.make(name) for name in given.engines}

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -255,9 +255,18 @@ fn open_device(choice: DeviceChoice) -> anyhow::Result<Device> {
             Ok(Device::Cpu)
         }),
         // One stream for all threads: of itself candle has one for each, and what one has begun others do not wait for.
-        DeviceChoice::Cuda(number) => Device::new_cuda_with_stream(number).with_context(|| {
-            format!("cannot open cuda:{number}; was this binary built with the cuda feature?")
-        }),
+        DeviceChoice::Cuda(number) => {
+            let device = Device::new_cuda_with_stream(number).with_context(|| {
+                format!("cannot open cuda:{number}; was this binary built with the cuda feature?")
+            })?;
+            // Kernels are compiled for a compute capability and those after it.
+            let runs =
+                Tensor::new(&[1.0_f32], &device).and_then(|one| one.affine(2.0, 0.0)?.to_vec1::<f32>());
+            runs.with_context(|| {
+                format!("cuda:{number} does not run this binary's kernels; was it built for a newer GPU?")
+            })?;
+            Ok(device)
+        }
     }
 }
 

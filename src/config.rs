@@ -102,7 +102,7 @@ pub struct EngineArgs {
     /// A smaller value makes answers come sooner while the device is busy, a larger one gives more images a second.
     #[arg(long, env = "CLIPKEEP_BATCH_MILLIS", default_value = "400")]
     pub batch_millis: NonZeroU64,
-    /// Most images in a batch of a job: a classification waits for at most one such batch.
+    /// Most images in a batch of a job: a classification waits for a pause in one, or, on a GPU, for its end.
     #[arg(long, env = "CLIPKEEP_JOB_BATCH_SIZE", default_value = "8")]
     pub job_batch_size: NonZeroUsize,
     /// Images that may wait for the device.

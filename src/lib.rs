@@ -18,7 +18,7 @@
 //! | [`store`] | models, jobs, versions and activations in SQLite or PostgreSQL |
 //! | [`adapter`] | what is trained: fitting, retention, snapshots as bytes |
 //! | [`clip`] | the backbone: towers, tokenizer, image processor, where weights come from |
-//! | [`clipkeep_towers`] | a crate of its own: what is computed on the CPU, both towers and what fits repeat |
+//! | [`clipkeep_towers`] | a crate of its own: both towers on the CPU, the image tower on a GPU, and what fits repeat |
 //! | [`metrics`] | every metric's name, one function an event |
 //! | [`domain`] | plain types: names, models, tasks, jobs, versions, accuracy |
 //!

@@ -234,7 +234,7 @@ impl Backbone {
     }
 
     /// Features of images `(3, image_size, image_size)`, wherever they are, `(n, dim)`, and what the tower made of their tokens,
-    /// `(n, t · width)`, if that is read. With a `pause` now and then where the processor computes, in which others may be
+    /// `(n, t · width)`, if that is read. With a `pause` now and then where packed weights compute, in which others may be
     /// encoded.
     pub fn encode_pixels(
         &self,
@@ -257,7 +257,7 @@ impl Backbone {
         self.images.readout().clone()
     }
 
-    /// What the image tower computes with: instructions of the processor, or tensors. On a processor the text tower has
+    /// What the image tower computes with: instructions of the processor, kernels of a GPU, or tensors. On a processor the text tower has
     /// the same ones wherever its shape suits them.
     pub fn instructions(&self) -> String {
         self.images.to_string()
@@ -271,6 +271,11 @@ impl Backbone {
     /// Features of texts, not normalised: `n` lists of token ids to `(n, dim)` f32. Each list ends with the end token
     /// and holds at most `context_length` ids; see [`ClipTokenizer::encode`].
     pub fn encode_tokens(&self, ids: &[Vec<u32>]) -> Result<Tensor, EncodeError> {
+        self.encode_tokens_pausing(ids, &|| ())
+    }
+
+    /// As [`Self::encode_tokens`], with a `pause` now and then where packed weights compute, in which others may be encoded.
+    pub fn encode_tokens_pausing(&self, ids: &[Vec<u32>], pause: &dyn Fn()) -> Result<Tensor, EncodeError> {
         let pooled = ids
             .iter()
             .enumerate()
@@ -285,7 +290,7 @@ impl Backbone {
         if let Some(tower) = &self.packed_text {
             let lengths: Vec<usize> = texts.iter().map(|ids| ids.len()).collect();
             let embeddings = values(&self.text.embeddings(&texts.concat())?)?;
-            let features = tower.forward(&embeddings, &lengths);
+            let features = tower.forward_pausing(&embeddings, &lengths, pause);
             return Ok(Tensor::from_vec(
                 features,
                 (texts.len(), self.dim()),

@@ -14,7 +14,7 @@ mod there {
 
     use candle_core::op::BackpropOp;
     use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Storage, Tensor, bail};
-    use clipkeep_towers::cuda::{Error, ImageTower, Pixels, Wanted};
+    use clipkeep_towers::cuda::{Error, ImageTower, Pixels};
     use clipkeep_towers::{ImageShape, Take};
 
     use crate::clip::error::BackboneError;
@@ -64,46 +64,48 @@ mod there {
             pixels: &Tensor,
             reads: Reads,
         ) -> Result<(Tensor, Option<Tensor>)> {
-            let pixels = pixels.to_dtype(DType::F32)?.contiguous()?;
-            let (storage, layout) = pixels.storage_and_layout();
-            match (&*storage, layout.contiguous_offsets()) {
-                (Storage::Cuda(values), Some((start, end))) => {
-                    let values = values.as_cuda_slice::<f32>()?.slice(start..end);
+            let pixels = pixels.to_dtype(DType::F32)?;
+            // Views may begin anywhere, and kernels read several values at a time.
+            let pixels = match pixels.layout().contiguous_offsets() {
+                Some((0, _)) => pixels,
+                _ => pixels.force_contiguous()?,
+            };
+            let (storage, _) = pixels.storage_and_layout();
+            match &*storage {
+                Storage::Cuda(values) => {
+                    let values = values.as_cuda_slice::<f32>()?.slice(..pixels.elem_count());
                     self.encode(&Pixels::Device(values), pixels.dim(0)?, reads)
                 }
                 _ => bail!("pixels are on another device"),
             }
         }
 
+        /// Results are of the stream that tensors are in, which waits for the tower's: whatever uses them comes after it.
         fn encode(
             &self,
             pixels: &Pixels<'_>,
             images: usize,
             reads: Reads,
         ) -> Result<(Tensor, Option<Tensor>)> {
-            let wanted = match reads {
-                Reads::Features => Wanted::Features,
-                Reads::Tokens => Wanted::States,
+            let width = self.shape.tokens() * self.shape.transformer.width;
+            let mut features = self.device.alloc_zeros::<f32>(images * self.shape.dim)?;
+            let mut states = match reads {
+                Reads::Features => None,
+                Reads::Tokens => Some(self.device.alloc_zeros::<f32>(images * width)?),
             };
-            let encoded = self.tower.forward(pixels, wanted);
-            let encoded = encoded.map_err(candle_core::Error::wrap)?;
-            // What is asked of the device's tensors from now on waits for it.
+            let encoded = self.tower.forward(pixels, &mut features, states.as_mut());
+            // Whether or not all of it went well.
             let joined = self.device.cuda_stream().join(self.tower.stream());
+            encoded.map_err(candle_core::Error::wrap)?;
             joined.map_err(candle_core::Error::wrap)?;
-            let rows = |values, width| -> Result<Tensor> {
+            let rows = |values, width| {
                 let storage = CudaStorage::wrap_cuda_slice(values, self.device.clone());
-                let shape = (images, width);
-                Ok(Tensor::from_storage(
-                    Storage::Cuda(storage),
-                    shape,
-                    BackpropOp::none(),
-                    false,
-                ))
+                let storage = Storage::Cuda(storage);
+                Tensor::from_storage(storage, (images, width), BackpropOp::none(), false)
             };
-            let states = self.shape.tokens() * self.shape.transformer.width;
             Ok((
-                rows(encoded.features, self.shape.dim)?,
-                encoded.states.map(|values| rows(values, states)).transpose()?,
+                rows(features, self.shape.dim),
+                states.map(|states| rows(states, width)),
             ))
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Interactive work goes first. Background work (the images of a job) runs when nothing interactive waits, in batches small
 //! enough that a classification never waits for long, and at least once in every [`Policy::background_every`] batches, so
-//! that a busy server still learns. On a processor, what arrives while a background batch is at work is encoded in its pauses.
+//! that a busy server still learns. Where a background batch has pauses, what arrives meanwhile is encoded in them, by the same
+//! count.
 //!
 //! An idle device waits for nobody unless told to: batches grow while it is busy, up to as many images as it encodes in
 //! [`Policy::batch_time`] at the pace that was measured.

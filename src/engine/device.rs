@@ -1,4 +1,7 @@
 //! The thread that owns the backbone: takes a batch, encodes it, applies each asked head to its rows, replies.
+//!
+//! Where packed weights compute, a background batch has pauses, and what is urgent is taken, encoded and answered in them.
+//! Invariant: whatever happens to a batch, everyone in it is answered, or sees an engine that has stopped.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -122,6 +125,14 @@ impl Drop for AbandonOnDrop<'_> {
 /// and a job is taken up again by the next process.
 struct Lost;
 
+/// What became of a batch.
+enum Went {
+    /// Everyone in it was answered with finite numbers.
+    Well,
+    /// Some were told why they were not.
+    Badly,
+}
+
 /// What the device thread works with.
 struct Worker {
     backbone: Backbone,
@@ -145,14 +156,20 @@ impl Worker {
         let (images, texts): (Vec<_>, Vec<_>) = work
             .into_iter()
             .partition(|work| matches!(work.input, Input::Image { .. }));
+        let mut went = Went::Well;
         for group in [images, texts].into_iter().filter(|group| !group.is_empty()) {
-            self.run_group(group, priority)?;
+            if let Went::Badly = self.run_group(group, priority)? {
+                went = Went::Badly;
+            }
+        }
+        if let Went::Well = went {
+            *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         Ok(())
     }
 
     /// Runs what is all images or all texts.
-    fn run_group(&self, group: Vec<Work>, priority: Priority) -> Result<(), Lost> {
+    fn run_group(&self, group: Vec<Work>, priority: Priority) -> Result<Went, Lost> {
         let (inputs, replies): (Vec<_>, Vec<_>) = group
             .into_iter()
             .map(|work| (work.input, (work.reply, work.enqueued)))
@@ -181,7 +198,7 @@ impl Worker {
                 for (reply, _) in replies {
                     let _ = reply.send(Err(EngineError::Backbone(reason.clone())));
                 }
-                return Ok(());
+                return Ok(Went::Badly);
             }
         };
         timing.encode = timing.encode.saturating_sub(between.time.get());
@@ -189,7 +206,7 @@ impl Worker {
         if are_images {
             self.queue.took(outputs.len(), timing.encode);
         }
-        let mut are_finite = true;
+        let mut went = Went::Well;
         for ((reply, enqueued), values) in replies.into_iter().zip(outputs) {
             let timing = Timing {
                 queue: started.saturating_duration_since(enqueued),
@@ -199,16 +216,13 @@ impl Worker {
             let output = if values.iter().all(|value| value.is_finite()) {
                 Ok(Output { values, timing })
             } else {
-                are_finite = false;
+                went = Went::Badly;
                 Err(EngineError::NotFinite)
             };
             // The caller may have gone away during the forward.
             let _ = reply.send(output);
         }
-        if are_finite {
-            *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        }
-        Ok(())
+        Ok(went)
     }
 
     /// Runs what is urgent between the steps of a background batch.
@@ -252,7 +266,7 @@ impl Worker {
             Encoded::images(backbone, &pixels, &asked, pause).map_err(failed)?
         } else {
             Encoded {
-                features: backbone.encode_tokens(&tokens).map_err(failed)?,
+                features: backbone.encode_tokens_pausing(&tokens, pause).map_err(failed)?,
                 tokens: None,
             }
         };

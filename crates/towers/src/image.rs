@@ -1,8 +1,6 @@
 //! An image tower whose weights are of one type, from pixels to features. Source: `transformers`' `CLIPVisionModel` with
 //! `visual_projection`.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use rayon::prelude::*;
 
 use crate::attention::{Asked, Sequences, Sight};
@@ -11,6 +9,7 @@ use crate::kernel::Kernel;
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
 use crate::matrix::{Matrix, Start};
 use crate::operand::{Left, Operand};
+use crate::rooms::Rooms;
 use crate::{ImageShape, TOKENS, Take};
 
 /// The weights, packed, and room for activations.
@@ -28,8 +27,7 @@ pub(crate) struct Packed<T: Operand> {
     chunk: usize,
     /// Each in a block of its own.
     sequences: Sequences,
-    /// As many as there ever were forwards at a time.
-    rooms: Mutex<Vec<Room<T>>>,
+    rooms: Rooms<Room<T>>,
 }
 
 /// Memory that forwards use again.
@@ -62,19 +60,18 @@ pub(crate) trait Forward: Send + Sync {
 impl<T: Operand> Forward for Packed<T> {
     fn forward(&self, images: &[&[f32]], mut states: Option<&mut Vec<f32>>, pause: &dyn Fn()) -> Vec<f32> {
         let mut features = Vec::with_capacity(images.len() * self.shape.dim);
-        // The lock is not held meanwhile: a pause may have a forward of its own.
-        let left = self.rooms().pop();
-        let mut room = left.unwrap_or_else(|| self.new_room());
-        for images in images.chunks(self.chunk) {
-            let mut chunk = Chunk {
-                room: &mut room,
-                features: &mut features,
-                states: states.as_deref_mut(),
-                pause,
-            };
-            self.forward_chunk(images, &mut chunk);
-        }
-        self.rooms().push(room);
+        let work = |room: &mut Room<T>| {
+            for images in images.chunks(self.chunk) {
+                let mut chunk = Chunk {
+                    room,
+                    features: &mut features,
+                    states: states.as_deref_mut(),
+                    pause,
+                };
+                self.forward_chunk(images, &mut chunk);
+            }
+        };
+        self.rooms.with(|| self.new_room(), work);
         features
     }
 }
@@ -109,14 +106,10 @@ impl<T: Operand> Packed<T> {
             projection: Matrix::pack(&projection, width, &[], panel),
             chunk,
             sequences: Sequences::one_each(tokens, chunk),
-            rooms: Mutex::default(),
+            rooms: Rooms::default(),
             shape,
             kernel,
         })
-    }
-
-    fn rooms(&self) -> MutexGuard<'_, Vec<Room<T>>> {
-        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn new_room(&self) -> Room<T> {

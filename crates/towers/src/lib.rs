@@ -1,4 +1,5 @@
-//! CLIP's towers on the CPU, and what fits repeat most on theirs: a linear adapter's gradient, and a regression's sums.
+//! CLIP's towers on the CPU, the image tower on an NVIDIA GPU, and what fits repeat most: a linear adapter's gradient, and a
+//! regression's sums.
 //!
 //! Weights are packed once into what the processor's vector instructions read in order; bias, activation and residual are
 //! part of the products; memory for activations is taken once. Map:
@@ -18,6 +19,7 @@
 //! | `matrix` | a packed matrix and its products, on all threads |
 //! | `attention` | the heads of a layer, on all threads |
 //! | `layers` | the transformer |
+//! | `rooms` | memory that forwards use again |
 //! | `image` | the image tower, from pixels to features |
 //! | `text` | the text tower, from token embeddings to features |
 //! | `objective` | the steps of a loss and its gradient |
@@ -25,9 +27,9 @@
 //! | `regression` | sums over random features |
 //! | `cuda` | the image tower on an NVIDIA GPU |
 //!
-//! Invariants: weights of towers never change; the features of an image or of a text depend on it alone, bit for bit, whatever shares its
-//! batch and however many threads there are; slices bound every access, and in `x86` lengths that are asserted; a prefetch is
-//! a hint. Threads are those of the rayon pool that the caller runs in.
+//! Invariants: weights of towers never change. On the CPU the features of an image or of a text depend on it alone, bit for bit, whatever
+//! shares its batch and however many threads there are; slices bound every access, and in `x86` lengths that are asserted; a prefetch is
+//! a hint. Threads are those of the rayon pool that the caller runs in. What holds on a GPU stands in `cuda`.
 
 mod adapter;
 mod attention;
@@ -47,6 +49,7 @@ mod operand;
 mod prefetch;
 mod processor;
 mod regression;
+mod rooms;
 mod text;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -338,7 +341,15 @@ impl TextTower {
     /// # Panics
     /// When a text has no token or more than `context_length`, or `lengths` are not those of the texts.
     pub fn forward(&self, embeddings: &[f32], lengths: &[usize]) -> Vec<f32> {
-        self.packed.forward(embeddings, lengths)
+        self.forward_pausing(embeddings, lengths, &|| ())
+    }
+
+    /// As [`Self::forward`], with a `pause` now and then: see [`ImageTower::forward_pausing`].
+    ///
+    /// # Panics
+    /// As [`Self::forward`].
+    pub fn forward_pausing(&self, embeddings: &[f32], lengths: &[usize], pause: &dyn Fn()) -> Vec<f32> {
+        self.packed.forward(embeddings, lengths, pause)
     }
 }
 

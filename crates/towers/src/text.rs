@@ -3,14 +3,13 @@
 //!
 //! Texts lie one under another in blocks, so that short ones share a pass over the weights.
 
-use std::sync::{Mutex, PoisonError};
-
 use crate::attention::{Asked, Sequences, Sight};
 use crate::blocks::{Blocks, Extent, copy_columns};
 use crate::kernel::Kernel;
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
 use crate::matrix::{Matrix, Start};
 use crate::operand::Operand;
+use crate::rooms::Rooms;
 use crate::{TOKENS, Take, TextShape};
 
 /// Rows of a block, unless the longest text has more.
@@ -28,7 +27,9 @@ pub(crate) struct Packed<T: Operand> {
     layers: Layers<T>,
     final_norm: LayerNorm,
     projection: Matrix<T>,
-    room: Mutex<Room<T>>,
+    /// Blocks that are computed at a time.
+    blocks: usize,
+    rooms: Rooms<Room<T>>,
 }
 
 /// Memory that forwards use again.
@@ -45,35 +46,37 @@ struct Room<T: Operand> {
 
 /// The tower, whatever the type of its weights.
 pub(crate) trait Forward: Send + Sync {
-    /// See [`TextTower::forward`](crate::TextTower::forward).
-    fn forward(&self, embeddings: &[f32], lengths: &[usize]) -> Vec<f32>;
+    /// See [`TextTower::forward_pausing`](crate::TextTower::forward_pausing).
+    fn forward(&self, embeddings: &[f32], lengths: &[usize], pause: &dyn Fn()) -> Vec<f32>;
 }
 
 impl<T: Operand> Forward for Packed<T> {
-    fn forward(&self, embeddings: &[f32], lengths: &[usize]) -> Vec<f32> {
+    fn forward(&self, embeddings: &[f32], lengths: &[usize], pause: &dyn Fn()) -> Vec<f32> {
         let width = self.shape.transformer.width;
         assert_eq!(embeddings.len(), lengths.iter().sum::<usize>() * width);
+        let longest = self.shape.context_length;
+        for length in lengths {
+            assert!((1..=longest).contains(length), "{length} tokens");
+        }
         let mut features = Vec::with_capacity(lengths.len() * self.shape.dim);
-        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
-        room.sequences.clear();
-        let (mut rest, mut waiting) = (embeddings, 0);
-        for &length in lengths {
-            assert!(
-                (1..=self.shape.context_length).contains(&length),
-                "{length} tokens"
-            );
-            let (text, after) = rest.split_at(length * width);
-            rest = after;
-            if waiting == TEXTS || !self.put(text, length, &mut room) {
-                self.forward_chunk(&mut room, &mut features);
-                waiting = 0;
-                assert!(self.put(text, length, &mut room), "every text fits alone");
+        let work = |room: &mut Room<T>| {
+            room.sequences.clear();
+            let (mut rest, mut waiting) = (embeddings, 0);
+            for &length in lengths {
+                let (text, after) = rest.split_at(length * width);
+                rest = after;
+                if waiting == TEXTS || !self.put(text, length, room) {
+                    self.forward_chunk(room, &mut features, pause);
+                    waiting = 0;
+                    assert!(self.put(text, length, room), "every text fits alone");
+                }
+                waiting += 1;
             }
-            waiting += 1;
-        }
-        if waiting > 0 {
-            self.forward_chunk(&mut room, &mut features);
-        }
+            if waiting > 0 {
+                self.forward_chunk(room, &mut features, pause);
+            }
+        };
+        self.rooms.with(|| self.new_room(), work);
         features
     }
 }
@@ -88,24 +91,29 @@ impl<T: Operand> Packed<T> {
         )?
         .into_owned();
         let projection = take("text_projection.weight", &[shape.dim, of.width])?;
-        let rows = shape.rows();
-        let blocks = (TOKENS * rayon::current_num_threads()).div_ceil(rows);
         Ok(Self {
             positions,
             layers: Layers::load(take, "text_model.encoder", of, panel)?,
             final_norm: LayerNorm::load(take, "text_model.final_layer_norm", of)?,
             projection: Matrix::pack(&projection, of.width, &[], panel),
-            room: Mutex::new(Room {
-                sequences: Sequences::none(blocks),
-                token: vec![0.0; of.width],
-                stream: Stream::new(of, panel, rows, blocks),
-                attending: Attending::new(of, panel, rows, Sight::Causal, blocks),
-                pooled: Stream::new(of, panel, TEXTS, 1),
-                features: Blocks::zeros(panel, TEXTS, shape.dim, 1),
-            }),
+            blocks: (TOKENS * rayon::current_num_threads()).div_ceil(shape.rows()),
+            rooms: Rooms::default(),
             shape,
             kernel,
         })
+    }
+
+    fn new_room(&self) -> Room<T> {
+        let (shape, panel, blocks) = (&self.shape, self.kernel.columns(), self.blocks);
+        let (of, rows) = (&shape.transformer, shape.rows());
+        Room {
+            sequences: Sequences::none(blocks),
+            token: vec![0.0; of.width],
+            stream: Stream::new(of, panel, rows, blocks),
+            attending: Attending::new(of, panel, rows, Sight::Causal, blocks),
+            pooled: Stream::new(of, panel, TEXTS, 1),
+            features: Blocks::zeros(panel, TEXTS, shape.dim, 1),
+        }
     }
 
     /// Puts a text behind those that are in the stream; whether there was room.
@@ -129,7 +137,7 @@ impl<T: Operand> Packed<T> {
     }
 
     /// Takes what is in the stream to features, and the stream is empty again.
-    fn forward_chunk(&self, room: &mut Room<T>, features: &mut Vec<f32>) {
+    fn forward_chunk(&self, room: &mut Room<T>, features: &mut Vec<f32>, pause: &dyn Fn()) {
         let kernel = &self.kernel;
         let Room {
             sequences,
@@ -142,7 +150,7 @@ impl<T: Operand> Packed<T> {
         let pass = Pass {
             extent: sequences.extent(),
             sequences,
-            pause: &|| (),
+            pause,
         };
         self.layers
             .forward_pooled(kernel, pass, Asked::Last, stream, attending, pooled);

@@ -1,6 +1,6 @@
 //! Products by instructions of x86 that `pulp` has not: those for bfloat16, and for whole numbers.
 //!
-//! All unsafe code but a line of [`crate::prefetch`]: it asks the kernel for the tile registers, writes their instructions
+//! All unsafe code on the CPU but a line of [`crate::prefetch`]: it asks the kernel for the tile registers, writes their instructions
 //! out, which Rust has not, and reads slices through vector types. Invariant: every address lies in a slice whose length was
 //! asserted before.
 

@@ -85,32 +85,34 @@ impl Encode {
             self.backbone.backbone = Some(format!("random:{shape}").parse().map_err(anyhow::Error::msg)?);
         }
         let backbone = app::load_backbone(&self.backbone).await?;
-        let exact = if self.cosine {
-            Some(app::load_backbone(&self.backbone.exact()).await?)
+        let side = backbone.image_size();
+        let most = self.batch.iter().max().map_or(0, |most| *most as usize);
+        // A few, over and over.
+        let few: Vec<Vec<f32>> = if self.images.is_empty() {
+            let noise = noise(COMPARED.min(most) * 3 * side * side);
+            noise.chunks_exact(3 * side * side).map(<[f32]>::to_vec).collect()
+        } else {
+            let (processor, limits) = (backbone.image_processor(), self.backbone.offline_engine().limits);
+            let photographs = photographs(&self.images)?.into_iter().take(most);
+            let pixels = photographs.map(|bytes| processor.process(&bytes, limits));
+            pixels.collect::<Result<_, _>>().context("a file is no image")?
+        };
+        let few: Vec<&[f32]> = few.iter().map(Vec::as_slice).collect();
+        let compared = &few[..COMPARED.min(few.len())];
+        let wanted = if self.cosine {
+            let exact = app::load_backbone(&self.backbone.exact()).await?;
+            Some(exact.encode_pixels(compared, Reads::Features, &|| ())?.0)
         } else {
             None
         };
-        let side = backbone.image_size();
         for images in self.batch.iter().map(|batch| *batch as usize) {
-            let pixels = if self.images.is_empty() {
-                // Few, over and over: numbers without a pattern take their time.
-                let few = noise(COMPARED.min(images) * 3 * side * side);
-                few.into_iter().cycle().take(images * 3 * side * side).collect()
-            } else {
-                let processor = backbone.image_processor();
-                let limits = self.backbone.offline_engine().limits;
-                let photographs = photographs(&self.images)?.into_iter().cycle().take(images);
-                let pixels = photographs.map(|bytes| processor.process(&bytes, limits));
-                let pixels: Vec<Vec<f32>> = pixels.collect::<Result<_, _>>().context("a file is no image")?;
-                pixels.concat()
-            };
+            let pixels: Vec<&[f32]> = few.iter().copied().cycle().take(images).collect();
             let resident = if self.resident {
                 let shape = (images, 3, side, side);
-                Some(Tensor::from_slice(&pixels, shape, backbone.device())?)
+                Some(Tensor::from_vec(pixels.concat(), shape, backbone.device())?)
             } else {
                 None
             };
-            let pixels: Vec<&[f32]> = pixels.chunks_exact(3 * side * side).collect();
             // A device works on while its host goes on: what counts is when the features are here.
             let encode = || -> anyhow::Result<Tensor> {
                 let features = match &resident {
@@ -120,11 +122,11 @@ impl Encode {
                 Ok(features.to_device(&Device::Cpu)?)
             };
             let times = timing::times(self.seconds, WARM_UP, || encode().map(drop))?;
-            let cosine = match &exact {
-                Some(exact) => {
-                    let few = &pixels[..COMPARED.min(images)];
-                    let (wanted, _) = exact.encode_pixels(few, Reads::Features, &|| ())?;
-                    Some(least_cosine(&wanted, &encode()?.narrow(0, 0, few.len())?)?)
+            let cosine = match &wanted {
+                Some(wanted) => {
+                    let both = images.min(compared.len());
+                    let found = encode()?.narrow(0, 0, both)?;
+                    Some(least_cosine(&wanted.narrow(0, 0, both)?, &found)?)
                 }
                 None => None,
             };

@@ -203,9 +203,9 @@ extern "C" __global__ void gelu(bf16 *x, size_t count) { activate<Gelu>(x, count
 // (m16n8k16); in its registers a thread holds, of two rows eight apart, two neighbouring columns of every eight.
 constexpr int ROWS = 64;
 
-__device__ __forceinline__ void copy_async(void *to, const void *from, bool is_there) {
+// Sixteen bytes, of which the first `bytes` are copied and the others are zero.
+__device__ __forceinline__ void copy_async(void *to, const void *from, int bytes) {
     uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
-    int bytes = is_there ? 16 : 0; // what is not there is zero
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(at), "l"(from), "r"(bytes));
 }
 
@@ -256,7 +256,7 @@ template <int D> __device__ __forceinline__ void fetch(bf16 (*to)[D + 8], const 
     for (int i = threadIdx.x; i < ROWS * PIECES; i += blockDim.x) {
         int row = i / PIECES, column = i % PIECES * 8;
         bool is_there = row < rows;
-        copy_async(&to[row][column], from + (is_there ? row : 0) * apart + column, is_there);
+        copy_async(&to[row][column], from + (is_there ? row : 0) * apart + column, is_there ? 16 : 0);
     }
 }
 
@@ -274,7 +274,7 @@ __device__ __forceinline__ void attend(const bf16 *qkv, bf16 *to, int tokens, in
     const bf16 *of_q = qkv + (size_t)blockIdx.z * tokens * apart + blockIdx.y * D;
     const bf16 *of_k = of_q + width, *of_v = of_k + width;
 
-    fetch<D>(keys[1], of_q + first * apart, apart, tokens - first);
+    fetch<D>(keys[1], of_q + first * apart, apart, queries - first);
     fetch<D>(keys[0], of_k, apart, tokens);
     fetch<D>(values[0], of_v, apart, tokens);
     close_copies();

@@ -1,4 +1,6 @@
 //! The kernels of `kernels.cu`, launched with shapes that were checked.
+//!
+//! Owner: the tower. Invariant: nothing is launched that would read or write beyond its matrices.
 
 #![expect(
     unsafe_code,
@@ -100,7 +102,9 @@ impl Kernels {
         } = *shape;
         let images = patches.rows / shape.grid().pow(2);
         assert_eq!((pixels.rows, pixels.columns), (images * 3 * size, size));
-        assert!(patches.columns >= 3 * patch * patch && pixels.count() + patches.count() > 0);
+        assert!(patches.columns >= 3 * patch * patch);
+        pixels.assert_dense();
+        patches.assert_dense();
         let config = blocks(patches.rows, THREADS);
         let of = [size, patch, shape.grid(), patches.columns].map(int);
         self.launch(
@@ -150,7 +154,8 @@ impl Kernels {
         to: Matrix<bf16>,
     ) -> Result<(), DriverError> {
         assert_eq!((x.rows, x.columns), (to.rows, to.columns));
-        assert!(to.count() > 0 && x.apart.is_multiple_of(EIGHT));
+        assert!(x.apart.is_multiple_of(EIGHT));
+        to.assert_dense();
         let (weight, bias) = norm.of(x.columns);
         let config = blocks(x.rows.div_ceil(WARPS), 32 * WARPS);
         let matrices = [x.at, to.at, weight, bias].map(At);
@@ -176,7 +181,9 @@ impl Kernels {
         let width = to.columns;
         assert!(to.rows.is_multiple_of(tokens) && width.is_multiple_of(self.head));
         assert_eq!((mixing.rows, mixing.columns), (to.rows, 3 * width));
-        assert!(mixing.count() + to.count() > 0 && queries <= tokens);
+        assert!(queries <= tokens);
+        mixing.assert_dense();
+        to.assert_dense();
         let (threads, of_block) = ATTENDING;
         let images = to.rows / tokens;
         let heads = width / self.head;

@@ -8,8 +8,11 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, DevicePtr as _, DeviceRepr, DriverError, ValidAsZeroBits,
+    CudaSlice, CudaStream, CudaView, DevicePtr as _, DeviceRepr, DriverError, SyncOnDrop, ValidAsZeroBits,
 };
+
+/// Bytes that kernels read and write at a time.
+const ALIGNMENT: u64 = 16;
 
 /// Values on the device.
 pub(super) struct Memory<T> {
@@ -82,16 +85,27 @@ impl<T> Clone for Matrix<T> {
 impl<T> Copy for Matrix<T> {}
 
 impl<T> Matrix<T> {
-    /// What somebody lends to what is put into `stream` next, once it is written, as rows of `columns` values.
-    pub(super) fn lent(stream: &CudaStream, values: &CudaView<'_, T>, columns: usize) -> Self {
+    /// What somebody lends to what is put into `stream` next, once it is written, as rows of `columns` values. The guard is to be
+    /// dropped when what reads it is in the stream.
+    pub(super) fn lent<'a>(
+        stream: &'a CudaStream,
+        values: &'a CudaView<'_, T>,
+        columns: usize,
+    ) -> (Self, SyncOnDrop<'a>) {
         assert!(values.len().is_multiple_of(columns), "rows of another width");
-        Self {
-            at: values.device_ptr(stream).0,
+        let (at, guard) = values.device_ptr(stream);
+        assert!(
+            at.is_multiple_of(ALIGNMENT),
+            "values between those that are read together"
+        );
+        let matrix = Self {
+            at,
             rows: values.len() / columns,
             columns,
             apart: columns,
             of: PhantomData,
-        }
+        };
+        (matrix, guard)
     }
 
     /// These columns of it.
@@ -124,9 +138,16 @@ impl<T> Matrix<T> {
         }
     }
 
-    /// How many values, where there is nothing between the rows.
+    /// How many values.
+    ///
+    /// # Panics
+    /// When there is something between the rows.
     pub(super) fn count(self) -> usize {
-        assert_eq!(self.apart, self.columns, "rows apart from one another");
+        self.assert_dense();
         self.rows * self.columns
+    }
+
+    pub(super) fn assert_dense(self) {
+        assert_eq!(self.apart, self.columns, "rows apart from one another");
     }
 }

@@ -11,8 +11,9 @@
 //! Weights, activations and residuals are bfloat16, sums f32. A forward is put into a stream and not waited for. Where batches
 //! are so small that launches would take longer than what they launch, the same forward is kept as a graph.
 //!
-//! Invariants: weights never change; all memory is taken at load; everything that touches it is in the order of one stream, but
-//! for pixels, which are copied in another while the images before them are computed.
+//! Owner: whoever holds the tower; forwards take turns. Invariants: weights never change; memory is taken at load, and results go
+//! where the caller has room for them; everything that touches the tower's memory is in the order of one stream of its own, which
+//! nobody else uses, but for pixels, which are copied in another while the images before them are computed.
 
 mod kernels;
 mod memory;
@@ -28,6 +29,10 @@ use cudarc::cublaslt::result::CublasError;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, CudaView, DriverError};
 
+use half::bf16;
+use pulp::Arch;
+
+use crate::operand::rounded;
 use crate::{ImageShape, Take};
 use memory::Matrix;
 use staging::Staging;
@@ -63,14 +68,23 @@ pub struct ImageTower {
 struct Room {
     staging: Staging,
     activations: Activations,
-    graphs: HashMap<Asked, Kept>,
+    graphs: HashMap<Kind, Kept>,
 }
 
 /// A forward that can be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Asked {
+struct Kind {
     images: usize,
     wanted: Wanted,
+}
+
+/// What is wanted of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Wanted {
+    /// Features alone.
+    Features,
+    /// The last layer's hidden states, too.
+    States,
 }
 
 /// What is kept of one.
@@ -86,29 +100,22 @@ struct Graph(CudaGraph);
 #[expect(unsafe_code, reason = "the type has a pointer of the driver's")]
 unsafe impl Send for Graph {}
 
+/// To the nearest bfloat16, by whatever vectors the processor has.
+fn round(from: &[f32], to: &mut [bf16]) {
+    Arch::new().dispatch(|| {
+        let bits = |value: f32| (rounded(value) >> 16) as u16;
+        to.iter_mut()
+            .zip(from)
+            .for_each(|(to, from)| *to = bf16::from_bits(bits(*from)));
+    });
+}
+
 /// Images to be encoded, each `(3, image_size, image_size)`.
 pub enum Pixels<'a> {
     /// In the host's memory, wherever they are.
     Host(&'a [&'a [f32]]),
     /// On the device, one after another.
     Device(CudaView<'a, f32>),
-}
-
-/// What is wanted of images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Wanted {
-    /// Features alone.
-    Features,
-    /// The last layer's hidden states, too.
-    States,
-}
-
-/// What the tower makes of n images, on the device: in the making, for whoever does not wait for it.
-pub struct Encoded {
-    /// Features `(n, dim)`, not normalised.
-    pub features: CudaSlice<f32>,
-    /// The last layer's hidden states `(n, t, width)`, class token first, if they were asked for.
-    pub states: Option<CudaSlice<f32>>,
 }
 
 impl ImageTower {
@@ -164,81 +171,87 @@ impl ImageTower {
         &self.stream
     }
 
-    /// Puts the encoding of images into the stream.
+    /// Puts the encoding of images into the stream: `features` `(n, dim)`, not normalised, and, where they are asked for, the last
+    /// layer's hidden `states` `(n, t, width)`, class token first. They are there once the stream has come so far.
     ///
     /// # Errors
     /// What the device says, perhaps of what it computed before.
     ///
     /// # Panics
-    /// When an image has not as many pixels as it should.
-    pub fn forward(&self, pixels: &Pixels<'_>, wanted: Wanted) -> Result<Encoded, Error> {
+    /// When an image has not as many pixels as it should, or there is no room for all results.
+    pub fn forward(
+        &self,
+        pixels: &Pixels<'_>,
+        features: &mut CudaSlice<f32>,
+        mut states: Option<&mut CudaSlice<f32>>,
+    ) -> Result<(), Error> {
         let image = self.shape.pixels();
         let images = match pixels {
             Pixels::Host(images) => images.len(),
-            Pixels::Device(values) => values.len() / image,
+            Pixels::Device(values) => {
+                assert!(values.len().is_multiple_of(image), "images of another size");
+                values.len() / image
+            }
         };
-        let states = self.shape.tokens() * self.shape.transformer.width;
-        let mut features = self.stream.alloc_zeros(images * self.shape.dim)?;
-        let mut all_states = match wanted {
-            Wanted::Features => None,
-            Wanted::States => Some(self.stream.alloc_zeros(images * states)?),
+        let (dim, of_states) = (self.shape.dim, self.shape.tokens() * self.shape.transformer.width);
+        let wanted = match states {
+            None => Wanted::Features,
+            Some(_) => Wanted::States,
         };
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         // Parts of one size: a last one of few images would keep the device waiting for its host.
         let part = images.div_ceil(images.div_ceil(self.chunk).max(1)).max(1);
         for first in (0..images).step_by(part) {
-            let asked = Asked {
-                images: part.min(images - first),
+            let part = first..images.min(first + part);
+            let kind = Kind {
+                images: part.len(),
                 wanted,
             };
-            let (dim, to) = (self.shape.dim, first..first + asked.images);
             match pixels {
-                Pixels::Host(images) => room.staging.send(&images[to.clone()])?,
+                Pixels::Host(images) => room.staging.send(&images[part.clone()])?,
                 Pixels::Device(values) => {
-                    let values = values.slice(to.start * image..to.end * image);
-                    let values = Matrix::lent(&self.stream, &values, self.shape.image_size);
-                    self.tower.narrow(values, room.staging.pixels(asked.images))?;
+                    let values = values.slice(part.start * image..part.end * image);
+                    let (values, _until_it_is_read) =
+                        Matrix::lent(&self.stream, &values, self.shape.image_size);
+                    self.tower.narrow(values, room.staging.pixels(kind.images))?;
                 }
             }
-            self.compute(&mut room, asked)?;
-            let done = room.activations.features(asked.images * dim);
-            let mut of = features.slice_mut(to.start * dim..to.end * dim);
-            self.stream.memcpy_dtod(&done, &mut of)?;
-            if let Some(all) = &mut all_states {
-                let mut of = all.slice_mut(to.start * states..to.end * states);
-                let done = room.activations.states(asked.images * states);
-                self.stream.memcpy_dtod(&done, &mut of)?;
+            self.compute(&mut room, kind)?;
+            let done = room.activations.features(kind.images * dim);
+            let mut to = features.slice_mut(part.start * dim..part.end * dim);
+            self.stream.memcpy_dtod(&done, &mut to)?;
+            if let Some(states) = states.as_deref_mut() {
+                let done = room.activations.states(kind.images * of_states);
+                let mut to = states.slice_mut(part.start * of_states..part.end * of_states);
+                self.stream.memcpy_dtod(&done, &mut to)?;
             }
         }
-        Ok(Encoded {
-            features,
-            states: all_states,
-        })
+        Ok(())
     }
 
     /// Puts the encoding of the images that were staged into the stream.
-    fn compute(&self, room: &mut Room, asked: Asked) -> Result<(), Error> {
+    fn compute(&self, room: &mut Room, kind: Kind) -> Result<(), Error> {
         let Room {
             staging,
             activations,
             graphs,
         } = room;
-        self.tower.unfold(staging.pixels(asked.images), activations)?;
+        self.tower.unfold(staging.pixels(kind.images), activations)?;
         staging.release()?;
-        if asked.images * self.shape.tokens() > GRAPH_TOKENS {
-            return self.tower.forward(activations, asked);
+        if kind.images * self.shape.tokens() > GRAPH_TOKENS {
+            return self.tower.forward(activations, kind);
         }
-        match graphs.get(&asked) {
+        match graphs.get(&kind) {
             Some(Kept::Graph(graph)) => graph.0.launch()?,
             // The first time what it needs is loaded, which must not be recorded.
             None => {
-                self.tower.forward(activations, asked)?;
-                graphs.insert(asked, Kept::Ran);
+                self.tower.forward(activations, kind)?;
+                graphs.insert(kind, Kept::Ran);
             }
             Some(Kept::Ran) => {
-                let graph = self.recorded(|| self.tower.forward(activations, asked))?;
+                let graph = self.recorded(|| self.tower.forward(activations, kind))?;
                 graph.0.launch()?;
-                graphs.insert(asked, Kept::Graph(graph));
+                graphs.insert(kind, Kept::Graph(graph));
             }
         }
         Ok(())
@@ -246,13 +259,31 @@ impl ImageTower {
 
     /// What `work` puts into the stream, recorded and not done.
     fn recorded(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
-        self.stream
-            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)?;
-        let worked = work();
-        // Ended in any case: a stream that records computes nothing.
-        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
-        worked?;
+        let recording = Recording::begin(&self.stream)?;
+        work()?;
+        recording.end()
+    }
+}
+
+/// A stream that records. It ends in any case: until then it computes nothing.
+struct Recording<'a>(&'a Arc<CudaStream>);
+
+impl<'a> Recording<'a> {
+    fn begin(stream: &'a Arc<CudaStream>) -> Result<Self, DriverError> {
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)?;
+        Ok(Self(stream))
+    }
+
+    fn end(self) -> Result<Graph, Error> {
+        let graph = self.0.end_capture(CUgraphInstantiate_flags(0));
+        std::mem::forget(self);
         Ok(Graph(graph?.expect("a graph of what was recorded")))
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.end_capture(CUgraphInstantiate_flags(0));
     }
 }
 

@@ -1,4 +1,6 @@
 //! Products with the weights, by cuBLASLt: bias and residual are part of them.
+//!
+//! Owner: the tower. Invariant: matrices of a product fit together, or it is not asked for.
 
 #![expect(unsafe_code, reason = "calls of a C library; each block says why it is sound")]
 

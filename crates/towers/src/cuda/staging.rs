@@ -2,6 +2,9 @@
 //!
 //! They are rounded on all threads into memory that the device reads by itself, and copied in a stream of their own: the next
 //! images are on their way while those before them are computed.
+//!
+//! Owner: the tower's room. Invariants: page-locked memory is written when it was copied, and pixels on the device when they were
+//! read.
 
 #![expect(
     unsafe_code,
@@ -12,13 +15,11 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, PinnedHostSlice};
 use half::bf16;
-use pulp::Arch;
 use rayon::prelude::*;
 
-use super::Error;
 use super::memory::{Matrix, Memory};
+use super::{Error, round};
 use crate::ImageShape;
-use crate::operand::rounded;
 
 /// Values that a thread rounds at a time.
 const ROUNDED: usize = 1 << 14;
@@ -111,14 +112,4 @@ impl Staging {
     pub(super) fn release(&self) -> Result<(), DriverError> {
         self.read.record(&self.stream)
     }
-}
-
-/// To the nearest bfloat16, by whatever vectors the processor has.
-fn round(from: &[f32], to: &mut [bf16]) {
-    Arch::new().dispatch(|| {
-        let bits = |value: f32| (rounded(value) >> 16) as u16;
-        to.iter_mut()
-            .zip(from)
-            .for_each(|(to, from)| *to = bf16::from_bits(bits(*from)));
-    });
 }

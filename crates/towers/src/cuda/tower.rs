@@ -1,16 +1,18 @@
 //! The image tower's weights on the device, and what is computed with them. Source: `transformers`' `CLIPVisionModel` with
 //! `visual_projection`.
+//!
+//! Owner: the tower. Invariants: weights never change; a forward is the same launches with the same addresses each time, and takes
+//! no memory.
 
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, CudaView, DriverError};
 use half::bf16;
-use half::slice::HalfFloatSliceExt as _;
 
 use super::kernels::{Kernels, Norm};
 use super::memory::{Matrix, Memory};
 use super::products::{Linear, Onto, Products};
-use super::{Asked, Error, Wanted};
+use super::{Error, Kind, Wanted, round};
 use crate::{ImageShape, Take};
 
 pub(super) struct Tower {
@@ -153,14 +155,14 @@ impl Tower {
     }
 
     /// Patches to features, and to states if they are asked for.
-    pub(super) fn forward(&self, room: &Activations, asked: Asked) -> Result<(), Error> {
+    pub(super) fn forward(&self, room: &Activations, kind: Kind) -> Result<(), Error> {
         let Self {
             kernels,
             products,
             shape,
             ..
         } = self;
-        let (images, tokens, width) = (asked.images, shape.tokens(), shape.transformer.width);
+        let (images, tokens, width) = (kind.images, shape.tokens(), shape.transformer.width);
         let [x, normed] = [&room.x, &room.normed].map(|of| of.matrix(images * tokens, width));
         let patches = images * (tokens - 1);
         let embedded = room.mixing.matrix(patches, width);
@@ -169,10 +171,10 @@ impl Tower {
         kernels.embed(embedded, self.positions.matrix(tokens, width), &self.pre_norm, x)?;
         for (place, layer) in self.layers.iter().enumerate() {
             // Of the last layer nothing but the class token is read, unless states are asked for.
-            let are_all_read = asked.wanted == Wanted::States || place + 1 < self.layers.len();
+            let are_all_read = kind.wanted == Wanted::States || place + 1 < self.layers.len();
             self.layer(layer, room, images, if are_all_read { tokens } else { 1 })?;
         }
-        if asked.wanted == Wanted::States {
+        if kind.wanted == Wanted::States {
             kernels.widen(x, room.states.matrix(images * tokens, width))?;
         }
         let pooled = normed.rows(0, images);
@@ -254,6 +256,6 @@ impl<E: From<Error>> Weights<'_, '_, E> {
 
 fn rounded(values: &[f32]) -> Vec<bf16> {
     let mut rounded = vec![bf16::ZERO; values.len()];
-    rounded.convert_from_f32_slice(values);
+    round(values, &mut rounded);
     rounded
 }

@@ -6,7 +6,7 @@ use cudarc::driver::{CudaContext, CudaSlice};
 
 use super::noise;
 use super::towers::{cosine, weights};
-use crate::cuda::{self, Encoded, Pixels, Wanted};
+use crate::cuda::{self, Pixels};
 use crate::{Activation, ImageShape, ImageTower, Instructions, Precision, Transformer};
 
 /// Cosine with features, and with states, in f32.
@@ -65,26 +65,23 @@ fn a_gpu_gives_what_the_processor_gives() {
             let mut wanted_states = Vec::new();
             let wanted = exact.forward(&pixels, Some(&mut wanted_states));
             let of_each: Vec<&[f32]> = pixels.chunks(shape.pixels()).collect();
-            let of_host = Pixels::Host(&of_each);
-            let Encoded { features, states } = tower.forward(&of_host, Wanted::States).expect("states");
-            near(&on_host(&context, &features), &wanted, "features beside states");
-            let states = on_host(&context, &states.expect("states"));
-            assert!(cosine(&states, &wanted_states) >= LEAST);
-            let Encoded { features, states } = tower.forward(&of_host, Wanted::Features).expect("features");
-            near(&on_host(&context, &features), &wanted, "features");
-            assert!(states.is_none());
             let resident = tower.stream().clone_htod(&pixels).expect("a copy");
-            let resident = Pixels::Device(resident.as_view());
-            let encoded = tower.forward(&resident, Wanted::Features).expect("features");
-            near(
-                &on_host(&context, &encoded.features),
-                &wanted,
-                "features of what is there",
-            );
+            let room = |len| tower.stream().alloc_zeros::<f32>(len).expect("memory");
+            for pixels in [Pixels::Host(&of_each), Pixels::Device(resident.as_view())] {
+                let (mut features, mut states) = (room(wanted.len()), room(wanted_states.len()));
+                tower
+                    .forward(&pixels, &mut features, Some(&mut states))
+                    .expect("states");
+                near(&on_host(&context, &features), &wanted, "features beside states");
+                assert!(cosine(&on_host(&context, &states), &wanted_states) >= LEAST);
+                let mut features = room(wanted.len());
+                tower.forward(&pixels, &mut features, None).expect("features");
+                near(&on_host(&context, &features), &wanted, "features");
+            }
         }
-        let none = tower
-            .forward(&Pixels::Host(&[]), Wanted::Features)
+        let mut none = tower.stream().alloc_zeros(0).expect("no memory");
+        tower
+            .forward(&Pixels::Host(&[]), &mut none, None)
             .expect("nothing");
-        assert_eq!(none.features.len(), 0);
     }
 }

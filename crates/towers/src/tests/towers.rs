@@ -197,6 +197,23 @@ fn forwards_in_a_pause_change_nothing() {
 }
 
 #[test]
+fn texts_in_a_pause_of_others_change_nothing() {
+    let (lengths, few) = ([5, 77, 30], [9, 4]);
+    let (texts, others) = (embeddings(6, &lengths), embeddings(7, &few));
+    for tower in all_text_towers() {
+        let wanted = tower.forward(&others, &few);
+        let pauses = Cell::new(0);
+        let pause = || {
+            pauses.set(pauses.get() + 1);
+            assert_eq!(tower.forward(&others, &few), wanted, "{tower}");
+        };
+        let found = tower.forward_pausing(&texts, &lengths, &pause);
+        assert_eq!(found, tower.forward(&texts, &lengths), "{tower}");
+        assert!(pauses.get() > TRANSFORMER.layers, "{tower}: {}", pauses.get());
+    }
+}
+
+#[test]
 fn what_is_no_number_reaches_the_features_of_its_image_alone() {
     let mut pixels = noise(3, 3 * PIXELS);
     pixels[PIXELS + 1000] = f32::NAN;
