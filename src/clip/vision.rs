@@ -1,4 +1,4 @@
-//! The image tower in tensors, pixels to features: on a GPU, and where [`clipkeep_towers`] does not suit its shape.
+//! The image tower in tensors, pixels to features: where [`clipkeep_towers`] does not suit its shape, and on a GPU in f32.
 //!
 //! Owner: the backbone. Source: `transformers`' `CLIPVisionModel` with `visual_projection`. Invariant: an image's
 //! features do not depend on the images that share its batch; on the CPU bit for bit, because each image is computed
@@ -144,7 +144,7 @@ mod tests {
     use crate::clip::dtype::Dtype;
     use crate::clip::source::BackboneFiles;
 
-    /// As it is on a GPU, by candle's slow products.
+    /// As it is on a GPU that has no kernels for its shape, by candle's slow products.
     #[test]
     fn tensors_in_bfloat16_keep_the_directions_of_features_and_are_chosen_for_it() -> Result<()> {
         let files = BackboneFiles::embedded();
