@@ -15,9 +15,8 @@ use cudarc::nvrtc::Ptx;
 use half::bf16;
 
 use super::memory::{Matrix, Memory};
-use Argument::{At, Real, Size};
-
 use crate::{Activation, ImageShape};
+use Argument::{At, Real, Size};
 
 /// What they were compiled to, for processors of the build's compute capability and later ones.
 const COMPILED: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));

@@ -28,7 +28,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::cublaslt::result::CublasError;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, CudaView, DriverError};
-
 use half::bf16;
 use pulp::Arch;
 

@@ -198,13 +198,16 @@ impl Tower {
         if read == tokens {
             products.product(normed, layer.mixing.all(), mixing, Onto::Nothing)?;
         } else {
-            let (asking, asked) = (
-                layer.mixing.outputs(0, width),
-                layer.mixing.outputs(width, 2 * width),
-            );
-            let (queries, others) = (mixing.columns(0, width), mixing.columns(width, 2 * width));
-            products.product(normed.firsts(every), asking, queries.firsts(every), Onto::Nothing)?;
-            products.product(normed, asked, others, Onto::Nothing)?;
+            // Queries of those alone, keys and values of all.
+            let (weights, queries) = (layer.mixing.outputs(0, width), mixing.columns(0, width));
+            products.product(
+                normed.firsts(every),
+                weights,
+                queries.firsts(every),
+                Onto::Nothing,
+            )?;
+            let weights = layer.mixing.outputs(width, 2 * width);
+            products.product(normed, weights, mixing.columns(width, 2 * width), Onto::Nothing)?;
         }
         // What was normalised is not needed any more.
         let mixed = normed;
