@@ -1,5 +1,5 @@
 //! Compiles the kernels of the CUDA tower, where it is asked for, for the compute capability that `CUDA_COMPUTE_CAP` names
-//! (9.0 as `90`, which is taken where it is not set) and those after it.
+//! (9.0 as `90`) and those after it.
 
 use std::env;
 use std::path::PathBuf;
@@ -17,7 +17,9 @@ fn main() {
     let compiler = env::var_os("NVCC").map(PathBuf::from);
     let compiler = compiler.or_else(|| Some(PathBuf::from(env::var_os("CUDA_HOME")?).join("bin/nvcc")));
     let compiler = compiler.unwrap_or_else(|| "nvcc".into());
-    let capability = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "90".to_owned());
+    // Others that compile kernels would ask the GPU of this machine, if there is one: all are to be for the same.
+    let capability = env::var("CUDA_COMPUTE_CAP")
+        .expect("CUDA_COMPUTE_CAP has to say for which GPUs, as 90 does for an H100");
     let to = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("kernels.ptx");
     let mut command = Command::new(&compiler);
     command.args([

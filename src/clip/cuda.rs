@@ -80,7 +80,8 @@ mod there {
             }
         }
 
-        /// Results are of the stream that tensors are in, which waits for the tower's: whatever uses them comes after it.
+        /// Results are in memory of the stream that tensors are in. Whatever is put there to use them waits for them, by the events
+        /// that go with memory; what is there already does not, nor what uses other memory.
         fn encode(
             &self,
             pixels: &Pixels<'_>,
@@ -94,10 +95,7 @@ mod there {
                 Reads::Tokens => Some(self.device.alloc_zeros::<f32>(images * width)?),
             };
             let encoded = self.tower.forward(pixels, &mut features, states.as_mut());
-            // Whether or not all of it went well.
-            let joined = self.device.cuda_stream().join(self.tower.stream());
             encoded.map_err(candle_core::Error::wrap)?;
-            joined.map_err(candle_core::Error::wrap)?;
             let rows = |values, width| {
                 let storage = CudaStorage::wrap_cuda_slice(values, self.device.clone());
                 let storage = Storage::Cuda(storage);

@@ -10,6 +10,8 @@
 
 use std::time::Duration;
 
+use super::Priority;
+
 /// The limits the policy works with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
@@ -46,10 +48,8 @@ pub struct Waiting {
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// Take this many interactive images.
-    Interactive(usize),
-    /// Take this many background images.
-    Background(usize),
+    /// Take this many of these images.
+    Take(Priority, usize),
     /// Look again when something arrives, or after this time.
     Wait(Duration),
     /// Look again when something arrives.
@@ -61,7 +61,7 @@ impl Policy {
     pub fn decide(&self, waiting: Waiting) -> Decision {
         let fitting = |most: usize, time: Duration| most.min(fitting(time, waiting.image_time));
         let background_batch = fitting(self.background_batch, self.batch_time / BACKGROUND_SHARE);
-        let background = Decision::Background(waiting.background.min(background_batch));
+        let background = Decision::Take(Priority::Background, waiting.background.min(background_batch));
         if waiting.interactive == 0 {
             return if waiting.background > 0 {
                 background
@@ -77,7 +77,7 @@ impl Policy {
         if waiting.interactive < batch && !left.is_zero() {
             return Decision::Wait(left);
         }
-        Decision::Interactive(waiting.interactive.min(batch))
+        Decision::Take(Priority::Interactive, waiting.interactive.min(batch))
     }
 }
 
@@ -157,8 +157,13 @@ mod tests {
         #[test]
         fn never_takes_more_than_waits_or_fits(waiting in waiting()) {
             match POLICY.decide(waiting) {
-                Decision::Interactive(n) => prop_assert!(n > 0 && n <= waiting.interactive && n <= POLICY.max_batch),
-                Decision::Background(n) => prop_assert!(n > 0 && n <= waiting.background && n <= POLICY.background_batch),
+                Decision::Take(priority, n) => {
+                    let (waits, most) = match priority {
+                        Priority::Interactive => (waiting.interactive, POLICY.max_batch),
+                        Priority::Background => (waiting.background, POLICY.background_batch),
+                    };
+                    prop_assert!(n > 0 && n <= waits && n <= most);
+                }
                 Decision::Wait(time) => prop_assert!(waiting.interactive > 0 && time <= POLICY.max_wait),
                 Decision::Sleep => prop_assert!(waiting.interactive == 0 && waiting.background == 0),
             }
@@ -181,7 +186,7 @@ mod tests {
             ..Waiting::default()
         };
         let mut batches = 0;
-        while let Decision::Interactive(_) = POLICY.decide(waiting) {
+        while let Decision::Take(Priority::Interactive, _) = POLICY.decide(waiting) {
             waiting.since_background += 1;
             batches += 1;
         }
@@ -194,7 +199,7 @@ mod tests {
             interactive: 9,
             ..Waiting::default()
         };
-        assert_eq!(POLICY.decide(full), Decision::Interactive(8));
+        assert_eq!(POLICY.decide(full), Decision::Take(Priority::Interactive, 8));
     }
 
     #[test]
@@ -205,14 +210,20 @@ mod tests {
             ..Waiting::default()
         };
         let taken = [5, 10, 16, 40, 500].map(|image_ms| POLICY.decide(busy(image_ms)));
-        assert_eq!(taken, [8, 8, 5, 2, 1].map(Decision::Interactive));
+        assert_eq!(
+            taken,
+            [8, 8, 5, 2, 1].map(|n| Decision::Take(Priority::Interactive, n))
+        );
         let learning = |image_ms| Waiting {
             interactive: 0,
             background: 100,
             ..busy(image_ms)
         };
         let taken = [1, 5, 10, 500].map(|image_ms| POLICY.decide(learning(image_ms)));
-        assert_eq!(taken, [4, 4, 2, 1].map(Decision::Background));
+        assert_eq!(
+            taken,
+            [4, 4, 2, 1].map(|n| Decision::Take(Priority::Background, n))
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod anchors;
 pub mod batching;
 mod decode;
 mod device;
+mod encoded;
 mod error;
 mod features;
 mod heads;
@@ -20,6 +21,7 @@ mod look;
 mod queue;
 mod texts;
 mod towers;
+mod worker;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

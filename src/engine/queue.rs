@@ -110,8 +110,7 @@ impl Queue {
         loop {
             let waiting = lanes.waiting();
             match self.policy.decide(waiting) {
-                Decision::Interactive(count) => return Some(lanes.take(Priority::Interactive, count)),
-                Decision::Background(count) => return Some(lanes.take(Priority::Background, count)),
+                Decision::Take(priority, count) => return Some(lanes.take(priority, count)),
                 Decision::Wait(time) => {
                     lanes = self
                         .arrived
@@ -127,6 +126,15 @@ impl Queue {
         }
     }
 
+    /// A batch for a device that is at another one; `None` where none is to be run yet. Does not block.
+    pub(super) fn ready_batch(&self) -> Option<Batch> {
+        let mut lanes = self.lock();
+        match self.policy.decide(lanes.waiting()) {
+            Decision::Take(priority, count) => Some(lanes.take(priority, count)),
+            Decision::Wait(_) | Decision::Sleep => None,
+        }
+    }
+
     /// An interactive batch for a device that is at a background one; `None` where there is none, or where the background's turn
     /// has come. Does not block.
     pub(super) fn next_urgent(&self) -> Option<Batch> {
@@ -137,7 +145,7 @@ impl Queue {
             ..lanes.waiting()
         };
         match self.policy.decide(waiting) {
-            Decision::Interactive(count) => Some(lanes.take(Priority::Interactive, count)),
+            Decision::Take(Priority::Interactive, count) => Some(lanes.take(Priority::Interactive, count)),
             _ => None,
         }
     }

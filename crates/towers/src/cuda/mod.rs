@@ -27,7 +27,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::cublaslt::result::CublasError;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, CudaView, DriverError};
+use cudarc::driver::{
+    CudaContext, CudaGraph, CudaSlice, CudaStream, CudaView, DeviceSlice as _, DriverError,
+};
 use half::bf16;
 use pulp::Arch;
 
@@ -165,13 +167,8 @@ impl ImageTower {
         })
     }
 
-    /// What it computes in.
-    pub fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
-    }
-
     /// Puts the encoding of images into the stream: `features` `(n, dim)`, not normalised, and, where they are asked for, the last
-    /// layer's hidden `states` `(n, t, width)`, class token first. They are there once the stream has come so far.
+    /// layer's hidden `states` `(n, t, width)`, class token first. What reads them in another stream waits for them there.
     ///
     /// # Errors
     /// What the device says, perhaps of what it computed before.
@@ -209,6 +206,8 @@ impl ImageTower {
             match pixels {
                 Pixels::Host(images) => room.staging.send(&images[part.clone()])?,
                 Pixels::Device(values) => {
+                    // Not all who launch kernels say what those write.
+                    self.stream.join(values.stream())?;
                     let values = values.slice(part.start * image..part.end * image);
                     let (values, _until_it_is_read) =
                         Matrix::lent(&self.stream, &values, self.shape.image_size);
@@ -274,9 +273,10 @@ impl<'a> Recording<'a> {
     }
 
     fn end(self) -> Result<Graph, Error> {
-        let graph = self.0.end_capture(CUgraphInstantiate_flags(0));
+        // Where that fails before it has ended, it ends with `self`.
+        let graph = self.0.end_capture(CUgraphInstantiate_flags(0))?;
         std::mem::forget(self);
-        Ok(Graph(graph?.expect("a graph of what was recorded")))
+        Ok(Graph(graph.expect("a graph of what was recorded")))
     }
 }
 

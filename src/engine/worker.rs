@@ -1,0 +1,356 @@
+//! What the device thread does: takes a batch, encodes it, applies each asked head to its rows, replies.
+//!
+//! Where packed weights compute, a background batch has pauses, and what is urgent is taken, encoded and answered in them. A GPU
+//! computes by itself: while it does, the next batch's pixels are rounded and sent to it, and then the one before is answered.
+//!
+//! Invariant: whatever happens to a batch, everyone in it is answered, or sees an engine that has stopped.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+
+use super::encoded::{Answers, Ask, Encoded, Inputs, by_kind, grouped};
+use super::error::because;
+use super::features::FeatureCache;
+use super::queue::{Batch, Queue};
+use super::{EngineError, Output, Priority, Timing};
+use crate::clip::Backbone;
+use crate::metrics;
+
+/// What the device thread works with.
+pub(super) struct Worker {
+    pub(super) backbone: Backbone,
+    pub(super) queue: Arc<Queue>,
+    /// What is encoded of images with a digest is remembered here.
+    pub(super) features: Option<Arc<FeatureCache>>,
+    /// Whether the device still does, after a batch that failed.
+    pub(super) works: fn(&Device) -> bool,
+    /// When a forward last gave finite numbers.
+    pub(super) last_success: Arc<Mutex<Option<Instant>>>,
+    /// How many are begun, at most, before the first of them is answered, besides that one; nothing is gained where the host is
+    /// what computes.
+    pub(super) ahead: usize,
+}
+
+/// The device is lost. Those whose batch found it, or was begun then, were not told why: callers see an engine that has stopped,
+/// as it will have, and a job is taken up again by the next process.
+#[derive(Debug)]
+pub(super) struct Lost;
+
+/// Images or texts of a batch that are encoded, or will be soon.
+struct Begun {
+    encoded: Encoded,
+    asks: Vec<Ask>,
+    are_images: bool,
+    started: Instant,
+    /// What it took so far.
+    encode: Duration,
+}
+
+/// What came between a batch.
+#[derive(Default)]
+struct Between {
+    time: Cell<Duration>,
+    lost: Cell<bool>,
+}
+
+impl Worker {
+    /// Runs batches until the queue is closed and empty.
+    pub(super) fn work(&self) -> Result<(), Lost> {
+        let mut begun = VecDeque::new();
+        loop {
+            let batch = if begun.is_empty() {
+                self.queue.next_batch()
+            } else {
+                self.queue.ready_batch()
+            };
+            // With nothing to follow them, none are kept waiting.
+            let ahead = match batch {
+                Some(batch) => {
+                    begun.extend(self.begin(batch)?);
+                    self.ahead
+                }
+                None if begun.is_empty() => return Ok(()),
+                None => 0,
+            };
+            while begun.len() > ahead
+                && let Some(first) = begun.pop_front()
+            {
+                self.finish(first)?;
+            }
+        }
+    }
+
+    /// Runs one batch, alone.
+    fn run(&self, batch: Batch) -> Result<(), Lost> {
+        let begun = self.begin(batch)?;
+        begun.into_iter().try_for_each(|begun| self.finish(begun))
+    }
+
+    /// Encodes a batch, or has the device do so. Those for whom that fails are told.
+    fn begin(&self, batch: Batch) -> Result<Vec<Begun>, Lost> {
+        let Batch { work, priority } = batch;
+        let mut all = Vec::new();
+        for (inputs, asks) in by_kind(work) {
+            let started = Instant::now();
+            let between = Between::default();
+            let pause = || match priority {
+                Priority::Interactive => {}
+                Priority::Background => self.serve_between(&between),
+            };
+            let encoded = caught(|| Encoded::of(&self.backbone, &inputs, &asks, &pause));
+            if between.lost.get() {
+                return Err(Lost);
+            }
+            match encoded {
+                Ok(encoded) => all.push(Begun {
+                    encoded,
+                    asks,
+                    are_images: matches!(inputs, Inputs::Images(_)),
+                    started,
+                    encode: started.elapsed().saturating_sub(between.time.get()),
+                }),
+                Err(reason) => self.refuse(asks, &reason)?,
+            }
+        }
+        Ok(all)
+    }
+
+    /// Runs what is urgent between the steps of a background batch.
+    fn serve_between(&self, between: &Between) {
+        while !between.lost.get()
+            && let Some(batch) = self.queue.next_urgent()
+        {
+            let started = Instant::now();
+            between.lost.set(self.run(batch).is_err());
+            between.time.set(between.time.get() + started.elapsed());
+        }
+    }
+
+    /// Waits for what was begun, and replies to everyone in it.
+    fn finish(&self, begun: Begun) -> Result<(), Lost> {
+        let (answers, timing) = match caught(|| self.answer(&begun)) {
+            Ok(done) => done,
+            Err(reason) => return self.refuse(begun.asks, &reason),
+        };
+        metrics::batch_encoded(answers.len(), timing.encode, timing.head);
+        if begun.are_images {
+            self.queue.took(answers.len(), timing.encode);
+        }
+        let mut are_finite = true;
+        for (ask, values) in begun.asks.into_iter().zip(answers) {
+            let timing = Timing {
+                queue: begun.started.saturating_duration_since(ask.enqueued),
+                ..timing
+            };
+            metrics::queue_waited(timing.queue);
+            let output = if values.iter().all(|value| value.is_finite()) {
+                Ok(Output { values, timing })
+            } else {
+                are_finite = false;
+                Err(EngineError::NotFinite)
+            };
+            // The caller may have gone away during the forward.
+            let _ = ask.reply.send(output);
+        }
+        if are_finite {
+            *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Answers and times.
+    fn answer(&self, begun: &Begun) -> candle_core::Result<(Answers, Timing)> {
+        let Begun { encoded, asks, .. } = begun;
+        let started = Instant::now();
+        let (rows, heads) = grouped(asks);
+        let mut answers = vec![Vec::new(); asks.len()];
+        encoded.answer(&rows, &mut answers)?;
+        // A device works on while its host goes on: without this the heads' time would hold the forward's.
+        self.backbone.device().synchronize()?;
+        let encode = begun.encode + started.elapsed();
+        if let Some(cache) = &self.features
+            && asks.iter().any(|ask| ask.image.is_some())
+        {
+            for (ask, row) in asks.iter().zip(encoded.rows()?) {
+                if let Some(image) = ask.image
+                    && row.iter().all(|value| value.is_finite())
+                {
+                    cache.insert(image, row.into());
+                }
+            }
+        }
+        let started = Instant::now();
+        encoded.answer(&heads, &mut answers)?;
+        let timing = Timing {
+            queue: Duration::ZERO,
+            encode,
+            head: started.elapsed(),
+        };
+        Ok((answers, timing))
+    }
+
+    /// Tells those whose batch failed, if the device still works.
+    fn refuse(&self, asks: Vec<Ask>, reason: &str) -> Result<(), Lost> {
+        tracing::error!(reason, inputs = asks.len(), "a batch failed");
+        let device = self.backbone.device();
+        if !catch_unwind(AssertUnwindSafe(|| (self.works)(device))).unwrap_or(false) {
+            return Err(Lost);
+        }
+        for ask in asks {
+            let _ = ask.reply.send(Err(EngineError::Backbone(reason.to_owned())));
+        }
+        Ok(())
+    }
+}
+
+/// What comes of it, or why nothing does. A panic in a tensor library must cost one batch, not the server.
+fn caught<T, E: Error + 'static>(work: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|error| because(&error)),
+        Err(_) => Err("a forward panicked".to_owned()),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tokio::sync::oneshot;
+
+    use super::super::batching::Policy;
+    use super::super::device::computes;
+    use super::super::{Asked, Input, Pixels, Work};
+    use super::*;
+    use crate::clip::{BackboneSource, Dtype};
+    use crate::domain::Reads;
+
+    pub(in crate::engine) async fn backbone() -> Backbone {
+        let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu, Dtype::F32).await;
+        backbone.expect("a backbone")
+    }
+
+    pub(in crate::engine) type Reply = oneshot::Receiver<Result<Output, EngineError>>;
+
+    /// Work on an image of so many values, all the same.
+    pub(in crate::engine) fn work(values: usize, value: f32) -> (Work, Reply) {
+        let (reply, answer) = oneshot::channel();
+        let pixels = Pixels {
+            values: vec![value; values],
+            image: None,
+        };
+        let asked = Asked::Row(Reads::Features);
+        let work = Work {
+            input: Input::Image { pixels, asked },
+            enqueued: Instant::now(),
+            reply,
+        };
+        (work, answer)
+    }
+
+    /// Runs one at a time.
+    async fn worker(ahead: usize) -> Worker {
+        let policy = Policy {
+            max_batch: 1,
+            max_wait: Duration::ZERO,
+            background_batch: 1,
+            background_every: 4,
+            batch_time: Duration::MAX,
+        };
+        Worker {
+            backbone: backbone().await,
+            queue: Arc::new(Queue::new(policy, 8)),
+            features: None,
+            works: computes,
+            last_success: Arc::default(),
+            ahead,
+        }
+    }
+
+    impl Worker {
+        /// How many values an image has.
+        fn values(&self) -> usize {
+            3 * self.backbone.image_size().pow(2)
+        }
+    }
+
+    /// What was answered, if anything was.
+    fn row(answer: &mut Reply) -> Option<Vec<f32>> {
+        Some(answer.try_recv().ok()?.ok()?.values)
+    }
+
+    #[tokio::test]
+    async fn what_is_urgent_is_answered_in_the_pauses_of_a_job_s_batch() {
+        let worker = worker(0).await;
+        let one = || work(worker.values(), 0.5);
+        let (urgent, mut answers): (Vec<_>, Vec<_>) = (0..5).map(|_| one()).unzip();
+        worker
+            .queue
+            .push(urgent, Priority::Interactive)
+            .expect("room for all");
+        let (of_job, mut answer_of_job) = one();
+        let batch = Batch {
+            work: vec![of_job],
+            priority: Priority::Background,
+        };
+        assert!(worker.run(batch).is_ok());
+        let wanted = row(&mut answer_of_job).expect("the job's");
+        let found: Vec<_> = answers.iter_mut().map_while(row).collect();
+        assert_eq!(found, vec![wanted; 3], "three of four batches, and no more");
+        assert_eq!(worker.queue.depth(), (2, 0));
+    }
+
+    /// What becomes of images of these sizes, each a batch of its own.
+    fn run(worker: &Worker, sizes: [usize; 4]) -> (Result<(), Lost>, Vec<Reply>) {
+        let values = (0..4).map(|place| place as f32 / 4.0);
+        let (all, answers) = sizes
+            .into_iter()
+            .zip(values)
+            .map(|(size, value)| work(size, value))
+            .unzip();
+        worker
+            .queue
+            .push(all, Priority::Interactive)
+            .expect("room for all");
+        worker.queue.close();
+        (worker.work(), answers)
+    }
+
+    #[tokio::test]
+    async fn whoever_is_begun_ahead_has_the_same_answer() {
+        let mut all = Vec::new();
+        for ahead in 0..3 {
+            let worker = worker(ahead).await;
+            let right = worker.values();
+            let (ended, mut answers) = run(&worker, [right, right, 7, right]);
+            assert!(ended.is_ok() && worker.queue.depth() == (0, 0));
+            let refused = answers[2].try_recv().expect("an answer");
+            assert!(matches!(refused, Err(EngineError::Backbone(_))));
+            answers.remove(2);
+            let rows: Vec<_> = answers.iter_mut().map(|of| row(of).expect("a row")).collect();
+            assert!(rows[0] != rows[1] && rows[1] != rows[2]);
+            all.push(rows);
+        }
+        assert!(all.iter().all(|rows| *rows == all[0]));
+    }
+
+    #[tokio::test]
+    async fn the_next_is_begun_before_one_is_answered_where_it_may_be() {
+        for (ahead, answered) in [(0, 2), (1, 1), (2, 0)] {
+            let mut worker = worker(ahead).await;
+            worker.works = |_| false;
+            let right = worker.values();
+            // The third ends it all as it is begun.
+            let (ended, mut answers) = run(&worker, [right, right, 7, right]);
+            assert!(ended.is_err());
+            assert_eq!(
+                answers.iter_mut().map_while(row).count(),
+                answered,
+                "{ahead} ahead"
+            );
+        }
+    }
+}
