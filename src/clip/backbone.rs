@@ -252,6 +252,12 @@ impl Backbone {
         Ok(self.images.encode(images, reads, pause)?)
     }
 
+    /// Whether images are encoded beside what else is computed: whoever begins some may use the features of others meanwhile, and
+    /// does not wait for these.
+    pub fn encodes_aside(&self) -> bool {
+        self.images.is_aside()
+    }
+
     /// The end of the image tower, for whoever trains behind its last layer.
     pub fn image_readout(&self) -> ImageReadout {
         self.images.readout().clone()

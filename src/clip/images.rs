@@ -66,6 +66,11 @@ impl Images {
         })
     }
 
+    /// Whether a GPU computes it in a stream of its own.
+    pub(super) fn is_aside(&self) -> bool {
+        matches!(self.tower, Tower::Cuda(_))
+    }
+
     /// The tower's end.
     pub(super) fn readout(&self) -> &ImageReadout {
         &self.readout

@@ -37,7 +37,7 @@ impl DeviceThread {
         let last_success = Arc::new(Mutex::new(None));
         let lost = CancellationToken::new();
         let worker = Worker {
-            ahead: usize::from(!backbone.device().is_cpu()),
+            overlaps: backbone.encodes_aside(),
             backbone,
             queue: Arc::clone(&queue),
             features,

@@ -116,8 +116,8 @@ impl Encoded {
         Ok(Self { features, tokens })
     }
 
-    /// The features, one row an input.
-    pub(super) fn rows(&self) -> candle_core::Result<Vec<Vec<f32>>> {
+    /// The features, one row an input, once they are there.
+    pub(super) fn features(&self) -> candle_core::Result<Vec<Vec<f32>>> {
         self.features.to_vec2()
     }
 

@@ -137,7 +137,8 @@ pub struct Output {
 /// How long an image spent in each stage of its batch.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timing {
-    /// From the queue's entrance to the start of the batch.
+    /// From the queue's entrance to the end of the forward, without the forward: before the batch's turn, while the device was at
+    /// the batch before, and in pauses.
     pub queue: Duration,
     /// The backbone's forward of the whole batch.
     pub encode: Duration,

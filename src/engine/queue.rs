@@ -126,27 +126,19 @@ impl Queue {
         }
     }
 
-    /// A batch for a device that is at another one; `None` where none is to be run yet. Does not block.
-    pub(super) fn ready_batch(&self) -> Option<Batch> {
+    /// A batch for a device that is at one of some priority; `None` where none is to be run yet. Beside a background one that is an
+    /// interactive one, until the background's turn has come. Does not block.
+    pub(super) fn next_beside(&self, at_work: Priority) -> Option<Batch> {
         let mut lanes = self.lock();
-        match self.policy.decide(lanes.waiting()) {
+        let mut waiting = lanes.waiting();
+        if at_work == Priority::Background {
+            // As if it waited for its turn.
+            waiting.background = 1;
+        }
+        match self.policy.decide(waiting) {
+            Decision::Take(Priority::Background, _) if at_work == Priority::Background => None,
             Decision::Take(priority, count) => Some(lanes.take(priority, count)),
             Decision::Wait(_) | Decision::Sleep => None,
-        }
-    }
-
-    /// An interactive batch for a device that is at a background one; `None` where there is none, or where the background's turn
-    /// has come. Does not block.
-    pub(super) fn next_urgent(&self) -> Option<Batch> {
-        let mut lanes = self.lock();
-        // As if the batch that is at work waited for its turn.
-        let waiting = Waiting {
-            background: 1,
-            ..lanes.waiting()
-        };
-        match self.policy.decide(waiting) {
-            Decision::Take(Priority::Interactive, count) => Some(lanes.take(Priority::Interactive, count)),
-            _ => None,
         }
     }
 
@@ -268,11 +260,11 @@ mod tests {
         queue.push(background, Priority::Background).expect("room");
         let batch = queue.next_batch().expect("a batch");
         assert_eq!((batch.priority, batch.work.len()), (Priority::Background, 1));
-        assert!(queue.next_urgent().is_none(), "nothing waits");
+        assert!(queue.next_beside(Priority::Background).is_none(), "nothing waits");
         let (interactive, _replies) = work(20);
         queue.push(interactive, Priority::Interactive).expect("room");
         let mut taken = 0;
-        while let Some(batch) = queue.next_urgent() {
+        while let Some(batch) = queue.next_beside(Priority::Background) {
             assert_eq!((batch.priority, batch.work.len()), (Priority::Interactive, 2));
             taken += 1;
         }

@@ -1,12 +1,12 @@
 //! What the device thread does: takes a batch, encodes it, applies each asked head to its rows, replies.
 //!
-//! Where packed weights compute, a background batch has pauses, and what is urgent is taken, encoded and answered in them. A GPU
-//! computes by itself: while it does, the next batch's pixels are rounded and sent to it, and then the one before is answered.
+//! Where packed weights compute, a background batch has pauses, and what is urgent is taken, encoded and answered in them. Where an
+//! image tower computes by itself, on a GPU, the next images are rounded and sent to it meanwhile, and then those before are
+//! answered.
 //!
 //! Invariant: whatever happens to a batch, everyone in it is answered, or sees an engine that has stopped.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,9 +32,8 @@ pub(super) struct Worker {
     pub(super) works: fn(&Device) -> bool,
     /// When a forward last gave finite numbers.
     pub(super) last_success: Arc<Mutex<Option<Instant>>>,
-    /// How many are begun, at most, before the first of them is answered, besides that one; nothing is gained where the host is
-    /// what computes.
-    pub(super) ahead: usize,
+    /// Whether images are begun before those before them are answered.
+    pub(super) overlaps: bool,
 }
 
 /// The device is lost. Those whose batch found it, or was begun then, were not told why: callers see an engine that has stopped,
@@ -47,7 +46,7 @@ struct Begun {
     encoded: Encoded,
     asks: Vec<Ask>,
     are_images: bool,
-    started: Instant,
+    priority: Priority,
     /// What it took so far.
     encode: Duration,
 }
@@ -62,79 +61,78 @@ struct Between {
 impl Worker {
     /// Runs batches until the queue is closed and empty.
     pub(super) fn work(&self) -> Result<(), Lost> {
-        let mut begun = VecDeque::new();
+        let mut begun: Option<Begun> = None;
         loop {
-            let batch = if begun.is_empty() {
-                self.queue.next_batch()
+            let batch = match &begun {
+                None => match self.queue.next_batch() {
+                    None => return Ok(()),
+                    batch => batch,
+                },
+                Some(Begun { priority, .. }) => self.queue.next_beside(*priority),
+            };
+            match batch {
+                Some(batch) => self.follow(batch, &mut begun)?,
+                None => self.finish(begun.take())?,
+            }
+        }
+    }
+
+    /// Runs a batch, or begins it where it overlaps with what was `begun`, which is finished.
+    fn follow(&self, batch: Batch, begun: &mut Option<Begun>) -> Result<(), Lost> {
+        for (inputs, asks) in by_kind(batch.work) {
+            if self.overlaps && matches!(inputs, Inputs::Images(_)) {
+                let next = self.begin(&inputs, asks, batch.priority)?;
+                self.finish(begun.take())?;
+                *begun = next;
             } else {
-                self.queue.ready_batch()
-            };
-            // With nothing to follow them, none are kept waiting.
-            let ahead = match batch {
-                Some(batch) => {
-                    begun.extend(self.begin(batch)?);
-                    self.ahead
-                }
-                None if begun.is_empty() => return Ok(()),
-                None => 0,
-            };
-            while begun.len() > ahead
-                && let Some(first) = begun.pop_front()
-            {
-                self.finish(first)?;
+                self.finish(begun.take())?;
+                self.finish(self.begin(&inputs, asks, batch.priority)?)?;
             }
         }
+        Ok(())
     }
 
-    /// Runs one batch, alone.
-    fn run(&self, batch: Batch) -> Result<(), Lost> {
-        let begun = self.begin(batch)?;
-        begun.into_iter().try_for_each(|begun| self.finish(begun))
-    }
-
-    /// Encodes a batch, or has the device do so. Those for whom that fails are told.
-    fn begin(&self, batch: Batch) -> Result<Vec<Begun>, Lost> {
-        let Batch { work, priority } = batch;
-        let mut all = Vec::new();
-        for (inputs, asks) in by_kind(work) {
-            let started = Instant::now();
-            let between = Between::default();
-            let pause = || match priority {
-                Priority::Interactive => {}
-                Priority::Background => self.serve_between(&between),
-            };
-            let encoded = caught(|| Encoded::of(&self.backbone, &inputs, &asks, &pause));
-            if between.lost.get() {
-                return Err(Lost);
-            }
-            match encoded {
-                Ok(encoded) => all.push(Begun {
-                    encoded,
-                    asks,
-                    are_images: matches!(inputs, Inputs::Images(_)),
-                    started,
-                    encode: started.elapsed().saturating_sub(between.time.get()),
-                }),
-                Err(reason) => self.refuse(asks, &reason)?,
-            }
+    /// Encodes what is of one kind, or has the device do so; `None` where that failed, of which they are told.
+    fn begin(&self, inputs: &Inputs, asks: Vec<Ask>, priority: Priority) -> Result<Option<Begun>, Lost> {
+        let started = Instant::now();
+        let between = Between::default();
+        let pause = || match priority {
+            Priority::Interactive => {}
+            Priority::Background => self.serve_between(&between),
+        };
+        let encoded = caught(|| Encoded::of(&self.backbone, inputs, &asks, &pause));
+        if between.lost.get() {
+            return Err(Lost);
         }
-        Ok(all)
+        match encoded {
+            Ok(encoded) => Ok(Some(Begun {
+                encoded,
+                asks,
+                are_images: matches!(inputs, Inputs::Images(_)),
+                priority,
+                encode: started.elapsed().saturating_sub(between.time.get()),
+            })),
+            Err(reason) => self.refuse(asks, &reason).map(|()| None),
+        }
     }
 
     /// Runs what is urgent between the steps of a background batch.
     fn serve_between(&self, between: &Between) {
         while !between.lost.get()
-            && let Some(batch) = self.queue.next_urgent()
+            && let Some(batch) = self.queue.next_beside(Priority::Background)
         {
             let started = Instant::now();
-            between.lost.set(self.run(batch).is_err());
+            let mut begun = None;
+            let went = self.follow(batch, &mut begun).and_then(|()| self.finish(begun));
+            between.lost.set(went.is_err());
             between.time.set(between.time.get() + started.elapsed());
         }
     }
 
-    /// Waits for what was begun, and replies to everyone in it.
-    fn finish(&self, begun: Begun) -> Result<(), Lost> {
-        let (answers, timing) = match caught(|| self.answer(&begun)) {
+    /// Waits for what was begun, if anything was, and replies to everyone in it.
+    fn finish(&self, begun: Option<Begun>) -> Result<(), Lost> {
+        let Some(begun) = begun else { return Ok(()) };
+        let (answers, timing, encoded) = match caught(|| self.answer(&begun)) {
             Ok(done) => done,
             Err(reason) => return self.refuse(begun.asks, &reason),
         };
@@ -145,7 +143,7 @@ impl Worker {
         let mut are_finite = true;
         for (ask, values) in begun.asks.into_iter().zip(answers) {
             let timing = Timing {
-                queue: begun.started.saturating_duration_since(ask.enqueued),
+                queue: (encoded.saturating_duration_since(ask.enqueued)).saturating_sub(timing.encode),
                 ..timing
             };
             metrics::queue_waited(timing.queue);
@@ -164,20 +162,19 @@ impl Worker {
         Ok(())
     }
 
-    /// Answers and times.
-    fn answer(&self, begun: &Begun) -> candle_core::Result<(Answers, Timing)> {
+    /// Answers and times, and when the forward was over.
+    fn answer(&self, begun: &Begun) -> candle_core::Result<(Answers, Timing, Instant)> {
         let Begun { encoded, asks, .. } = begun;
         let started = Instant::now();
         let (rows, heads) = grouped(asks);
+        // This waits for a device that is at it still: otherwise the heads' time would hold the forward's.
+        let features = encoded.features()?;
         let mut answers = vec![Vec::new(); asks.len()];
         encoded.answer(&rows, &mut answers)?;
-        // A device works on while its host goes on: without this the heads' time would hold the forward's.
-        self.backbone.device().synchronize()?;
-        let encode = begun.encode + started.elapsed();
-        if let Some(cache) = &self.features
-            && asks.iter().any(|ask| ask.image.is_some())
-        {
-            for (ask, row) in asks.iter().zip(encoded.rows()?) {
+        let done = Instant::now();
+        let encode = begun.encode + (done - started);
+        if let Some(cache) = &self.features {
+            for (ask, row) in asks.iter().zip(features) {
                 if let Some(image) = ask.image
                     && row.iter().all(|value| value.is_finite())
                 {
@@ -192,7 +189,7 @@ impl Worker {
             encode,
             head: started.elapsed(),
         };
-        Ok((answers, timing))
+        Ok((answers, timing, done))
     }
 
     /// Tells those whose batch failed, if the device still works.
@@ -252,7 +249,7 @@ pub(super) mod tests {
     }
 
     /// Runs one at a time.
-    async fn worker(ahead: usize) -> Worker {
+    async fn worker() -> Worker {
         let policy = Policy {
             max_batch: 1,
             max_wait: Duration::ZERO,
@@ -266,7 +263,7 @@ pub(super) mod tests {
             features: None,
             works: computes,
             last_success: Arc::default(),
-            ahead,
+            overlaps: false,
         }
     }
 
@@ -284,7 +281,7 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn what_is_urgent_is_answered_in_the_pauses_of_a_job_s_batch() {
-        let worker = worker(0).await;
+        let worker = worker().await;
         let one = || work(worker.values(), 0.5);
         let (urgent, mut answers): (Vec<_>, Vec<_>) = (0..5).map(|_| one()).unzip();
         worker
@@ -296,7 +293,7 @@ pub(super) mod tests {
             work: vec![of_job],
             priority: Priority::Background,
         };
-        assert!(worker.run(batch).is_ok());
+        assert!(worker.follow(batch, &mut None).is_ok());
         let wanted = row(&mut answer_of_job).expect("the job's");
         let found: Vec<_> = answers.iter_mut().map_while(row).collect();
         assert_eq!(found, vec![wanted; 3], "three of four batches, and no more");
@@ -304,53 +301,69 @@ pub(super) mod tests {
     }
 
     /// What becomes of images of these sizes, each a batch of its own.
-    fn run(worker: &Worker, sizes: [usize; 4]) -> (Result<(), Lost>, Vec<Reply>) {
+    fn run(worker: &Worker, sizes: [usize; 4], priority: Priority) -> (Result<(), Lost>, Vec<Reply>) {
         let values = (0..4).map(|place| place as f32 / 4.0);
-        let (all, answers) = sizes
-            .into_iter()
-            .zip(values)
-            .map(|(size, value)| work(size, value))
-            .unzip();
-        worker
-            .queue
-            .push(all, Priority::Interactive)
-            .expect("room for all");
+        let of_each = sizes.into_iter().zip(values);
+        let (all, answers) = of_each.map(|(size, value)| work(size, value)).unzip();
+        worker.queue.push(all, priority).expect("room for all");
         worker.queue.close();
         (worker.work(), answers)
     }
 
     #[tokio::test]
-    async fn whoever_is_begun_ahead_has_the_same_answer() {
+    async fn whoever_is_begun_early_has_the_same_answer() {
         let mut all = Vec::new();
-        for ahead in 0..3 {
-            let worker = worker(ahead).await;
+        for overlaps in [false, true] {
+            let mut worker = worker().await;
+            worker.overlaps = overlaps;
             let right = worker.values();
-            let (ended, mut answers) = run(&worker, [right, right, 7, right]);
+            let (ended, mut answers) = run(&worker, [right, right, 7, right], Priority::Interactive);
             assert!(ended.is_ok() && worker.queue.depth() == (0, 0));
-            let refused = answers[2].try_recv().expect("an answer");
+            let refused = answers.remove(2).try_recv().expect("an answer");
             assert!(matches!(refused, Err(EngineError::Backbone(_))));
-            answers.remove(2);
             let rows: Vec<_> = answers.iter_mut().map(|of| row(of).expect("a row")).collect();
             assert!(rows[0] != rows[1] && rows[1] != rows[2]);
             all.push(rows);
         }
-        assert!(all.iter().all(|rows| *rows == all[0]));
+        assert_eq!(all[0], all[1]);
     }
 
     #[tokio::test]
-    async fn the_next_is_begun_before_one_is_answered_where_it_may_be() {
-        for (ahead, answered) in [(0, 2), (1, 1), (2, 0)] {
-            let mut worker = worker(ahead).await;
+    async fn images_are_begun_before_those_before_them_are_answered_unless_both_are_a_job_s() {
+        use Priority::{Background, Interactive};
+        for (overlaps, priority, answered) in [
+            (false, Interactive, 2),
+            (true, Interactive, 1),
+            (true, Background, 2),
+        ] {
+            let mut worker = worker().await;
             worker.works = |_| false;
+            worker.overlaps = overlaps;
             let right = worker.values();
             // The third ends it all as it is begun.
-            let (ended, mut answers) = run(&worker, [right, right, 7, right]);
+            let (ended, mut answers) = run(&worker, [right, right, 7, right], priority);
             assert!(ended.is_err());
-            assert_eq!(
-                answers.iter_mut().map_while(row).count(),
-                answered,
-                "{ahead} ahead"
-            );
+            let found = answers.iter_mut().map_while(row).count();
+            assert_eq!(found, answered, "{priority:?}, overlapping: {overlaps}");
+        }
+    }
+
+    #[tokio::test]
+    async fn images_are_answered_before_the_texts_of_their_batch_are_begun() {
+        for overlaps in [false, true] {
+            let mut worker = worker().await;
+            worker.works = |_| false;
+            worker.overlaps = overlaps;
+            let (image, mut of_image) = work(worker.values(), 0.5);
+            let (mut text, mut of_text) = work(0, 0.5);
+            // One of no tokens cannot be encoded.
+            text.input = Input::Text { tokens: Vec::new() };
+            let batch = Batch {
+                work: vec![text, image],
+                priority: Priority::Interactive,
+            };
+            assert!(worker.follow(batch, &mut None).is_err());
+            assert!(row(&mut of_image).is_some() && row(&mut of_text).is_none());
         }
     }
 }

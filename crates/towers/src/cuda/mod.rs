@@ -168,7 +168,7 @@ impl ImageTower {
     }
 
     /// Puts the encoding of images into the stream: `features` `(n, dim)`, not normalised, and, where they are asked for, the last
-    /// layer's hidden `states` `(n, t, width)`, class token first. What reads them in another stream waits for them there.
+    /// layer's hidden `states` `(n, t, width)`, class token first. What reads them in another stream waits for them by the context's tracking of events.
     ///
     /// # Errors
     /// What the device says, perhaps of what it computed before.
@@ -195,6 +195,10 @@ impl ImageTower {
             Some(_) => Wanted::States,
         };
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Pixels::Device(values) = pixels {
+            // Not all who launch kernels say what those write.
+            self.stream.join(values.stream())?;
+        }
         // Parts of one size: a last one of few images would keep the device waiting for its host.
         let part = images.div_ceil(images.div_ceil(self.chunk).max(1)).max(1);
         for first in (0..images).step_by(part) {
@@ -206,8 +210,6 @@ impl ImageTower {
             match pixels {
                 Pixels::Host(images) => room.staging.send(&images[part.clone()])?,
                 Pixels::Device(values) => {
-                    // Not all who launch kernels say what those write.
-                    self.stream.join(values.stream())?;
                     let values = values.slice(part.start * image..part.end * image);
                     let (values, _until_it_is_read) =
                         Matrix::lent(&self.stream, &values, self.shape.image_size);
