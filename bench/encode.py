@@ -148,9 +148,20 @@ def ours(given, shape, *flags):
     return [json.loads(line) for line in output.splitlines()]
 
 
+def warm_up(run, seconds):
+    """As `clipkeep bench encode` does."""
+    started = time.perf_counter()
+    for done in range(WARM_UP):
+        if done > 0 and time.perf_counter() - started > seconds:
+            break
+        run()
+
+
 def images_per_second(run, images, seconds):
+    """By as many runs as `clipkeep bench encode` takes."""
     times, started = [], time.perf_counter()
-    while len(times) < 5 or time.perf_counter() - started < seconds:
+    since = lambda: time.perf_counter() - started
+    while since() < seconds or not times or len(times) < 5 and since() < 5 * seconds:
         before = time.perf_counter()
         run()
         times.append(time.perf_counter() - before)
@@ -190,8 +201,7 @@ def main():
         makers = {name: engines.make(name) for name in given.engines}
         prepared = {name: [prepare(of) for of in pixels] for name, prepare in makers.items()}
         for run in [run for runs in prepared.values() for run in runs]:
-            for _ in range(WARM_UP):
-                run()
+            warm_up(run, given.seconds)
         mine, theirs = [], {name: [] for name in prepared}
         for left in reversed(range(given.rounds)):
             # The last one compares the features, too.

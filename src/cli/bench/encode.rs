@@ -28,7 +28,7 @@ pub(super) struct Encode {
     /// Images in a batch; more than one number, to measure each.
     #[arg(long, num_args = 1.., default_value = "8", value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: Vec<u32>,
-    /// For how long to measure each, in seconds; at least five batches.
+    /// For how long to measure each, in seconds; up to five times as long for five batches.
     #[arg(long, default_value_t = 5.0, value_parser = timing::seconds)]
     seconds: f64,
     /// A published shape with made-up weights instead of a backbone: vit-b-32, vit-b-16 or vit-l-14.

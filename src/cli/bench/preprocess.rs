@@ -19,7 +19,7 @@ pub(super) struct Preprocess {
     /// Images.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// For how long to measure each, in seconds; at least five times.
+    /// For how long to measure each, in seconds; up to five times as long for five times.
     #[arg(long, default_value_t = 1.0, value_parser = timing::seconds)]
     seconds: f64,
     #[command(flatten)]

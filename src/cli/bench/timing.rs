@@ -2,19 +2,27 @@
 
 use std::time::{Duration, Instant};
 
-/// Times of `work`, the shortest first: as often as goes into so many seconds, at least five times, after `warm_up` times that
-/// do not count.
+/// Times of `work`, the shortest first: as often as goes into so many seconds, or five times if that takes less than five times as
+/// long. Before those, `warm_up` times that do not count, or as many as go into the same seconds; once at least.
 pub(super) fn times(
     seconds: f64,
     warm_up: usize,
     mut work: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<Duration>> {
-    const LEAST: usize = 5;
-    for _ in 0..warm_up {
+    const ENOUGH: usize = 5;
+    let started = Instant::now();
+    let since = |started: Instant| started.elapsed().as_secs_f64();
+    for done in 0..warm_up {
+        if done > 0 && since(started) > seconds {
+            break;
+        }
         work()?;
     }
     let (mut times, started) = (Vec::new(), Instant::now());
-    while times.len() < LEAST || started.elapsed().as_secs_f64() < seconds {
+    while since(started) < seconds
+        || times.is_empty()
+        || times.len() < ENOUGH && since(started) < ENOUGH as f64 * seconds
+    {
         let before = Instant::now();
         work()?;
         times.push(before.elapsed());
