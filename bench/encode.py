@@ -150,9 +150,10 @@ def ours(given, shape, *flags):
 
 def warm_up(run, seconds):
     """As `clipkeep bench encode` does."""
-    started = time.perf_counter()
-    for done in range(WARM_UP):
-        if done > 0 and time.perf_counter() - started > seconds:
+    run()
+    first = time.perf_counter()
+    for _ in range(WARM_UP - 1):
+        if time.perf_counter() - first > seconds:
             break
         run()
 

@@ -96,7 +96,7 @@ pub fn request_shed() {
     counter!(HTTP_SHED).increment(1);
 }
 
-/// An image or text left the queue.
+/// An image or text is answered that waited so long.
 pub fn queue_waited(time: Duration) {
     histogram!(QUEUE_WAIT).record(time);
 }

@@ -261,6 +261,14 @@ mod tests {
         let batch = queue.next_batch().expect("a batch");
         assert_eq!((batch.priority, batch.work.len()), (Priority::Background, 1));
         assert!(queue.next_beside(Priority::Background).is_none(), "nothing waits");
+        let (background, _of_more) = work(1);
+        queue.push(background, Priority::Background).expect("room");
+        assert!(
+            queue.next_beside(Priority::Background).is_none(),
+            "nothing is urgent"
+        );
+        let beside = queue.next_beside(Priority::Interactive).expect("a batch");
+        assert_eq!((beside.priority, beside.work.len()), (Priority::Background, 1));
         let (interactive, _replies) = work(20);
         queue.push(interactive, Priority::Interactive).expect("room");
         let mut taken = 0;

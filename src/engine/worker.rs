@@ -47,8 +47,18 @@ struct Begun {
     asks: Vec<Ask>,
     are_images: bool,
     priority: Priority,
-    /// What it took so far.
-    encode: Duration,
+    /// When the device was free for them.
+    started: Instant,
+    /// How long it did something else since.
+    paused: Duration,
+}
+
+impl Begun {
+    /// Behind what was over at a time, if anything was.
+    fn behind(mut self, over: Option<Instant>) -> Self {
+        self.started = over.map_or(self.started, |over| over.max(self.started));
+        self
+    }
 }
 
 /// What came between a batch.
@@ -72,7 +82,9 @@ impl Worker {
             };
             match batch {
                 Some(batch) => self.follow(batch, &mut begun)?,
-                None => self.finish(begun.take())?,
+                None => {
+                    self.finish(begun.take())?;
+                }
             }
         }
     }
@@ -82,8 +94,8 @@ impl Worker {
         for (inputs, asks) in by_kind(batch.work) {
             if self.overlaps && matches!(inputs, Inputs::Images(_)) {
                 let next = self.begin(&inputs, asks, batch.priority)?;
-                self.finish(begun.take())?;
-                *begun = next;
+                let over = self.finish(begun.take())?;
+                *begun = next.map(|next| next.behind(over));
             } else {
                 self.finish(begun.take())?;
                 self.finish(self.begin(&inputs, asks, batch.priority)?)?;
@@ -110,7 +122,8 @@ impl Worker {
                 asks,
                 are_images: matches!(inputs, Inputs::Images(_)),
                 priority,
-                encode: started.elapsed().saturating_sub(between.time.get()),
+                started,
+                paused: between.time.get(),
             })),
             Err(reason) => self.refuse(asks, &reason).map(|()| None),
         }
@@ -129,12 +142,12 @@ impl Worker {
         }
     }
 
-    /// Waits for what was begun, if anything was, and replies to everyone in it.
-    fn finish(&self, begun: Option<Begun>) -> Result<(), Lost> {
-        let Some(begun) = begun else { return Ok(()) };
-        let (answers, timing, encoded) = match caught(|| self.answer(&begun)) {
+    /// Waits for what was begun, if anything was, and replies to everyone in it. Says when the forward was over.
+    fn finish(&self, begun: Option<Begun>) -> Result<Option<Instant>, Lost> {
+        let Some(begun) = begun else { return Ok(None) };
+        let (answers, timing, over) = match caught(|| self.answer(&begun)) {
             Ok(done) => done,
-            Err(reason) => return self.refuse(begun.asks, &reason),
+            Err(reason) => return self.refuse(begun.asks, &reason).map(|()| None),
         };
         metrics::batch_encoded(answers.len(), timing.encode, timing.head);
         if begun.are_images {
@@ -143,7 +156,7 @@ impl Worker {
         let mut are_finite = true;
         for (ask, values) in begun.asks.into_iter().zip(answers) {
             let timing = Timing {
-                queue: (encoded.saturating_duration_since(ask.enqueued)).saturating_sub(timing.encode),
+                queue: (over.saturating_duration_since(ask.enqueued)).saturating_sub(timing.encode),
                 ..timing
             };
             metrics::queue_waited(timing.queue);
@@ -159,20 +172,19 @@ impl Worker {
         if are_finite {
             *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
-        Ok(())
+        Ok(Some(over))
     }
 
     /// Answers and times, and when the forward was over.
     fn answer(&self, begun: &Begun) -> candle_core::Result<(Answers, Timing, Instant)> {
         let Begun { encoded, asks, .. } = begun;
-        let started = Instant::now();
         let (rows, heads) = grouped(asks);
         // This waits for a device that is at it still: otherwise the heads' time would hold the forward's.
         let features = encoded.features()?;
         let mut answers = vec![Vec::new(); asks.len()];
         encoded.answer(&rows, &mut answers)?;
-        let done = Instant::now();
-        let encode = begun.encode + (done - started);
+        let over = Instant::now();
+        let encode = over.saturating_duration_since(begun.started);
         if let Some(cache) = &self.features {
             for (ask, row) in asks.iter().zip(features) {
                 if let Some(image) = ask.image
@@ -186,10 +198,10 @@ impl Worker {
         encoded.answer(&heads, &mut answers)?;
         let timing = Timing {
             queue: Duration::ZERO,
-            encode,
+            encode: encode.saturating_sub(begun.paused),
             head: started.elapsed(),
         };
-        Ok((answers, timing, done))
+        Ok((answers, timing, over))
     }
 
     /// Tells those whose batch failed, if the device still works.
@@ -275,8 +287,12 @@ pub(super) mod tests {
     }
 
     /// What was answered, if anything was.
+    fn output(answer: &mut Reply) -> Option<Output> {
+        answer.try_recv().ok()?.ok()
+    }
+
     fn row(answer: &mut Reply) -> Option<Vec<f32>> {
-        Some(answer.try_recv().ok()?.ok()?.values)
+        Some(output(answer)?.values)
     }
 
     #[tokio::test]
@@ -304,7 +320,11 @@ pub(super) mod tests {
     fn run(worker: &Worker, sizes: [usize; 4], priority: Priority) -> (Result<(), Lost>, Vec<Reply>) {
         let values = (0..4).map(|place| place as f32 / 4.0);
         let of_each = sizes.into_iter().zip(values);
-        let (all, answers) = of_each.map(|(size, value)| work(size, value)).unzip();
+        let (mut all, answers): (Vec<_>, Vec<_>) = of_each.map(|(size, value)| work(size, value)).unzip();
+        let enqueued = Instant::now();
+        for work in &mut all {
+            work.enqueued = enqueued;
+        }
         worker.queue.push(all, priority).expect("room for all");
         worker.queue.close();
         (worker.work(), answers)
@@ -329,7 +349,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn images_are_begun_before_those_before_them_are_answered_unless_both_are_a_job_s() {
+    async fn images_overlap_with_those_before_them_unless_both_are_a_job_s() {
         use Priority::{Background, Interactive};
         for (overlaps, priority, answered) in [
             (false, Interactive, 2),
@@ -345,6 +365,25 @@ pub(super) mod tests {
             assert!(ended.is_err());
             let found = answers.iter_mut().map_while(row).count();
             assert_eq!(found, answered, "{priority:?}, overlapping: {overlaps}");
+        }
+    }
+
+    #[tokio::test]
+    async fn no_time_is_taken_for_that_of_two_forwards() {
+        for overlaps in [false, true] {
+            let mut worker = worker().await;
+            worker.overlaps = overlaps;
+            let (right, started) = (worker.values(), Instant::now());
+            let (ended, mut answers) = run(&worker, [right; 4], Priority::Interactive);
+            let took = started.elapsed();
+            assert!(ended.is_ok());
+            let timings = answers.iter_mut().map(|of| output(of).expect("an answer").timing);
+            let timings: Vec<_> = timings.collect();
+            let encode: Duration = timings.iter().map(|of| of.encode).sum();
+            assert!(encode <= took, "{encode:?} of {took:?}");
+            for (one, next) in timings.iter().zip(&timings[1..]) {
+                assert!(one.encode > Duration::ZERO && one.queue + one.encode <= next.queue);
+            }
         }
     }
 

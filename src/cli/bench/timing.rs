@@ -3,20 +3,21 @@
 use std::time::{Duration, Instant};
 
 /// Times of `work`, the shortest first: as often as goes into so many seconds, or five times if that takes less than five times as
-/// long. Before those, `warm_up` times that do not count, or as many as go into the same seconds; once at least.
+/// long. Before those, `warm_up` times that do not count, or as many as go into the same seconds after the first of them.
 pub(super) fn times(
     seconds: f64,
     warm_up: usize,
     mut work: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<Duration>> {
     const ENOUGH: usize = 5;
-    let started = Instant::now();
     let since = |started: Instant| started.elapsed().as_secs_f64();
-    for done in 0..warm_up {
-        if done > 0 && since(started) > seconds {
+    let mut first = None;
+    for _ in 0..warm_up {
+        if first.is_some_and(|first| since(first) > seconds) {
             break;
         }
         work()?;
+        first.get_or_insert_with(Instant::now);
     }
     let (mut times, started) = (Vec::new(), Instant::now());
     while since(started) < seconds

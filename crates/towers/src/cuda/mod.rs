@@ -168,7 +168,8 @@ impl ImageTower {
     }
 
     /// Puts the encoding of images into the stream: `features` `(n, dim)`, not normalised, and, where they are asked for, the last
-    /// layer's hidden `states` `(n, t, width)`, class token first. What reads them in another stream waits for them by the context's tracking of events.
+    /// layer's hidden `states` `(n, t, width)`, class token first. What reads them in another stream waits for them, by the context's
+    /// tracking of events.
     ///
     /// # Errors
     /// What the device says, perhaps of what it computed before.
