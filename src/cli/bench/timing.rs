@@ -48,3 +48,21 @@ pub(super) fn seconds(text: &str) -> Result<f64, String> {
         _ => Err(format!("{text:?} is no number of seconds")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_no_time_runs_once_and_what_warms_up_does_not_count() -> anyhow::Result<()> {
+        for warm_up in 0..2 {
+            let mut runs = 0;
+            let times = times(0.0, warm_up, || {
+                runs += 1;
+                Ok(())
+            })?;
+            assert_eq!((times.len(), runs), (1, 1 + warm_up));
+        }
+        Ok(())
+    }
+}
