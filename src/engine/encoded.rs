@@ -19,6 +19,12 @@ pub(super) enum Inputs {
     Texts(Vec<Vec<u32>>),
 }
 
+impl Inputs {
+    pub(super) fn are_images(&self) -> bool {
+        matches!(self, Self::Images(_))
+    }
+}
+
 /// What is asked about an input, and by whom.
 pub(super) struct Ask {
     pub(super) asked: Asked,

@@ -92,7 +92,7 @@ impl Worker {
     /// Runs a batch, or begins it where it overlaps with what was `begun`, which is finished.
     fn follow(&self, batch: Batch, begun: &mut Option<Begun>) -> Result<(), Lost> {
         for (inputs, asks) in by_kind(batch.work) {
-            if self.overlaps && matches!(inputs, Inputs::Images(_)) {
+            if self.overlaps && inputs.are_images() {
                 let next = self.begin(&inputs, asks, batch.priority)?;
                 let over = self.finish(begun.take())?;
                 *begun = next.map(|next| next.behind(over));
@@ -120,7 +120,7 @@ impl Worker {
             Ok(encoded) => Ok(Some(Begun {
                 encoded,
                 asks,
-                are_images: matches!(inputs, Inputs::Images(_)),
+                are_images: inputs.are_images(),
                 priority,
                 started,
                 paused: between.time.get(),
@@ -227,182 +227,4 @@ fn caught<T, E: Error + 'static>(work: impl FnOnce() -> Result<T, E>) -> Result<
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use tokio::sync::oneshot;
-
-    use super::super::batching::Policy;
-    use super::super::device::computes;
-    use super::super::{Asked, Input, Pixels, Work};
-    use super::*;
-    use crate::clip::{BackboneSource, Dtype};
-    use crate::domain::Reads;
-
-    pub(in crate::engine) async fn backbone() -> Backbone {
-        let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu, Dtype::F32).await;
-        backbone.expect("a backbone")
-    }
-
-    pub(in crate::engine) type Reply = oneshot::Receiver<Result<Output, EngineError>>;
-
-    /// Work on an image of so many values, all the same.
-    pub(in crate::engine) fn work(values: usize, value: f32) -> (Work, Reply) {
-        let (reply, answer) = oneshot::channel();
-        let pixels = Pixels {
-            values: vec![value; values],
-            image: None,
-        };
-        let asked = Asked::Row(Reads::Features);
-        let work = Work {
-            input: Input::Image { pixels, asked },
-            enqueued: Instant::now(),
-            reply,
-        };
-        (work, answer)
-    }
-
-    /// Runs one at a time.
-    async fn worker() -> Worker {
-        let policy = Policy {
-            max_batch: 1,
-            max_wait: Duration::ZERO,
-            background_batch: 1,
-            background_every: 4,
-            batch_time: Duration::MAX,
-        };
-        Worker {
-            backbone: backbone().await,
-            queue: Arc::new(Queue::new(policy, 8)),
-            features: None,
-            works: computes,
-            last_success: Arc::default(),
-            overlaps: false,
-        }
-    }
-
-    impl Worker {
-        /// How many values an image has.
-        fn values(&self) -> usize {
-            3 * self.backbone.image_size().pow(2)
-        }
-    }
-
-    /// What was answered, if anything was.
-    fn output(answer: &mut Reply) -> Option<Output> {
-        answer.try_recv().ok()?.ok()
-    }
-
-    fn row(answer: &mut Reply) -> Option<Vec<f32>> {
-        Some(output(answer)?.values)
-    }
-
-    #[tokio::test]
-    async fn what_is_urgent_is_answered_in_the_pauses_of_a_job_s_batch() {
-        let worker = worker().await;
-        let one = || work(worker.values(), 0.5);
-        let (urgent, mut answers): (Vec<_>, Vec<_>) = (0..5).map(|_| one()).unzip();
-        worker
-            .queue
-            .push(urgent, Priority::Interactive)
-            .expect("room for all");
-        let (of_job, mut answer_of_job) = one();
-        let batch = Batch {
-            work: vec![of_job],
-            priority: Priority::Background,
-        };
-        assert!(worker.follow(batch, &mut None).is_ok());
-        let wanted = row(&mut answer_of_job).expect("the job's");
-        let found: Vec<_> = answers.iter_mut().map_while(row).collect();
-        assert_eq!(found, vec![wanted; 3], "three of four batches, and no more");
-        assert_eq!(worker.queue.depth(), (2, 0));
-    }
-
-    /// What becomes of images of these sizes, each a batch of its own.
-    fn run(worker: &Worker, sizes: [usize; 4], priority: Priority) -> (Result<(), Lost>, Vec<Reply>) {
-        let values = (0..4).map(|place| place as f32 / 4.0);
-        let of_each = sizes.into_iter().zip(values);
-        let (mut all, answers): (Vec<_>, Vec<_>) = of_each.map(|(size, value)| work(size, value)).unzip();
-        let enqueued = Instant::now();
-        for work in &mut all {
-            work.enqueued = enqueued;
-        }
-        worker.queue.push(all, priority).expect("room for all");
-        worker.queue.close();
-        (worker.work(), answers)
-    }
-
-    #[tokio::test]
-    async fn whoever_is_begun_early_has_the_same_answer() {
-        let mut all = Vec::new();
-        for overlaps in [false, true] {
-            let mut worker = worker().await;
-            worker.overlaps = overlaps;
-            let right = worker.values();
-            let (ended, mut answers) = run(&worker, [right, right, 7, right], Priority::Interactive);
-            assert!(ended.is_ok() && worker.queue.depth() == (0, 0));
-            let refused = answers.remove(2).try_recv().expect("an answer");
-            assert!(matches!(refused, Err(EngineError::Backbone(_))));
-            let rows: Vec<_> = answers.iter_mut().map(|of| row(of).expect("a row")).collect();
-            assert!(rows[0] != rows[1] && rows[1] != rows[2]);
-            all.push(rows);
-        }
-        assert_eq!(all[0], all[1]);
-    }
-
-    #[tokio::test]
-    async fn images_overlap_with_those_before_them_unless_both_are_a_job_s() {
-        use Priority::{Background, Interactive};
-        for (overlaps, priority, answered) in [
-            (false, Interactive, 2),
-            (true, Interactive, 1),
-            (true, Background, 2),
-        ] {
-            let mut worker = worker().await;
-            worker.works = |_| false;
-            worker.overlaps = overlaps;
-            let right = worker.values();
-            // The third ends it all as it is begun.
-            let (ended, mut answers) = run(&worker, [right, right, 7, right], priority);
-            assert!(ended.is_err());
-            let found = answers.iter_mut().map_while(row).count();
-            assert_eq!(found, answered, "{priority:?}, overlapping: {overlaps}");
-        }
-    }
-
-    #[tokio::test]
-    async fn no_time_is_taken_for_that_of_two_forwards() {
-        for overlaps in [false, true] {
-            let mut worker = worker().await;
-            worker.overlaps = overlaps;
-            let (right, started) = (worker.values(), Instant::now());
-            let (ended, mut answers) = run(&worker, [right; 4], Priority::Interactive);
-            let took = started.elapsed();
-            assert!(ended.is_ok());
-            let timings = answers.iter_mut().map(|of| output(of).expect("an answer").timing);
-            let timings: Vec<_> = timings.collect();
-            let encode: Duration = timings.iter().map(|of| of.encode).sum();
-            assert!(encode <= took, "{encode:?} of {took:?}");
-            for (one, next) in timings.iter().zip(&timings[1..]) {
-                assert!(one.encode > Duration::ZERO && one.queue + one.encode <= next.queue);
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn images_are_answered_before_the_texts_of_their_batch_are_begun() {
-        for overlaps in [false, true] {
-            let mut worker = worker().await;
-            worker.works = |_| false;
-            worker.overlaps = overlaps;
-            let (image, mut of_image) = work(worker.values(), 0.5);
-            let (mut text, mut of_text) = work(0, 0.5);
-            // One of no tokens cannot be encoded.
-            text.input = Input::Text { tokens: Vec::new() };
-            let batch = Batch {
-                work: vec![text, image],
-                priority: Priority::Interactive,
-            };
-            assert!(worker.follow(batch, &mut None).is_err());
-            assert!(row(&mut of_image).is_some() && row(&mut of_text).is_none());
-        }
-    }
-}
+pub(super) mod tests;
