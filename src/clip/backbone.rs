@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use clipkeep_towers as packed;
+use clipkeep_towers::{self as packed, Pause};
 
 use super::config::ClipConfig;
 use super::dtype::Dtype;
@@ -230,17 +230,17 @@ impl Backbone {
         }
         let pixels = values(pixels)?;
         let images: Vec<&[f32]> = pixels.chunks_exact(3 * size * size).collect();
-        self.encode_pixels(&images, reads, &|| ())
+        self.encode_pixels(&images, reads, None)
     }
 
     /// Features of images `(3, image_size, image_size)`, wherever they are, `(n, dim)`, and what the tower made of their tokens,
-    /// `(n, t · width)`, if that is read. With a `pause` now and then where packed weights compute, in which others may be
-    /// encoded.
+    /// `(n, t · width)`, if that is read. With a `pause` now and then, if there is one, where packed weights compute, in which
+    /// others may be encoded.
     pub fn encode_pixels(
         &self,
         images: &[&[f32]],
         reads: Reads,
-        pause: &dyn Fn(),
+        pause: Option<Pause<'_>>,
     ) -> Result<(Tensor, Option<Tensor>), EncodeError> {
         let (n, size) = (images.len(), self.image_size());
         if let Some(wrong) = images.iter().find(|image| image.len() != 3 * size * size) {
@@ -277,11 +277,15 @@ impl Backbone {
     /// Features of texts, not normalised: `n` lists of token ids to `(n, dim)` f32. Each list ends with the end token
     /// and holds at most `context_length` ids; see [`ClipTokenizer::encode`].
     pub fn encode_tokens(&self, ids: &[Vec<u32>]) -> Result<Tensor, EncodeError> {
-        self.encode_tokens_pausing(ids, &|| ())
+        self.encode_tokens_pausing(ids, None)
     }
 
-    /// As [`Self::encode_tokens`], with a `pause` now and then where packed weights compute, in which others may be encoded.
-    pub fn encode_tokens_pausing(&self, ids: &[Vec<u32>], pause: &dyn Fn()) -> Result<Tensor, EncodeError> {
+    /// As [`Self::encode_tokens`], with a `pause` now and then, if there is one, where packed weights compute, in which others may be encoded.
+    pub fn encode_tokens_pausing(
+        &self,
+        ids: &[Vec<u32>],
+        pause: Option<Pause<'_>>,
+    ) -> Result<Tensor, EncodeError> {
         let pooled = ids
             .iter()
             .enumerate()

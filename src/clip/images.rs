@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::fmt;
 
 use candle_core::{DType, Device, Result, Tensor};
-use clipkeep_towers::{ImageShape, ImageTower};
+use clipkeep_towers::{ImageShape, ImageTower, Pause};
 
 use super::config::ClipConfig;
 use super::cuda::CudaTower;
@@ -76,9 +76,14 @@ impl Images {
         &self.readout
     }
 
-    /// Encodes images `(3, image_size, image_size)`, wherever they are. With a `pause` now and then where packed weights
-    /// compute.
-    pub(super) fn encode(&self, images: &[&[f32]], reads: Reads, pause: &dyn Fn()) -> Result<Encoded> {
+    /// Encodes images `(3, image_size, image_size)`, wherever they are. With a `pause` now and then, if there is one, where
+    /// packed weights compute.
+    pub(super) fn encode(
+        &self,
+        images: &[&[f32]],
+        reads: Reads,
+        pause: Option<Pause<'_>>,
+    ) -> Result<Encoded> {
         let (n, size) = (images.len(), self.shape.image_size);
         let width = self.shape.tokens() * self.shape.transformer.width;
         let are_tokens_read = reads == Reads::Tokens;

@@ -38,6 +38,7 @@ mod vision;
 mod weights;
 
 pub use backbone::{Backbone, ImageStates};
+pub use clipkeep_towers::Pause;
 pub use decode::{ImageError, Limits};
 pub use dtype::Dtype;
 pub use error::{BackboneError, EncodeError};

@@ -8,7 +8,7 @@ use candle_core::{Tensor, bail};
 use tokio::sync::oneshot;
 
 use super::{Asked, EngineError, Input, Output, Pixels, Work};
-use crate::clip::{Backbone, EncodeError};
+use crate::clip::{Backbone, EncodeError, Pause};
 use crate::domain::{Digest, Reads};
 
 /// What is encoded at a time.
@@ -99,12 +99,12 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    /// With a `pause` now and then where packed weights compute.
+    /// With a `pause` now and then, if there is one, where packed weights compute.
     pub(super) fn of(
         backbone: &Backbone,
         inputs: &Inputs,
         asks: &[Ask],
-        pause: &dyn Fn(),
+        pause: Option<Pause<'_>>,
     ) -> Result<Self, EncodeError> {
         let (features, tokens) = match inputs {
             Inputs::Images(pixels) => {

@@ -19,7 +19,7 @@ use super::error::because;
 use super::features::FeatureCache;
 use super::queue::{Batch, Queue};
 use super::{EngineError, Output, Priority, Timing};
-use crate::clip::Backbone;
+use crate::clip::{Backbone, Pause};
 use crate::metrics;
 
 /// What the device thread works with.
@@ -108,11 +108,12 @@ impl Worker {
     fn begin(&self, inputs: &Inputs, asks: Vec<Ask>, priority: Priority) -> Result<Option<Begun>, Lost> {
         let started = Instant::now();
         let between = Between::default();
-        let pause = || match priority {
-            Priority::Interactive => {}
-            Priority::Background => self.serve_between(&between),
+        let serve = || self.serve_between(&between);
+        let pause: Option<Pause<'_>> = match priority {
+            Priority::Interactive => None,
+            Priority::Background => Some(&serve),
         };
-        let encoded = caught(|| Encoded::of(&self.backbone, inputs, &asks, &pause));
+        let encoded = caught(|| Encoded::of(&self.backbone, inputs, &asks, pause));
         if between.lost.get() {
             return Err(Lost);
         }

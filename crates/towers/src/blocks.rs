@@ -203,6 +203,14 @@ pub(crate) fn copy_columns<T: Operand>(
     }
 }
 
+/// Copies the panels of a row, as far as `values` reach.
+pub(crate) fn copy_row<'a>(values: &mut [f32], panels: impl Iterator<Item = &'a [f32]>) {
+    values
+        .iter_mut()
+        .zip(panels.flatten())
+        .for_each(|(to, from)| *to = *from);
+}
+
 /// Rows of `width` values as a block.
 pub(crate) fn in_panels<T: Operand>(values: &[f32], width: usize, panel: usize) -> Blocks<T> {
     let mut blocks = Blocks::zeros(panel, values.len() / width, width, 1);

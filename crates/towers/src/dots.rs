@@ -12,6 +12,7 @@ use pulp::{f32x8, f32x16, i32x8, i32x16, u32x8, u32x16, x86::V3, x86::V4};
 
 use crate::integer::{Span, Whole};
 use crate::kernel::{Multiply, Product, ROWS, by_rows, groups};
+use crate::prefetch::{prefetch, spread};
 
 /// Instructions that sum products of whole numbers, in lanes of 32 bits of the vectors of `S`.
 pub(crate) trait Dots<S: Simd>: Copy + Send + Sync {
@@ -166,7 +167,7 @@ where
             rows,
             panel,
             scales,
-            next: _,
+            next,
             output,
         } = product;
         let left: &[[u32; WORDS]] = cast_slice::<_, u32>(left).as_chunks().0;
@@ -182,6 +183,8 @@ where
             }
         }
         let parts = T::DEPTH / W;
+        let visits = panel.len().div_ceil(parts * WORDS) * rows.len().div_ceil(ROWS);
+        let mut next = spread(cast_slice::<_, u8>(next), visits);
         for (left, panel) in left.chunks(parts * stride).zip(panel.chunks(parts * WORDS)) {
             for group in groups(rows.len(), ROWS) {
                 let part = Part::<W, WORDS> {
@@ -189,6 +192,7 @@ where
                     stride,
                     first: rows.start + group.start,
                     panel,
+                    next: next.next().unwrap_or_default(),
                     scales,
                     words: WORDS.min(panel.len()),
                 };
@@ -205,6 +209,8 @@ struct Part<'a, const W: usize, const WORDS: usize> {
     stride: usize,
     first: usize,
     panel: &'a [[u32; W]],
+    /// What is fetched meanwhile.
+    next: &'a [u8],
     scales: &'a [f32],
     /// `WORDS`, at run time: the compiler would take a loop of that length apart, add in another order, and have more sums
     /// than there are registers.
@@ -225,7 +231,9 @@ impl<const W: usize, const WORDS: usize> Part<'_, W, WORDS> {
             .left
             .chunks_exact(self.stride)
             .zip(self.panel.chunks_exact(WORDS));
+        let mut next = spread(self.next, self.panel.len() / WORDS);
         for (left, panel) in panels {
+            prefetch(next.next().unwrap_or_default());
             let left: &[[u32; WORDS]; M] = match left.get(self.first..).and_then(<[_]>::first_chunk) {
                 Some(left) => left,
                 None => return,

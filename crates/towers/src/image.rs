@@ -4,13 +4,13 @@
 use rayon::prelude::*;
 
 use crate::attention::{Asked, Sequences, Sight};
-use crate::blocks::{Blocks, Extent, copy_columns, in_panels};
-use crate::kernel::Kernel;
+use crate::blocks::{Blocks, Extent, copy_columns, copy_row, in_panels};
+use crate::kernel::{Kernel, groups};
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
 use crate::matrix::{Matrix, Start};
 use crate::operand::{Left, Operand};
 use crate::rooms::Rooms;
-use crate::{ImageShape, TOKENS, Take};
+use crate::{ImageShape, Pause, TOKENS, Take};
 
 /// The weights, packed, and room for activations.
 pub(crate) struct Packed<T: Operand> {
@@ -23,11 +23,14 @@ pub(crate) struct Packed<T: Operand> {
     layers: Layers<T>,
     post_norm: LayerNorm,
     projection: Matrix<T>,
-    /// Images that are computed at a time.
+    /// Images that a thread computes at a time.
     chunk: usize,
+    /// Images that all threads compute at a time, in step.
+    in_step: usize,
     /// Each in a block of its own.
     sequences: Sequences,
     rooms: Rooms<Room<T>>,
+    rooms_in_step: Rooms<Room<T>>,
 }
 
 /// Memory that forwards use again.
@@ -43,35 +46,82 @@ struct Room<T: Operand> {
     features: Blocks,
 }
 
-/// Images that are computed at a time, and where what becomes of them goes.
-struct Chunk<'a, T: Operand> {
-    room: &'a mut Room<T>,
-    features: &'a mut Vec<f32>,
-    states: Option<&'a mut Vec<f32>>,
-    pause: &'a dyn Fn(),
+/// Images, and where what becomes of them goes.
+struct Part<'a> {
+    images: &'a [&'a [f32]],
+    /// `(n, dim)`.
+    features: &'a mut [f32],
+    /// `(n, t, width)`, if they are wanted.
+    states: Option<&'a mut [f32]>,
+}
+
+impl Part<'_> {
+    /// The next images, as many as each of `counts` says.
+    fn cut(self, counts: impl Iterator<Item = usize>) -> Vec<Self> {
+        let n = self.images.len().max(1);
+        let (dim, states_len) = (
+            self.features.len() / n,
+            self.states.as_ref().map_or(0, |states| states.len() / n),
+        );
+        let (mut images, mut features, mut states) = (self.images, self.features, self.states);
+        let next = |count| Part {
+            images: images.split_off(..count).unwrap_or_default(),
+            features: features.split_off_mut(..count * dim).unwrap_or_default(),
+            states: states
+                .as_mut()
+                .and_then(|states| states.split_off_mut(..count * states_len)),
+        };
+        counts.map(next).collect()
+    }
 }
 
 /// The tower, whatever the type of its weights.
 pub(crate) trait Forward: Send + Sync {
     /// See [`ImageTower::forward_pausing`](crate::ImageTower::forward_pausing).
-    fn forward(&self, images: &[&[f32]], states: Option<&mut Vec<f32>>, pause: &dyn Fn()) -> Vec<f32>;
+    fn forward(&self, images: &[&[f32]], states: Option<&mut Vec<f32>>, pause: Option<Pause<'_>>)
+    -> Vec<f32>;
 }
 
 impl<T: Operand> Forward for Packed<T> {
-    fn forward(&self, images: &[&[f32]], mut states: Option<&mut Vec<f32>>, pause: &dyn Fn()) -> Vec<f32> {
-        let mut features = Vec::with_capacity(images.len() * self.shape.dim);
-        let work = |room: &mut Room<T>| {
-            for images in images.chunks(self.chunk) {
-                let mut chunk = Chunk {
-                    room,
-                    features: &mut features,
-                    states: states.as_deref_mut(),
-                    pause,
-                };
-                self.forward_chunk(images, &mut chunk);
-            }
+    fn forward(
+        &self,
+        images: &[&[f32]],
+        states: Option<&mut Vec<f32>>,
+        pause: Option<Pause<'_>>,
+    ) -> Vec<f32> {
+        let (n, threads) = (images.len(), rayon::current_num_threads());
+        let mut features = vec![0.0; n * self.shape.dim];
+        let states = states.map(|states| {
+            let before = states.len();
+            states.resize(
+                before + n * self.shape.tokens() * self.shape.transformer.width,
+                0.0,
+            );
+            &mut states[before..]
+        });
+        let whole = Part {
+            images,
+            features: &mut features,
+            states,
         };
-        self.rooms.with(|| self.new_room(), work);
+        // As many on each thread, which computes them by itself from the first layer to the last; what is left over in step,
+        // and everything where others come in between.
+        let each = if pause.is_none() { n / threads } else { 0 };
+        let alone = (0..threads).flat_map(|_| groups(each, self.chunk));
+        let in_step = groups(n - each * threads, self.in_step);
+        let mut parts = whole.cut(alone.chain(in_step).map(|part| part.len()));
+        let in_step = parts.split_off(threads * each.div_ceil(self.chunk));
+        parts.into_par_iter().for_each(|part| {
+            let room = || self.new_room(self.chunk);
+            self.rooms
+                .with(room, |room| self.forward_part(part, room, &|| ()));
+        });
+        for part in in_step {
+            let room = || self.new_room(self.in_step);
+            let pause = pause.unwrap_or(&|| ());
+            self.rooms_in_step
+                .with(room, |room| self.forward_part(part, room, pause));
+        }
         features
     }
 }
@@ -95,7 +145,8 @@ impl<T: Operand> Packed<T> {
         let first = positions.iter_mut().zip(class.iter());
         first.for_each(|(position, class)| *position += class);
         let projection = take("visual_projection.weight", &[shape.dim, width])?;
-        let chunk = (TOKENS * rayon::current_num_threads()).div_ceil(tokens);
+        let chunk = TOKENS.div_ceil(tokens);
+        let in_step = chunk * rayon::current_num_threads();
         Ok(Self {
             patches: Matrix::pack(&patches, inputs, &[], panel),
             positions: in_panels(&positions, width, panel),
@@ -105,15 +156,18 @@ impl<T: Operand> Packed<T> {
             post_norm: LayerNorm::load(take, "vision_model.post_layernorm", of)?,
             projection: Matrix::pack(&projection, width, &[], panel),
             chunk,
-            sequences: Sequences::one_each(tokens, chunk),
+            in_step,
+            sequences: Sequences::one_each(tokens, in_step),
             rooms: Rooms::default(),
+            rooms_in_step: Rooms::default(),
             shape,
             kernel,
         })
     }
 
-    fn new_room(&self) -> Room<T> {
-        let (shape, panel, chunk) = (&self.shape, self.kernel.columns(), self.chunk);
+    /// For at most `chunk` images.
+    fn new_room(&self, chunk: usize) -> Room<T> {
+        let (shape, panel) = (&self.shape, self.kernel.columns());
         let (of, tokens) = (&shape.transformer, shape.tokens());
         Room {
             patches: Left::zeros(panel, tokens, 3 * shape.patch_size.pow(2), chunk),
@@ -125,15 +179,14 @@ impl<T: Operand> Packed<T> {
         }
     }
 
-    fn forward_chunk(&self, images: &[&[f32]], chunk: &mut Chunk<'_, T>) {
+    fn forward_part(&self, part: Part<'_>, room: &mut Room<T>, pause: Pause<'_>) {
         let kernel = &self.kernel;
         let vectors = kernel.vectors.as_ref();
-        let Chunk {
-            room,
+        let Part {
+            images,
             features,
             states,
-            pause,
-        } = chunk;
+        } = part;
         let Room {
             patches,
             embedded,
@@ -155,7 +208,7 @@ impl<T: Operand> Packed<T> {
         let pass = Pass {
             extent,
             sequences: &self.sequences,
-            pause: *pause,
+            pause,
         };
         match states {
             None => {
@@ -165,10 +218,10 @@ impl<T: Operand> Packed<T> {
             }
             Some(states) => {
                 self.layers.forward(kernel, pass, stream, attending);
-                for image in 0..images {
-                    for token in 0..extent.rows {
-                        states.extend(stream.x.row(image, token).flatten());
-                    }
+                let of_tokens = states.chunks_exact_mut(self.shape.transformer.width);
+                for (index, state) in of_tokens.enumerate() {
+                    let (image, token) = (index / extent.rows, index % extent.rows);
+                    copy_row(state, stream.x.row(image, token));
                 }
                 pooled.pool(stream, self.sequences.tokens(images, Asked::First));
             }
@@ -181,8 +234,8 @@ impl<T: Operand> Packed<T> {
             .forward(vectors, &pooled.x, rows, &mut pooled.normed.pieces);
         self.projection
             .product(kernel, &mut pooled.normed, rows, projected, Start::Bias, None);
-        for image in 0..images {
-            features.extend(projected.row(0, image).flatten().take(self.shape.dim));
+        for (image, features) in features.chunks_exact_mut(self.shape.dim).enumerate() {
+            copy_row(features, projected.row(0, image));
         }
     }
 

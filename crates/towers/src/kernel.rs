@@ -106,7 +106,7 @@ pub(crate) struct Product<'a, T> {
     pub(crate) panel: &'a [T],
     /// What whole numbers of those columns are times, and sums of each column, times it. Empty for other operands.
     pub(crate) scales: &'a [f32],
-    /// The panels behind it: the first is fetched meanwhile, in f32, by vectors of fewer than sixteen lanes. They change no result.
+    /// What is read soon, a part of the panel behind: fetched meanwhile, but in f32 by vectors of sixteen lanes. It changes no result.
     pub(crate) next: &'a [T],
     /// A row of W values for each of `rows`.
     pub(crate) output: &'a mut [f32],

@@ -11,7 +11,7 @@ use crate::elementwise;
 use crate::kernel::{Kernel, Vectors};
 use crate::matrix::{Matrix, Start};
 use crate::operand::{Left, Operand, Piecewise};
-use crate::{Activation, Take, Transformer};
+use crate::{Activation, Pause, Take, Transformer};
 
 /// A layer norm's parameters, one value a column each.
 pub(crate) struct LayerNorm {
@@ -128,7 +128,7 @@ pub(crate) struct Pass<'a> {
     /// Those of the extent's blocks.
     pub(crate) sequences: &'a Sequences,
     /// Called between its steps, two in a layer.
-    pub(crate) pause: &'a dyn Fn(),
+    pub(crate) pause: Pause<'a>,
 }
 
 impl<T: Operand> Layers<T> {

@@ -228,6 +228,10 @@ impl fmt::Display for Instructions {
 /// those of Hugging Face's checkpoints.
 pub type Take<'a, E> = dyn FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>, E> + 'a;
 
+/// What is called now and then while a tower computes, on the caller's thread: it may have forwards of its own, each with memory
+/// of its own, which the tower keeps.
+pub type Pause<'a> = &'a dyn Fn();
+
 /// What a tower's instructions were.
 struct Chosen {
     name: String,
@@ -279,12 +283,11 @@ impl ImageTower {
     /// given, the last layer's hidden states `(n, t, width)`, class token first, are put behind what it holds.
     pub fn forward(&self, pixels: &[f32], states: Option<&mut Vec<f32>>) -> Vec<f32> {
         let images: Vec<&[f32]> = pixels.chunks(self.shape.pixels()).collect();
-        self.forward_pausing(&images, states, &|| ())
+        self.forward_pausing(&images, states, None)
     }
 
-    /// As [`Self::forward`], of images wherever they are, with a `pause` now and then: it is called about twice in a layer, on
-    /// the caller's thread, and may have forwards of its own. Each that runs at the same time has memory of its own, which the
-    /// tower keeps.
+    /// As [`Self::forward`], of images wherever they are, with a `pause` about twice in a layer, if there is one: then all
+    /// threads compute in step, and otherwise each has images of its own, as far as there are enough.
     ///
     /// # Panics
     /// When an image has not as many pixels as it should.
@@ -292,7 +295,7 @@ impl ImageTower {
         &self,
         images: &[&[f32]],
         states: Option<&mut Vec<f32>>,
-        pause: &dyn Fn(),
+        pause: Option<Pause<'_>>,
     ) -> Vec<f32> {
         let pixels = self.shape.pixels();
         assert!(
@@ -341,14 +344,19 @@ impl TextTower {
     /// # Panics
     /// When a text has no token or more than `context_length`, or `lengths` are not those of the texts.
     pub fn forward(&self, embeddings: &[f32], lengths: &[usize]) -> Vec<f32> {
-        self.forward_pausing(embeddings, lengths, &|| ())
+        self.forward_pausing(embeddings, lengths, None)
     }
 
-    /// As [`Self::forward`], with a `pause` now and then: see [`ImageTower::forward_pausing`].
+    /// As [`Self::forward`], with a `pause` now and then, if there is one: see [`ImageTower::forward_pausing`].
     ///
     /// # Panics
     /// As [`Self::forward`].
-    pub fn forward_pausing(&self, embeddings: &[f32], lengths: &[usize], pause: &dyn Fn()) -> Vec<f32> {
+    pub fn forward_pausing(
+        &self,
+        embeddings: &[f32],
+        lengths: &[usize],
+        pause: Option<Pause<'_>>,
+    ) -> Vec<f32> {
         self.packed.forward(embeddings, lengths, pause)
     }
 }

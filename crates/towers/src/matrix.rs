@@ -7,6 +7,7 @@ use crate::blocks::{Aligned, Blocks, Extent};
 use crate::elementwise::Activate;
 use crate::kernel::{Kernel, Product};
 use crate::operand::{Left, Operand, Piecewise, Side};
+use crate::prefetch::spread;
 
 /// `x ↦ x · Wᵀ + b`.
 pub(crate) struct Matrix<T: Operand> {
@@ -29,6 +30,25 @@ pub(crate) enum Start<'a> {
     Residual,
     /// This block.
     Block(&'a [f32]),
+}
+
+/// What the pieces of a product have in common.
+struct Factors<'a, T: Operand> {
+    kernel: &'a Kernel<T>,
+    left: Side<'a, T>,
+    start: Start<'a>,
+    activation: Option<Activation>,
+}
+
+/// Where a piece of a product is.
+#[derive(Clone, Copy)]
+struct Place {
+    block: usize,
+    /// Its panel.
+    column: usize,
+    /// Which one it is of those that read the same weights, one after another.
+    turn: usize,
+    turns: usize,
 }
 
 impl<T: Operand> Matrix<T> {
@@ -99,10 +119,16 @@ impl<T: Operand> Matrix<T> {
             (self.inputs, layout.stride)
         );
         assert_eq!(layout.panels * kernel.columns(), self.bias.len());
-        let piece = |block: usize, column: usize, output: &mut [O]| {
+        let factors = Factors {
+            kernel,
+            left,
+            start,
+            activation,
+        };
+        let piece = |at: Place, output: &mut [O]| {
             let output = &mut output[..extent.rows * layout.panel];
             O::filled(output, kernel.vectors.as_ref(), |output| {
-                self.piece(kernel, (&left, block), column, output, start, activation);
+                self.piece(&factors, at, output);
             });
         };
         // Where a matrix is read faster than it is multiplied, a thread reads it once for all its blocks.
@@ -113,32 +139,34 @@ impl<T: Operand> Matrix<T> {
         };
         let blocks = out.values[..extent.blocks * layout.len()].par_chunks_mut(together * layout.len());
         blocks.enumerate().for_each(|(number, blocks)| {
-            let first = number * together;
-            if blocks.len() == layout.len() {
+            let turns = blocks.len() / layout.len();
+            let at = |turn, column| Place {
+                block: number * together + turn,
+                column,
+                turn,
+                turns,
+            };
+            if turns == 1 {
                 let pieces = blocks.par_chunks_mut(layout.panel_len()).enumerate();
-                return pieces.for_each(|(column, output)| piece(first, column, output));
+                return pieces.for_each(|(column, output)| piece(at(0, column), output));
             }
             for column in 0..layout.panels {
                 let outputs = blocks.chunks_exact_mut(layout.panel_len());
-                let outputs = outputs.skip(column).step_by(layout.panels);
-                (first..)
-                    .zip(outputs)
-                    .for_each(|(block, output)| piece(block, column, output));
+                let outputs = outputs.skip(column).step_by(layout.panels).enumerate();
+                outputs.for_each(|(turn, output)| piece(at(turn, column), output));
             }
         });
     }
 
     /// A panel of a block.
-    fn piece(
-        &self,
-        kernel: &Kernel<T>,
-        (left, block): (&Side<'_, T>, usize),
-        column: usize,
-        output: &mut [f32],
-        start: Start<'_>,
-        activation: Option<Activation>,
-    ) {
-        let (width, stride) = (kernel.columns(), left.blocks.layout.stride);
+    fn piece(&self, factors: &Factors<'_, T>, at: Place, output: &mut [f32]) {
+        let Factors {
+            kernel,
+            left,
+            start,
+            activation,
+        } = factors;
+        let (width, stride, column) = (kernel.columns(), left.blocks.layout.stride, at.column);
         let bias = &self.bias[column * width..(column + 1) * width];
         let of_rows = output.chunks_exact_mut(width);
         match start {
@@ -151,8 +179,9 @@ impl<T: Operand> Matrix<T> {
             }
         }
         let panel = self.inputs / T::VALUES * width;
-        let (panel, next) = self.panels[column * panel..].split_at(panel);
-        let (left, spans) = left.block(block);
+        let (panel, behind) = self.panels[column * panel..].split_at(panel);
+        let next = &behind[..behind.len().min(panel.len())];
+        let (left, spans) = left.block(at.block);
         kernel.products.multiply(Product {
             left,
             spans,
@@ -164,13 +193,13 @@ impl<T: Operand> Matrix<T> {
                 .chunks_exact(2 * width)
                 .nth(column)
                 .unwrap_or_default(),
-            next,
+            next: spread(next, at.turns).nth(at.turn).unwrap_or_default(),
             output,
         });
         if let Some(activation) = activation {
             kernel.vectors.activate(Activate {
                 values: output,
-                activation,
+                activation: *activation,
             });
         }
     }

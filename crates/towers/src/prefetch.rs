@@ -8,8 +8,9 @@ const LINE: usize = 64;
 
 /// Has the cache lines of `values` fetched into the second cache. Changes no result.
 #[inline]
-pub(crate) fn prefetch(values: &[f32]) {
-    for line in values.chunks(LINE / size_of::<f32>()) {
+pub(crate) fn prefetch<T>(values: &[T]) {
+    const { assert!(size_of::<T>() <= LINE) };
+    for line in values.chunks(LINE / size_of::<T>()) {
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "the instruction has no safe form")]
         {
@@ -21,4 +22,10 @@ pub(crate) fn prefetch(values: &[f32]) {
         #[cfg(not(target_arch = "x86_64"))]
         let _ = line;
     }
+}
+
+/// What is fetched in each of so many steps, until there is nothing left.
+#[inline]
+pub(crate) fn spread<T>(values: &[T], steps: usize) -> impl Iterator<Item = &[T]> {
+    values.chunks(values.len().div_ceil(steps.max(1)).max(1))
 }

@@ -10,7 +10,7 @@ use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
 use crate::matrix::{Matrix, Start};
 use crate::operand::Operand;
 use crate::rooms::Rooms;
-use crate::{TOKENS, Take, TextShape};
+use crate::{Pause, TOKENS, Take, TextShape};
 
 /// Rows of a block, unless the longest text has more.
 const ROWS: usize = 128;
@@ -47,11 +47,12 @@ struct Room<T: Operand> {
 /// The tower, whatever the type of its weights.
 pub(crate) trait Forward: Send + Sync {
     /// See [`TextTower::forward_pausing`](crate::TextTower::forward_pausing).
-    fn forward(&self, embeddings: &[f32], lengths: &[usize], pause: &dyn Fn()) -> Vec<f32>;
+    fn forward(&self, embeddings: &[f32], lengths: &[usize], pause: Option<Pause<'_>>) -> Vec<f32>;
 }
 
 impl<T: Operand> Forward for Packed<T> {
-    fn forward(&self, embeddings: &[f32], lengths: &[usize], pause: &dyn Fn()) -> Vec<f32> {
+    fn forward(&self, embeddings: &[f32], lengths: &[usize], pause: Option<Pause<'_>>) -> Vec<f32> {
+        let pause = pause.unwrap_or(&|| ());
         let width = self.shape.transformer.width;
         assert_eq!(embeddings.len(), lengths.iter().sum::<usize>() * width);
         let longest = self.shape.context_length;
@@ -137,7 +138,7 @@ impl<T: Operand> Packed<T> {
     }
 
     /// Takes what is in the stream to features, and the stream is empty again.
-    fn forward_chunk(&self, room: &mut Room<T>, features: &mut Vec<f32>, pause: &dyn Fn()) {
+    fn forward_chunk(&self, room: &mut Room<T>, features: &mut Vec<f32>, pause: Pause<'_>) {
         let kernel = &self.kernel;
         let Room {
             sequences,

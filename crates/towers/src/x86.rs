@@ -27,6 +27,7 @@ use pulp::{NullaryFnOnce, f32x16, i32x16, u32x16};
 use crate::dots::Dots;
 use crate::kernel::{Multiply, Product, groups};
 use crate::operand::Pair;
+use crate::prefetch::{prefetch, spread};
 
 /// AVX512-VNNI's sums of products of whole numbers.
 #[derive(Clone, Copy)]
@@ -107,28 +108,32 @@ fn dot_products(product: Product<'_, Pair>) {
         stride,
         rows,
         panel,
+        next,
         output,
         ..
     } = product;
     let (left, panel) = (left.as_chunks::<PAIRS>().0, panel.as_chunks::<COLUMNS>().0);
+    let visits = panel.len().div_ceil(PARTS * PAIRS) * rows.len().div_ceil(ROWS);
+    let mut next = spread(next.as_chunks::<PAIRS>().0, visits);
     assert!(rows.end <= stride && left.len() >= panel.len() / PAIRS * stride);
     let output = &mut output.as_chunks_mut::<COLUMNS>().0[..rows.len()];
     for (left, panel) in left.chunks(PARTS * stride).zip(panel.chunks(PARTS * PAIRS)) {
         for group in groups(rows.len(), ROWS) {
             let (first, output) = (rows.start + group.start, &mut output[group]);
+            let next = next.next().unwrap_or_default();
             match output.len() {
-                12 => micro::<12>(left, stride, first, panel, output),
-                11 => micro::<11>(left, stride, first, panel, output),
-                10 => micro::<10>(left, stride, first, panel, output),
-                9 => micro::<9>(left, stride, first, panel, output),
-                8 => micro::<8>(left, stride, first, panel, output),
-                7 => micro::<7>(left, stride, first, panel, output),
-                6 => micro::<6>(left, stride, first, panel, output),
-                5 => micro::<5>(left, stride, first, panel, output),
-                4 => micro::<4>(left, stride, first, panel, output),
-                3 => micro::<3>(left, stride, first, panel, output),
-                2 => micro::<2>(left, stride, first, panel, output),
-                _ => micro::<1>(left, stride, first, panel, output),
+                12 => micro::<12>(left, stride, first, panel, next, output),
+                11 => micro::<11>(left, stride, first, panel, next, output),
+                10 => micro::<10>(left, stride, first, panel, next, output),
+                9 => micro::<9>(left, stride, first, panel, next, output),
+                8 => micro::<8>(left, stride, first, panel, next, output),
+                7 => micro::<7>(left, stride, first, panel, next, output),
+                6 => micro::<6>(left, stride, first, panel, next, output),
+                5 => micro::<5>(left, stride, first, panel, next, output),
+                4 => micro::<4>(left, stride, first, panel, next, output),
+                3 => micro::<3>(left, stride, first, panel, next, output),
+                2 => micro::<2>(left, stride, first, panel, next, output),
+                _ => micro::<1>(left, stride, first, panel, next, output),
             }
         }
     }
@@ -141,16 +146,19 @@ fn micro<const M: usize>(
     stride: usize,
     first: usize,
     panel: &[[Pair; COLUMNS]],
+    next: &[[Pair; PAIRS]],
     output: &mut [[f32; COLUMNS]],
 ) {
     // SAFETY (of all three): both sides are as large, and any bits are a value of either.
     let sums_of = |row: [f32; COLUMNS]| unsafe { transmute::<[f32; COLUMNS], [__m512; 2]>(row) };
     let pairs_of = |row: [Pair; COLUMNS]| unsafe { transmute::<[Pair; COLUMNS], [__m512bh; 2]>(row) };
+    let mut next = spread(next, panel.len() / PAIRS);
     let mut sums = [[0.0; COLUMNS]; M].map(sums_of);
     for (sums, output) in sums.iter_mut().zip(&*output) {
         *sums = sums_of(*output);
     }
     for (left, panel) in left.chunks_exact(stride).zip(panel.chunks_exact(PAIRS)) {
+        prefetch(next.next().unwrap_or_default());
         let left: &[[Pair; PAIRS]; M] = match left.get(first..).and_then(<[_]>::first_chunk) {
             Some(left) => left,
             None => return,

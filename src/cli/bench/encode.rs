@@ -101,7 +101,7 @@ impl Encode {
         let compared = &few[..COMPARED.min(few.len())];
         let wanted = if self.cosine {
             let exact = app::load_backbone(&self.backbone.exact()).await?;
-            Some(exact.encode_pixels(compared, Reads::Features, &|| ())?.0)
+            Some(exact.encode_pixels(compared, Reads::Features, None)?.0)
         } else {
             None
         };
@@ -117,7 +117,7 @@ impl Encode {
             let encode = || -> anyhow::Result<Tensor> {
                 let features = match &resident {
                     Some(pixels) => backbone.encode_images(pixels)?,
-                    None => backbone.encode_pixels(&pixels, Reads::Features, &|| ())?.0,
+                    None => backbone.encode_pixels(&pixels, Reads::Features, None)?.0,
                 };
                 Ok(features.to_device(&Device::Cpu)?)
             };

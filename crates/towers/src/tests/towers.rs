@@ -163,12 +163,14 @@ fn rounding_keeps_directions() {
 fn features_depend_on_neither_neighbours_nor_the_number_of_threads() {
     let pixels = noise(2, 70 * PIXELS);
     for tower in all_towers() {
-        let together = tower.forward(&pixels, None);
+        let (mut states, mut states_alone) = (Vec::new(), Vec::new());
+        let together = tower.forward(&pixels, Some(&mut states));
         let alone: Vec<f32> = pixels
             .chunks(PIXELS)
-            .flat_map(|image| tower.forward(image, None))
+            .flat_map(|image| tower.forward(image, Some(&mut states_alone)))
             .collect();
         assert_eq!(together, alone, "{tower}");
+        assert!(states == states_alone, "{tower}");
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(3)
             .build()
@@ -190,7 +192,7 @@ fn forwards_in_a_pause_change_nothing() {
             pauses.set(pauses.get() + 1);
             assert_eq!(tower.forward(others, None), wanted, "{tower}");
         };
-        let found = tower.forward_pausing(&images, None, &pause);
+        let found = tower.forward_pausing(&images, None, Some(&pause));
         assert_eq!(found, tower.forward(&pixels[..3 * PIXELS], None), "{tower}");
         assert!(pauses.get() > TRANSFORMER.layers, "{tower}: {}", pauses.get());
     }
@@ -207,7 +209,7 @@ fn texts_in_a_pause_of_others_change_nothing() {
             pauses.set(pauses.get() + 1);
             assert_eq!(tower.forward(&others, &few), wanted, "{tower}");
         };
-        let found = tower.forward_pausing(&texts, &lengths, &pause);
+        let found = tower.forward_pausing(&texts, &lengths, Some(&pause));
         assert_eq!(found, tower.forward(&texts, &lengths), "{tower}");
         assert!(pauses.get() > TRANSFORMER.layers, "{tower}: {}", pauses.get());
     }
