@@ -126,6 +126,7 @@ impl LinearObjective {
         let extent = Extent {
             blocks,
             rows: columns.len().div_ceil(blocks),
+            threads: rayon::current_num_threads(),
         };
         if blocks > self.batch.room {
             self.batch = Batch::with_room(blocks, width, dim, self.classes);

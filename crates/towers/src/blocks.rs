@@ -135,6 +135,8 @@ pub(crate) struct Extent {
     pub(crate) blocks: usize,
     /// The first so many rows of each.
     pub(crate) rows: usize,
+    /// Threads that compute it together.
+    pub(crate) threads: usize,
 }
 
 /// Blocks of one layout, one after another.
@@ -203,8 +205,8 @@ pub(crate) fn copy_columns<T: Operand>(
     }
 }
 
-/// Copies the panels of a row, as far as `values` reach.
-pub(crate) fn copy_row<'a>(values: &mut [f32], panels: impl Iterator<Item = &'a [f32]>) {
+/// Reads the panels of a row, as far as `values` reach.
+pub(crate) fn read_row<'a>(values: &mut [f32], panels: impl Iterator<Item = &'a [f32]>) {
     values
         .iter_mut()
         .zip(panels.flatten())

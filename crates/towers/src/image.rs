@@ -1,10 +1,10 @@
 //! An image tower whose weights are of one type, from pixels to features. Source: `transformers`' `CLIPVisionModel` with
-//! `visual_projection`.
+//! `visual_projection`. Each thread has images of its own where there are enough; otherwise all compute in step, in every product.
 
 use rayon::prelude::*;
 
 use crate::attention::{Asked, Sequences, Sight};
-use crate::blocks::{Blocks, Extent, copy_columns, copy_row, in_panels};
+use crate::blocks::{Blocks, Extent, copy_columns, in_panels, read_row};
 use crate::kernel::{Kernel, groups};
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
 use crate::matrix::{Matrix, Start};
@@ -25,16 +25,20 @@ pub(crate) struct Packed<T: Operand> {
     projection: Matrix<T>,
     /// Images that a thread computes at a time.
     chunk: usize,
-    /// Images that all threads compute at a time, in step.
-    in_step: usize,
+    /// Threads that compute in step.
+    threads: usize,
     /// Each in a block of its own.
     sequences: Sequences,
+    /// Of a thread alone.
     rooms: Rooms<Room<T>>,
+    /// Of all threads.
     rooms_in_step: Rooms<Room<T>>,
 }
 
 /// Memory that forwards use again.
 struct Room<T: Operand> {
+    /// Threads that compute in it together.
+    threads: usize,
     patches: Left<T>,
     /// Patches, projected.
     embedded: Blocks,
@@ -55,23 +59,38 @@ struct Part<'a> {
     states: Option<&'a mut [f32]>,
 }
 
-impl Part<'_> {
-    /// The next images, as many as each of `counts` says.
-    fn cut(self, counts: impl Iterator<Item = usize>) -> Vec<Self> {
+impl<'a> Part<'a> {
+    /// The first `count` images, and the others.
+    fn split(self, count: usize) -> (Self, Self) {
         let n = self.images.len().max(1);
-        let (dim, states_len) = (
-            self.features.len() / n,
-            self.states.as_ref().map_or(0, |states| states.len() / n),
-        );
-        let (mut images, mut features, mut states) = (self.images, self.features, self.states);
-        let next = |count| Part {
-            images: images.split_off(..count).unwrap_or_default(),
-            features: features.split_off_mut(..count * dim).unwrap_or_default(),
-            states: states
-                .as_mut()
-                .and_then(|states| states.split_off_mut(..count * states_len)),
+        let (images, images_after) = self.images.split_at(count);
+        let (features, features_after) = self.features.split_at_mut(self.features.len() / n * count);
+        let of_states = |states: &'a mut [f32]| states.split_at_mut(states.len() / n * count);
+        let (states, states_after) = self.states.map(of_states).unzip();
+        let first = Self {
+            images,
+            features,
+            states,
         };
-        counts.map(next).collect()
+        (
+            first,
+            Self {
+                images: images_after,
+                features: features_after,
+                states: states_after,
+            },
+        )
+    }
+
+    /// Parts of as many images as each of `counts` says.
+    fn cut(self, counts: impl Iterator<Item = usize>) -> Vec<Self> {
+        let mut rest = Some(self);
+        let next = |count| {
+            let (part, after) = rest.take()?.split(count);
+            rest = Some(after);
+            Some(part)
+        };
+        counts.filter_map(next).collect()
     }
 }
 
@@ -104,23 +123,23 @@ impl<T: Operand> Forward for Packed<T> {
             features: &mut features,
             states,
         };
-        // As many on each thread, which computes them by itself from the first layer to the last; what is left over in step,
-        // and everything where others come in between.
+        // As many for each thread alone, from the first layer to the last; what is left over in step, and everything where others
+        // come in between.
         let each = if pause.is_none() { n / threads } else { 0 };
-        let alone = (0..threads).flat_map(|_| groups(each, self.chunk));
-        let in_step = groups(n - each * threads, self.in_step);
-        let mut parts = whole.cut(alone.chain(in_step).map(|part| part.len()));
-        let in_step = parts.split_off(threads * each.div_ceil(self.chunk));
-        parts.into_par_iter().for_each(|part| {
-            let room = || self.new_room(self.chunk);
-            self.rooms
-                .with(room, |room| self.forward_part(part, room, &|| ()));
+        let (alone, in_step) = whole.split(each * threads);
+        let of_a_thread = |_| groups(each, self.chunk).map(|part| part.len());
+        let alone = alone.cut((0..threads).flat_map(of_a_thread));
+        alone.into_par_iter().for_each(|part| {
+            let room = || self.new_room(1);
+            let work = |room: &mut Room<T>| self.forward_part(part, room, &|| ());
+            self.rooms.with(room, work);
         });
-        for part in in_step {
-            let room = || self.new_room(self.in_step);
-            let pause = pause.unwrap_or(&|| ());
-            self.rooms_in_step
-                .with(room, |room| self.forward_part(part, room, pause));
+        let pause = pause.unwrap_or(&|| ());
+        let of_all = groups(n - each * threads, self.chunk * self.threads);
+        for part in in_step.cut(of_all.map(|part| part.len())) {
+            let room = || self.new_room(self.threads);
+            let work = |room: &mut Room<T>| self.forward_part(part, room, pause);
+            self.rooms_in_step.with(room, work);
         }
         features
     }
@@ -146,7 +165,7 @@ impl<T: Operand> Packed<T> {
         first.for_each(|(position, class)| *position += class);
         let projection = take("visual_projection.weight", &[shape.dim, width])?;
         let chunk = TOKENS.div_ceil(tokens);
-        let in_step = chunk * rayon::current_num_threads();
+        let threads = rayon::current_num_threads();
         Ok(Self {
             patches: Matrix::pack(&patches, inputs, &[], panel),
             positions: in_panels(&positions, width, panel),
@@ -156,8 +175,8 @@ impl<T: Operand> Packed<T> {
             post_norm: LayerNorm::load(take, "vision_model.post_layernorm", of)?,
             projection: Matrix::pack(&projection, width, &[], panel),
             chunk,
-            in_step,
-            sequences: Sequences::one_each(tokens, in_step),
+            threads,
+            sequences: Sequences::one_each(tokens, chunk * threads),
             rooms: Rooms::default(),
             rooms_in_step: Rooms::default(),
             shape,
@@ -165,11 +184,12 @@ impl<T: Operand> Packed<T> {
         })
     }
 
-    /// For at most `chunk` images.
-    fn new_room(&self, chunk: usize) -> Room<T> {
-        let (shape, panel) = (&self.shape, self.kernel.columns());
+    /// For as many images as so many threads compute at a time.
+    fn new_room(&self, threads: usize) -> Room<T> {
+        let (shape, panel, chunk) = (&self.shape, self.kernel.columns(), self.chunk * threads);
         let (of, tokens) = (&shape.transformer, shape.tokens());
         Room {
+            threads,
             patches: Left::zeros(panel, tokens, 3 * shape.patch_size.pow(2), chunk),
             embedded: Blocks::zeros(panel, tokens, of.width, chunk),
             stream: Stream::new(of, panel, tokens, chunk),
@@ -188,6 +208,7 @@ impl<T: Operand> Packed<T> {
             states,
         } = part;
         let Room {
+            threads,
             patches,
             embedded,
             stream,
@@ -200,6 +221,7 @@ impl<T: Operand> Packed<T> {
         let extent = Extent {
             blocks: images,
             rows: self.shape.tokens(),
+            threads: *threads,
         };
         let positions = Start::Block(self.positions.block(0));
         self.patches
@@ -221,7 +243,7 @@ impl<T: Operand> Packed<T> {
                 let of_tokens = states.chunks_exact_mut(self.shape.transformer.width);
                 for (index, state) in of_tokens.enumerate() {
                     let (image, token) = (index / extent.rows, index % extent.rows);
-                    copy_row(state, stream.x.row(image, token));
+                    read_row(state, stream.x.row(image, token));
                 }
                 pooled.pool(stream, self.sequences.tokens(images, Asked::First));
             }
@@ -229,13 +251,14 @@ impl<T: Operand> Packed<T> {
         let rows = Extent {
             blocks: 1,
             rows: images,
+            ..extent
         };
         self.post_norm
             .forward(vectors, &pooled.x, rows, &mut pooled.normed.pieces);
         self.projection
             .product(kernel, &mut pooled.normed, rows, projected, Start::Bias, None);
         for (image, features) in features.chunks_exact_mut(self.shape.dim).enumerate() {
-            copy_row(features, projected.row(0, image));
+            read_row(features, projected.row(0, image));
         }
     }
 

@@ -19,7 +19,7 @@ use crate::elementwise::{Activate, InPairs, InPanels, LayerNorm, Round, Softmax}
 use crate::integer::{Measure, Narrow, Span};
 use crate::objective::{ByOutputs, CrossEntropy, Normalise};
 use crate::operand::{Pair, UPPER};
-use crate::prefetch::prefetch;
+use crate::prefetch::{prefetch, spread};
 use crate::regression::Steps;
 
 /// Instructions, and the width of the panels they like: all but products in other types than f32.
@@ -106,7 +106,8 @@ pub(crate) struct Product<'a, T> {
     pub(crate) panel: &'a [T],
     /// What whole numbers of those columns are times, and sums of each column, times it. Empty for other operands.
     pub(crate) scales: &'a [f32],
-    /// What is read soon, a part of the panel behind: fetched meanwhile, but in f32 by vectors of sixteen lanes. It changes no result.
+    /// A hint that changes no result: what is read soon, of the panel behind. Dot products and whole numbers fetch it meanwhile,
+    /// products in f32 its beginning by vectors of fewer than sixteen lanes, and others nothing.
     pub(crate) next: &'a [T],
     /// A row of W values for each of `rows`.
     pub(crate) output: &'a mut [f32],
@@ -237,11 +238,7 @@ impl<const W: usize, const VECTORS: usize> WithSimd for Singly<'_, W, VECTORS> {
         let following = panel.chunks(parts * W).skip(1).chain([next.as_chunks::<W>().0]);
         let panels = panel.chunks(parts * W).zip(following);
         for (left, (panel, next)) in left.chunks(parts * stride).zip(panels) {
-            let share = next
-                .len()
-                .min(parts * W)
-                .div_ceil(rows.len().div_ceil(ROWS).max(1));
-            let mut next = next.chunks(share.max(1));
+            let mut next = spread(&next[..next.len().min(parts * W)], rows.len().div_ceil(ROWS));
             for group in groups(rows.len(), ROWS) {
                 // Zen 4 loses 8 % by it: processors with wider vectors are left to their own guesses.
                 if S::F32_LANES < 16 {

@@ -39,7 +39,7 @@ impl LayerNorm {
         &self,
         vectors: &dyn Vectors,
         input: &Blocks,
-        Extent { blocks, rows }: Extent,
+        Extent { blocks, rows, .. }: Extent,
         output: &mut Blocks<O>,
     ) {
         let (from, to) = (input.layout, output.layout);
@@ -180,6 +180,7 @@ impl<T: Operand> Layers<T> {
         let rows = Extent {
             blocks: 1,
             rows: tokens().count(),
+            ..pass.extent
         };
         last.finish(kernel, rows, pooled);
     }

@@ -16,8 +16,8 @@
 //! | `crossed` | products of columns |
 //! | `x86` | products by instructions of x86 alone |
 //! | `elementwise` | layer norm, softmax, activations, by the same |
-//! | `matrix` | a packed matrix and its products, on all threads |
-//! | `attention` | the heads of a layer, on all threads |
+//! | `matrix` | a packed matrix and its products, on threads that are free |
+//! | `attention` | the heads of a layer, on threads that are free |
 //! | `layers` | the transformer |
 //! | `rooms` | memory that forwards use again |
 //! | `image` | the image tower, from pixels to features |
@@ -347,7 +347,7 @@ impl TextTower {
         self.forward_pausing(embeddings, lengths, None)
     }
 
-    /// As [`Self::forward`], with a `pause` now and then, if there is one: see [`ImageTower::forward_pausing`].
+    /// As [`Self::forward`], with a [`Pause`] about twice in a layer, if there is one. All threads compute in step.
     ///
     /// # Panics
     /// As [`Self::forward`].

@@ -133,7 +133,7 @@ impl<T: Operand> Matrix<T> {
         };
         // Where a matrix is read faster than it is multiplied, a thread reads it once for all its blocks.
         let together = if T::VALUES > 1 {
-            (extent.blocks / rayon::current_num_threads()).max(1)
+            (extent.blocks / extent.threads).max(1)
         } else {
             1
         };

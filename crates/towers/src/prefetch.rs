@@ -24,8 +24,9 @@ pub(crate) fn prefetch<T>(values: &[T]) {
     }
 }
 
-/// What is fetched in each of so many steps, until there is nothing left.
+/// What is fetched in each of so many steps, until there is nothing left: whole cache lines of what starts with one.
 #[inline]
 pub(crate) fn spread<T>(values: &[T], steps: usize) -> impl Iterator<Item = &[T]> {
-    values.chunks(values.len().div_ceil(steps.max(1)).max(1))
+    let share = values.len().div_ceil(steps.max(1)).max(1);
+    values.chunks(share.next_multiple_of((LINE / size_of::<T>()).max(1)))
 }

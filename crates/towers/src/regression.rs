@@ -159,6 +159,7 @@ impl RandomFeatures {
         let extent = Extent {
             blocks: parts.len(),
             rows: BLOCK,
+            threads: rayon::current_num_threads(),
         };
         blocks.zip(parts).for_each(|(block, rows)| {
             block.fill(0.0);

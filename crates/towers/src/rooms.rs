@@ -1,7 +1,8 @@
 //! Memory that forwards use again.
 //!
-//! Owner: a tower. Invariant: each forward has a room of its own, and there are as many as there ever were forwards at a time:
-//! one may run in another's pause.
+//! Owner: a tower. Invariant: what is computed at the same time has a room each, and there are as many as there ever were in use
+//! together: a forward may run in another's pause, and threads that have images of their own each take one, or another while
+//! they wait for pieces that others took over.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -149,7 +149,7 @@ impl<T: Operand> Packed<T> {
             ..
         } = room;
         let pass = Pass {
-            extent: sequences.extent(),
+            extent: sequences.extent(rayon::current_num_threads()),
             sequences,
             pause,
         };
@@ -158,6 +158,7 @@ impl<T: Operand> Packed<T> {
         let rows = Extent {
             blocks: 1,
             rows: sequences.tokens(pass.extent.blocks, Asked::Last).count(),
+            ..pass.extent
         };
         let (vectors, normed) = (kernel.vectors.as_ref(), &mut pooled.normed);
         self.final_norm

@@ -114,54 +114,64 @@ fn dot_products(product: Product<'_, Pair>) {
     } = product;
     let (left, panel) = (left.as_chunks::<PAIRS>().0, panel.as_chunks::<COLUMNS>().0);
     let visits = panel.len().div_ceil(PARTS * PAIRS) * rows.len().div_ceil(ROWS);
-    let mut next = spread(next.as_chunks::<PAIRS>().0, visits);
+    let mut next = spread(next, visits);
     assert!(rows.end <= stride && left.len() >= panel.len() / PAIRS * stride);
     let output = &mut output.as_chunks_mut::<COLUMNS>().0[..rows.len()];
     for (left, panel) in left.chunks(PARTS * stride).zip(panel.chunks(PARTS * PAIRS)) {
         for group in groups(rows.len(), ROWS) {
-            let (first, output) = (rows.start + group.start, &mut output[group]);
-            let next = next.next().unwrap_or_default();
+            let part = Part {
+                left,
+                stride,
+                first: rows.start + group.start,
+                panel,
+                next: next.next().unwrap_or_default(),
+            };
+            let output = &mut output[group];
             match output.len() {
-                12 => micro::<12>(left, stride, first, panel, next, output),
-                11 => micro::<11>(left, stride, first, panel, next, output),
-                10 => micro::<10>(left, stride, first, panel, next, output),
-                9 => micro::<9>(left, stride, first, panel, next, output),
-                8 => micro::<8>(left, stride, first, panel, next, output),
-                7 => micro::<7>(left, stride, first, panel, next, output),
-                6 => micro::<6>(left, stride, first, panel, next, output),
-                5 => micro::<5>(left, stride, first, panel, next, output),
-                4 => micro::<4>(left, stride, first, panel, next, output),
-                3 => micro::<3>(left, stride, first, panel, next, output),
-                2 => micro::<2>(left, stride, first, panel, next, output),
-                _ => micro::<1>(left, stride, first, panel, next, output),
+                12 => micro::<12>(part, output),
+                11 => micro::<11>(part, output),
+                10 => micro::<10>(part, output),
+                9 => micro::<9>(part, output),
+                8 => micro::<8>(part, output),
+                7 => micro::<7>(part, output),
+                6 => micro::<6>(part, output),
+                5 => micro::<5>(part, output),
+                4 => micro::<4>(part, output),
+                3 => micro::<3>(part, output),
+                2 => micro::<2>(part, output),
+                _ => micro::<1>(part, output),
             }
         }
     }
 }
 
-/// `M` rows against a part of a panel.
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn micro<const M: usize>(
-    left: &[[Pair; PAIRS]],
+/// A part of a panel, and of the rows that it is multiplied with.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    left: &'a [[Pair; PAIRS]],
     stride: usize,
     first: usize,
-    panel: &[[Pair; COLUMNS]],
-    next: &[[Pair; PAIRS]],
-    output: &mut [[f32; COLUMNS]],
-) {
+    panel: &'a [[Pair; COLUMNS]],
+    /// What is fetched meanwhile.
+    next: &'a [Pair],
+}
+
+/// `M` rows against it.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn micro<const M: usize>(part: Part<'_>, output: &mut [[f32; COLUMNS]]) {
     // SAFETY (of all three): both sides are as large, and any bits are a value of either.
     let sums_of = |row: [f32; COLUMNS]| unsafe { transmute::<[f32; COLUMNS], [__m512; 2]>(row) };
     let pairs_of = |row: [Pair; COLUMNS]| unsafe { transmute::<[Pair; COLUMNS], [__m512bh; 2]>(row) };
-    let mut next = spread(next, panel.len() / PAIRS);
+    let mut next = spread(part.next, part.panel.len() / PAIRS);
     let mut sums = [[0.0; COLUMNS]; M].map(sums_of);
     for (sums, output) in sums.iter_mut().zip(&*output) {
         *sums = sums_of(*output);
     }
-    for (left, panel) in left.chunks_exact(stride).zip(panel.chunks_exact(PAIRS)) {
+    let panels = part.left.chunks_exact(part.stride);
+    for (left, panel) in panels.zip(part.panel.chunks_exact(PAIRS)) {
         prefetch(next.next().unwrap_or_default());
-        let left: &[[Pair; PAIRS]; M] = match left.get(first..).and_then(<[_]>::first_chunk) {
-            Some(left) => left,
-            None => return,
+        let Some(left) = left.get(part.first..).and_then(<[_]>::first_chunk::<M>) else {
+            return;
         };
         for k in 0..PAIRS {
             let right = pairs_of(panel[k]);

@@ -190,6 +190,7 @@ fn product<T: Operand>(
     let extent = Extent {
         blocks: 1,
         rows: count,
+        threads: rayon::current_num_threads(),
     };
     let mut of_rows = Left::<T>::zeros(panel, count, inputs, 1);
     of_rows.pieces = block(left, panel);

@@ -171,6 +171,9 @@ fn features_depend_on_neither_neighbours_nor_the_number_of_threads() {
             .collect();
         assert_eq!(together, alone, "{tower}");
         assert!(states == states_alone, "{tower}");
+        let (images, mut in_step) = (pixels.chunks(PIXELS).collect::<Vec<_>>(), Vec::new());
+        let found = tower.forward_pausing(&images, Some(&mut in_step), Some(&|| ()));
+        assert!(found == alone && in_step == states, "{tower}: in step");
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(3)
             .build()
