@@ -280,7 +280,8 @@ impl Backbone {
         self.encode_tokens_pausing(ids, None)
     }
 
-    /// As [`Self::encode_tokens`], with a `pause` now and then, if there is one, where packed weights compute, in which others may be encoded.
+    /// As [`Self::encode_tokens`], with a `pause` now and then, if there is one, where packed weights compute, in which others
+    /// may be encoded.
     pub fn encode_tokens_pausing(
         &self,
         ids: &[Vec<u32>],

@@ -123,11 +123,7 @@ impl LinearObjective {
         assert_eq!((adapter.weight.len(), adapter.bias.len()), (dim * dim, dim));
         assert!(!columns.is_empty() && x.len() == columns.len() * dim);
         let blocks = columns.len().div_ceil(BLOCK);
-        let extent = Extent {
-            blocks,
-            rows: columns.len().div_ceil(blocks),
-            threads: rayon::current_num_threads(),
-        };
+        let extent = Extent::new(blocks, columns.len().div_ceil(blocks));
         if blocks > self.batch.room {
             self.batch = Batch::with_room(blocks, width, dim, self.classes);
         }

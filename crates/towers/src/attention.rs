@@ -86,14 +86,11 @@ impl Sequences {
         Some((block, start))
     }
 
-    /// The part of the blocks that they fill, for so many threads.
-    pub(crate) fn extent(&self, threads: usize) -> Extent {
+    /// The part of the blocks that they fill.
+    pub(crate) fn extent(&self) -> Extent {
         let ends = self.of_block.iter().filter_map(|block| block.last());
-        Extent {
-            blocks: ends.clone().count(),
-            rows: ends.map(|rows| rows.end).max().unwrap_or(0),
-            threads,
-        }
+        let blocks = ends.clone().count();
+        Extent::new(blocks, ends.map(|rows| rows.end).max().unwrap_or(0))
     }
 
     /// Block and row of the token that is asked of each sequence of the first so many blocks.

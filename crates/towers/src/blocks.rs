@@ -139,6 +139,17 @@ pub(crate) struct Extent {
     pub(crate) threads: usize,
 }
 
+impl Extent {
+    /// For all threads.
+    pub(crate) fn new(blocks: usize, rows: usize) -> Self {
+        Self {
+            blocks,
+            rows,
+            threads: rayon::current_num_threads(),
+        }
+    }
+}
+
 /// Blocks of one layout, one after another.
 pub(crate) struct Blocks<T = f32> {
     pub(crate) layout: Layout,

@@ -67,18 +67,14 @@ impl<'a> Part<'a> {
         let (features, features_after) = self.features.split_at_mut(self.features.len() / n * count);
         let of_states = |states: &'a mut [f32]| states.split_at_mut(states.len() / n * count);
         let (states, states_after) = self.states.map(of_states).unzip();
-        let first = Self {
+        let part = |images, features, states| Self {
             images,
             features,
             states,
         };
         (
-            first,
-            Self {
-                images: images_after,
-                features: features_after,
-                states: states_after,
-            },
+            part(images, features, states),
+            part(images_after, features_after, states_after),
         )
     }
 

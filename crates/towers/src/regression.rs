@@ -156,11 +156,7 @@ impl RandomFeatures {
         let layout = blocks.layout;
         let blocks = blocks.values.par_chunks_mut(layout.len());
         let parts = rows.par_chunks(BLOCK * self.dim);
-        let extent = Extent {
-            blocks: parts.len(),
-            rows: BLOCK,
-            threads: rayon::current_num_threads(),
-        };
+        let extent = Extent::new(parts.len(), BLOCK);
         blocks.zip(parts).for_each(|(block, rows)| {
             block.fill(0.0);
             for (row, values) in rows.chunks_exact(self.dim).enumerate() {

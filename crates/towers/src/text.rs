@@ -149,7 +149,7 @@ impl<T: Operand> Packed<T> {
             ..
         } = room;
         let pass = Pass {
-            extent: sequences.extent(rayon::current_num_threads()),
+            extent: sequences.extent(),
             sequences,
             pause,
         };

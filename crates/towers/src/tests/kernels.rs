@@ -187,11 +187,7 @@ fn product<T: Operand>(
     let (count, inputs) = (left.len(), left[0].len());
     let packed = Matrix::<T>::pack(&right.concat(), inputs, bias, panel);
     let mut out = Blocks::<f32>::zeros(panel, count, right.len(), 1);
-    let extent = Extent {
-        blocks: 1,
-        rows: count,
-        threads: rayon::current_num_threads(),
-    };
+    let extent = Extent::new(1, count);
     let mut of_rows = Left::<T>::zeros(panel, count, inputs, 1);
     of_rows.pieces = block(left, panel);
     packed.product(kernel, &mut of_rows, extent, &mut out, Start::Bias, None);
