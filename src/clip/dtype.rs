@@ -153,15 +153,19 @@ impl Dtype {
         }
         let exact = first(Instructions::suiting(transformer, Precision::F32))?;
         let fast = [Precision::Bf16, Precision::Int16].map(|fast| Instructions::made_for(transformer, fast));
-        let rounded = first(fast.into_iter().flatten().collect())?;
-        Ok(match (exact, rounded) {
-            (Some(exact), Some(rounded)) => {
-                let [wanted, found] = [&exact, &rounded].map(features);
-                let is_better = is_better((&exact, &wanted), (&rounded, &found), dim);
-                Some(if is_better { rounded } else { exact })
+        let mut fast = fast.into_iter().flatten();
+        let Some(exact) = exact else {
+            return first(fast.collect());
+        };
+        let wanted = features(&exact);
+        let near = fast.find_map(|instructions| match load(instructions) {
+            Ok(rounded) => {
+                let found = features(&rounded);
+                is_better((&exact, &wanted), (&rounded, &found), dim).then_some(Ok(rounded))
             }
-            (exact, rounded) => exact.or(rounded),
-        })
+            Err(error) => Some(Err(error)),
+        });
+        Ok(Some(near.transpose()?.unwrap_or(exact)))
     }
 }
 

@@ -45,6 +45,10 @@ pub(crate) const UNSAFE: &[(&str, &str)] = &[
         "instructions of the processor that have no safe form",
     ),
     (
+        "crates/towers/src/amx.rs",
+        "instructions for tiles, which Rust has not",
+    ),
+    (
         "crates/towers/src/prefetch.rs",
         "the instruction that fetches has no safe form",
     ),

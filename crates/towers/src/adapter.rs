@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::blocks::{Blocks, Extent, copy_columns};
 use crate::crossed::Crossed;
 use crate::kernel::Kernel;
-use crate::matrix::{Matrix, Start};
+use crate::matrix::{Matrix, Output};
 use crate::objective::{ByOutputs, CrossEntropy, Normalise};
 use crate::operand::Left;
 use crate::processor;
@@ -158,7 +158,7 @@ impl LinearObjective {
             ..
         } = self;
         let Batch { x, u, lengths, .. } = batch;
-        weight.product(kernel, x, extent, &mut u.pieces, Start::Bias, None);
+        weight.product(kernel, x, extent, Output::new(&mut u.pieces));
         let layout = u.pieces.layout;
         let blocks = u.pieces.values.par_chunks_mut(layout.len());
         let blocks = blocks.zip(lengths.par_chunks_mut(extent.rows));
@@ -184,7 +184,7 @@ impl LinearObjective {
         let Batch {
             u, cosines, losses, ..
         } = batch;
-        anchors.product(kernel, u, extent, &mut cosines.pieces, Start::Bias, None);
+        anchors.product(kernel, u, extent, Output::new(&mut cosines.pieces));
         let layout = cosines.pieces.layout;
         let blocks = cosines.pieces.values.par_chunks_mut(layout.len());
         let blocks = blocks.zip(losses.par_chunks_mut(extent.rows));
@@ -218,7 +218,7 @@ impl LinearObjective {
             slopes,
             ..
         } = batch;
-        back.product(kernel, cosines, extent, slopes, Start::Bias, None);
+        back.product(kernel, cosines, extent, Output::new(slopes));
         let layout = slopes.layout;
         let blocks = slopes.values.par_chunks_mut(layout.len());
         let beside = u.pieces.values.par_chunks(layout.len());

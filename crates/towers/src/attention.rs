@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise::Softmax;
-use crate::kernel::{Kernel, Multiply, Product, Vectors, groups};
+use crate::kernel::{Kernel, Multiply, Product, Vectors, ZEROS, groups};
 use crate::operand::{Operand, Piecewise};
 
 /// Queries whose scores are held at a time.
@@ -297,6 +297,7 @@ impl<A: Piecewise> Head<'_, A> {
                 panel: keys,
                 scales: &[],
                 next: &[],
+                start: &[],
                 output: scores,
             });
         }
@@ -310,7 +311,6 @@ impl<A: Piecewise> Head<'_, A> {
         for (output, values) in outputs.zip(sides.values.chunks_exact(padded * layout.panel)) {
             let rows = layout.row(queries.start).start..layout.row(queries.end).start;
             A::filled(&mut output[rows], self.vectors, |output| {
-                output.fill(0.0);
                 self.products.multiply(Product {
                     left: weights,
                     spans: &[],
@@ -319,6 +319,7 @@ impl<A: Piecewise> Head<'_, A> {
                     panel: values,
                     scales: &[],
                     next: &[],
+                    start: &ZEROS[..columns],
                     output,
                 });
             });

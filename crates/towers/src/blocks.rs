@@ -17,6 +17,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 
 use memmap2::MmapMut;
+use rayon::prelude::*;
 
 use crate::operand::Operand;
 
@@ -148,6 +149,22 @@ impl Extent {
             threads: rayon::current_num_threads(),
         }
     }
+
+    /// Blocks that a thread computes, at least one.
+    pub(crate) fn of_a_thread(self) -> usize {
+        (self.blocks / self.threads).max(1)
+    }
+}
+
+/// Where a piece of some blocks is: one or several of its panels, one after another.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) block: usize,
+    /// Which one of the block's pieces it is.
+    pub(crate) number: usize,
+    /// Which one it is of those that are this piece of their blocks and are computed one after another.
+    pub(crate) turn: usize,
+    pub(crate) turns: usize,
 }
 
 /// Blocks of one layout, one after another.
@@ -184,6 +201,37 @@ impl<T: Operand> Blocks<T> {
     pub(crate) fn row(&self, block: usize, row: usize) -> impl Iterator<Item = &[T]> {
         let panels = self.block(block).chunks_exact(self.layout.panel_len());
         panels.map(move |panel| &panel[self.layout.row(row)])
+    }
+
+    /// Computes blocks in pieces of so many panels, on threads that are free. A thread does the same piece of `together` blocks in
+    /// turn: what is read for it is read once.
+    pub(crate) fn fill(
+        &mut self,
+        extent: Extent,
+        panels: usize,
+        together: usize,
+        piece: impl Fn(Place, &mut [T]) + Sync,
+    ) {
+        let (len, piece_len) = (self.layout.len(), panels * self.layout.panel_len());
+        let blocks = self.values[..extent.blocks * len].par_chunks_mut(together * len);
+        blocks.enumerate().for_each(|(first, blocks)| {
+            let turns = blocks.len() / len;
+            let at = |turn, number| Place {
+                block: first * together + turn,
+                number,
+                turn,
+                turns,
+            };
+            if turns == 1 {
+                let pieces = blocks.par_chunks_mut(piece_len).enumerate();
+                return pieces.for_each(|(number, output)| piece(at(0, number), output));
+            }
+            for number in 0..len / piece_len {
+                for (turn, block) in blocks.chunks_exact_mut(len).enumerate() {
+                    piece(at(turn, number), &mut block[number * piece_len..][..piece_len]);
+                }
+            }
+        });
     }
 
     /// Copies row `from` of a block of `other`, of as many columns, to row `to` of the first block.

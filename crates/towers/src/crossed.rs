@@ -14,7 +14,8 @@ use pulp::{NullaryFnOnce, Simd, WithSimd};
 
 use crate::dots::{Dots, WholeProducts};
 use crate::integer::Shorts;
-use crate::kernel::{Lanes, ROWS, by_rows, groups};
+use crate::kernel::{ROWS, by_rows, groups};
+use crate::lanes::Lanes;
 
 /// Rows between two visits to the output: so many of both sides stay in the first cache.
 const DEPTH: usize = 128;

@@ -159,7 +159,12 @@ where
 
     #[inline(always)]
     fn call(self) {
-        let Self { simd, dots, product } = self;
+        let Self {
+            simd,
+            dots,
+            mut product,
+        } = self;
+        product.begin();
         let Product {
             left,
             spans,
@@ -169,6 +174,7 @@ where
             scales,
             next,
             output,
+            ..
         } = product;
         let left: &[[u32; WORDS]] = cast_slice::<_, u32>(left).as_chunks().0;
         let panel: &[[u32; W]] = cast_slice::<_, u32>(panel).as_chunks().0;

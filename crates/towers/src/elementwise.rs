@@ -13,6 +13,7 @@ use pulp::{Simd, WithSimd};
 
 use crate::Activation;
 use crate::integer::WHOLE;
+use crate::lanes::halves;
 use crate::operand::{Pair, UPPER};
 
 /// `(x − mean) / √(variance + ε) · weight + bias` of rows of a block, into the same rows of another.
@@ -43,6 +44,60 @@ pub(crate) struct InPairs<T, const W: usize, const HALF: usize>(pub(crate) T);
 pub(crate) struct Round<'a> {
     pub(crate) values: &'a [f32],
     pub(crate) operands: &'a mut [Pair],
+}
+
+/// `one + times · other` of pairs, rounded.
+pub(crate) struct AddPairs<'a> {
+    pub(crate) one: &'a [Pair],
+    pub(crate) times: f32,
+    pub(crate) other: &'a [Pair],
+    pub(crate) output: &'a mut [Pair],
+}
+
+/// Adds `times · values` to `to`. There must be a whole number of vectors, and of pairs, too.
+pub(crate) struct Add<'a> {
+    pub(crate) to: &'a mut [f32],
+    pub(crate) times: f32,
+    pub(crate) values: &'a [f32],
+}
+
+impl WithSimd for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { to, times, values } = self;
+        let times = simd.splat_f32s(times);
+        for (to, value) in S::as_mut_simd_f32s(to)
+            .0
+            .iter_mut()
+            .zip(S::as_simd_f32s(values).0)
+        {
+            *to = simd.mul_add_e_f32s(times, *value, *to);
+        }
+    }
+}
+
+impl WithSimd for AddPairs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            one,
+            times,
+            other,
+            output,
+        } = self;
+        let times = simd.splat_f32s(times);
+        let both = S::as_simd_u32s(one).0.iter().zip(S::as_simd_u32s(other).0);
+        for (output, (one, other)) in S::as_mut_simd_u32s(output).0.iter_mut().zip(both) {
+            let (one, other) = (halves(simd, *one), halves(simd, *other));
+            let lower = simd.mul_add_e_f32s(times, other[0], one[0]);
+            let upper = simd.mul_add_e_f32s(times, other[1], one[1]);
+            *output = paired(simd, [lower, upper]);
+        }
+    }
 }
 
 impl<const W: usize> WithSimd for InPanels<LayerNorm<'_, f32>, W> {
@@ -183,19 +238,23 @@ impl<S: Simd> Piece<'_, S> {
     }
 }
 
-/// Two vectors as pairs: each value rounded to the nearest bfloat16, and to even. What is no number stays none.
+/// Two vectors as pairs: each value rounded to the nearest bfloat16, and to even. What is no number stays none, if arithmetic has
+/// made it.
 #[inline(always)]
 fn paired<S: Simd>(simd: S, [lower, upper]: [S::f32s; 2]) -> S::u32s {
-    let sixteen = simd.splat_u32s(16);
-    let rounded = |values: S::f32s| {
-        let bits = simd.transmute_u32s_f32s(values);
-        let odd = simd.and_u32s(simd.wrapping_dyn_shr_u32s(bits, sixteen), simd.splat_u32s(1));
-        let up = simd.add_u32s(bits, simd.add_u32s(odd, simd.splat_u32s(0x7fff)));
-        let quiet = simd.or_u32s(bits, simd.splat_u32s(1 << 22));
-        simd.select_u32s(simd.equal_f32s(values, values), up, quiet)
-    };
-    let lower = simd.wrapping_dyn_shr_u32s(rounded(lower), sixteen);
-    simd.or_u32s(lower, simd.and_u32s(rounded(upper), simd.splat_u32s(UPPER)))
+    let lower = simd.wrapping_dyn_shr_u32s(nearest(simd, lower), simd.splat_u32s(16));
+    simd.or_u32s(lower, simd.and_u32s(nearest(simd, upper), simd.splat_u32s(UPPER)))
+}
+
+/// The bits of the nearest bfloat16s, and others behind them.
+#[inline(always)]
+fn nearest<S: Simd>(simd: S, values: S::f32s) -> S::u32s {
+    let bits = simd.transmute_u32s_f32s(values);
+    let odd = simd.and_u32s(
+        simd.wrapping_dyn_shr_u32s(bits, simd.splat_u32s(16)),
+        simd.splat_u32s(1),
+    );
+    simd.add_u32s(bits, simd.add_u32s(odd, simd.splat_u32s(0x7fff)))
 }
 
 /// The softmax of rows of a block over all its panels, in place.

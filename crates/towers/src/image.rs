@@ -7,7 +7,8 @@ use crate::attention::{Asked, Sequences, Sight};
 use crate::blocks::{Blocks, Extent, copy_columns, in_panels, read_row};
 use crate::kernel::{Kernel, groups};
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
-use crate::matrix::{Matrix, Start};
+use crate::linear::{Kin, Linear};
+use crate::matrix::{Matrix, Output, Start};
 use crate::operand::{Left, Operand};
 use crate::rooms::Rooms;
 use crate::{ImageShape, Pause, TOKENS, Take};
@@ -16,7 +17,7 @@ use crate::{ImageShape, Pause, TOKENS, Take};
 pub(crate) struct Packed<T: Operand> {
     kernel: Kernel<T>,
     shape: ImageShape,
-    patches: Matrix<T>,
+    patches: Linear<T>,
     /// A block: the class token with its position, then the positions of patches.
     positions: Blocks,
     pre_norm: LayerNorm,
@@ -163,11 +164,11 @@ impl<T: Operand> Packed<T> {
         let chunk = TOKENS.div_ceil(tokens);
         let threads = rayon::current_num_threads();
         Ok(Self {
-            patches: Matrix::pack(&patches, inputs, &[], panel),
+            patches: Linear::pack(&patches, inputs, &[], (&kernel, Kin::Related)),
             positions: in_panels(&positions, width, panel),
             // The missing letters are in the checkpoints.
             pre_norm: LayerNorm::load(take, "vision_model.pre_layrnorm", of)?,
-            layers: Layers::load(take, "vision_model.encoder", of, panel)?,
+            layers: Layers::load(take, "vision_model.encoder", of, (&kernel, Kin::Related))?,
             post_norm: LayerNorm::load(take, "vision_model.post_layernorm", of)?,
             projection: Matrix::pack(&projection, width, &[], panel),
             chunk,
@@ -219,9 +220,11 @@ impl<T: Operand> Packed<T> {
             rows: self.shape.tokens(),
             threads: *threads,
         };
-        let positions = Start::Block(self.positions.block(0));
-        self.patches
-            .product(kernel, patches, extent, embedded, positions, None);
+        let placed = Output {
+            start: Start::Block(self.positions.block(0)),
+            ..Output::new(embedded)
+        };
+        self.patches.product(kernel, patches, extent, placed);
         self.pre_norm.forward(vectors, embedded, extent, &mut stream.x);
         let pass = Pass {
             extent,
@@ -252,7 +255,7 @@ impl<T: Operand> Packed<T> {
         self.post_norm
             .forward(vectors, &pooled.x, rows, &mut pooled.normed.pieces);
         self.projection
-            .product(kernel, &mut pooled.normed, rows, projected, Start::Bias, None);
+            .product(kernel, &mut pooled.normed, rows, Output::new(projected));
         for (image, features) in features.chunks_exact_mut(self.shape.dim).enumerate() {
             read_row(features, projected.row(0, image));
         }

@@ -1,8 +1,7 @@
-//! What a processor does fast, in f32 and in pairs, by any of its vectors: one source for all of them.
+//! What a processor does fast, whatever its instructions.
 //!
-//! Owners: the towers, and what fits repeat. `Lanes` is written over `pulp`'s vectors. Everything is laid out in *panels* of W columns (see
-//! [`super::blocks`]). Invariant: a row's result depends on that row alone, bit for bit: whatever rows are computed beside it,
-//! its sums run in the same order.
+//! Owners: the towers, and what fits repeat. Everything is laid out in *panels* of W columns (see [`super::blocks`]). Invariant: a
+//! row's result depends on that row alone, bit for bit: whatever rows are computed beside it, its sums run in the same order.
 
 #![expect(
     clippy::inline_always,
@@ -12,14 +11,11 @@
 use std::fmt;
 use std::ops::Range;
 
-use pulp::{Simd, WithSimd};
-
 use crate::crossed::Cross;
-use crate::elementwise::{Activate, InPairs, InPanels, LayerNorm, Round, Softmax};
+use crate::elementwise::{Activate, Add, AddPairs, LayerNorm, Round, Softmax};
 use crate::integer::{Measure, Narrow, Span};
 use crate::objective::{ByOutputs, CrossEntropy, Normalise};
-use crate::operand::{Pair, UPPER};
-use crate::prefetch::{prefetch, spread};
+use crate::operand::Pair;
 use crate::regression::Steps;
 
 /// Instructions, and the width of the panels they like: all but products in other types than f32.
@@ -35,6 +31,12 @@ pub(crate) trait Vectors: Multiply<f32> + Cross<f32, f32> {
 
     /// Makes rows of W values rows of pairs.
     fn round(&self, round: Round<'_>);
+
+    /// Adds values to others.
+    fn add(&self, add: Add<'_>);
+
+    /// Adds pairs.
+    fn add_pairs(&self, add: AddPairs<'_>);
 
     /// Finds what whole numbers of rows of a block are to mean.
     fn measure(&self, measure: Measure<'_>);
@@ -76,6 +78,9 @@ pub(crate) struct Kernel<T> {
     pub(crate) name: &'static str,
     pub(crate) vectors: Box<dyn Vectors>,
     pub(crate) products: Box<dyn Multiply<T>>,
+    /// The fewest inputs and outputs of a matrix that is multiplied in halves where it can be (see [`crate::strassen`]). `None`
+    /// where that gains nothing.
+    pub(crate) halves: Option<usize>,
 }
 
 impl<T> Kernel<T> {
@@ -83,15 +88,26 @@ impl<T> Kernel<T> {
     pub(crate) fn columns(&self) -> usize {
         self.vectors.columns()
     }
+
+    /// Whether it multiplies by a matrix of such sides in halves.
+    pub(crate) fn cuts(&self, inputs: usize, outputs: usize) -> bool {
+        let is_cut = |side: usize, from| side >= from && side.is_multiple_of(2 * self.columns());
+        let from = self.halves;
+        from.is_some_and(|from| is_cut(inputs, from) && is_cut(outputs, from))
+    }
 }
 
 impl<T> fmt::Display for Kernel<T> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}×{}", self.name, self.columns())
+        let strassen = if self.halves.is_some() { "strassen " } else { "" };
+        write!(out, "{strassen}{}×{}", self.name, self.columns())
     }
 }
 
-/// `output[r] += Σ_k left[r, k] · panel[k]` for some rows r.
+/// What sums begin with that begin with nothing, for panels of any width.
+pub(crate) static ZEROS: [f32; 64] = [0.0; 64];
+
+/// `output[r] += Σ_k left[r, k] · panel[k]` for some rows r, or `start` and that sum.
 pub(crate) struct Product<'a, T> {
     /// A block: panels of `stride` rows.
     pub(crate) left: &'a [T],
@@ -109,84 +125,20 @@ pub(crate) struct Product<'a, T> {
     /// A hint that changes no result: what is read soon, of the panel behind. Dot products and whole numbers fetch it meanwhile,
     /// products in f32 its beginning by vectors of fewer than sixteen lanes, and others nothing.
     pub(crate) next: &'a [T],
+    /// W values that every row of the output begins with. Empty where it goes on with what it holds.
+    pub(crate) start: &'a [f32],
     /// A row of W values for each of `rows`.
     pub(crate) output: &'a mut [f32],
 }
 
-/// Panels of `W` columns, or `HALF` pairs, in `VECTORS` vectors.
-#[derive(Clone, Copy)]
-pub(crate) struct Lanes<S, const W: usize, const HALF: usize, const VECTORS: usize>(pub(crate) S);
-
-impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Vectors
-    for Lanes<S, W, HALF, VECTORS>
-{
-    fn columns(&self) -> usize {
-        W
-    }
-
-    fn layer_norm(&self, norm: LayerNorm<'_, f32>) {
-        self.0.vectorize(InPanels::<_, W>(norm));
-    }
-
-    fn layer_norm_pairs(&self, norm: LayerNorm<'_, Pair>) {
-        self.0.vectorize(InPairs::<_, W, HALF>(norm));
-    }
-
-    fn round(&self, round: Round<'_>) {
-        self.0.vectorize(InPairs::<_, W, HALF>(round));
-    }
-
-    fn measure(&self, measure: Measure<'_>) {
-        self.0.vectorize(InPanels::<_, W>(measure));
-    }
-
-    fn narrow_to_bytes(&self, narrow: Narrow<'_, u8>) {
-        self.0.vectorize(InPanels::<_, W>(narrow));
-    }
-
-    fn narrow_to_shorts(&self, narrow: Narrow<'_, u16>) {
-        self.0.vectorize(InPanels::<_, W>(narrow));
-    }
-
-    fn steps(&self, steps: Steps<'_>) {
-        self.0.vectorize(InPanels::<_, W>(steps));
-    }
-
-    fn normalise(&self, normalise: Normalise<'_>) {
-        self.0.vectorize(InPanels::<_, W>(normalise));
-    }
-
-    fn cross_entropy(&self, cross_entropy: CrossEntropy<'_>) {
-        self.0.vectorize(InPanels::<_, W>(cross_entropy));
-    }
-
-    fn by_outputs(&self, by_outputs: ByOutputs<'_>) {
-        self.0.vectorize(InPanels::<_, W>(by_outputs));
-    }
-
-    fn activate(&self, activate: Activate<'_>) {
-        self.0.vectorize(activate);
-    }
-
-    fn softmax(&self, softmax: Softmax<'_>) {
-        self.0.vectorize(InPanels::<_, W>(softmax));
-    }
-}
-
-impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Multiply<f32>
-    for Lanes<S, W, HALF, VECTORS>
-{
-    fn multiply(&self, product: Product<'_, f32>) {
-        self.0.vectorize(Singly::<'_, W, VECTORS>(product));
-    }
-}
-
-impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Multiply<Pair>
-    for Lanes<S, W, HALF, VECTORS>
-{
-    fn multiply(&self, product: Product<'_, Pair>) {
-        self.0
-            .vectorize(InPairs::<_, W, HALF>(ByHalves::<'_, VECTORS>(product)));
+impl<T> Product<'_, T> {
+    /// Writes what the output begins with.
+    pub(crate) fn begin(&mut self) {
+        let start = std::mem::take(&mut self.start);
+        if !start.is_empty() {
+            let rows = self.output.chunks_exact_mut(start.len());
+            rows.for_each(|row| row.copy_from_slice(start));
+        }
     }
 }
 
@@ -211,135 +163,10 @@ macro_rules! by_rows {
 }
 pub(crate) use by_rows;
 
-/// Values of k between two visits to the output: such a part of a panel stays in the first cache while all rows pass.
-const DEPTH: usize = 256;
-
-/// f32 against f32.
-struct Singly<'a, const W: usize, const VECTORS: usize>(Product<'a, f32>);
-
-impl<const W: usize, const VECTORS: usize> WithSimd for Singly<'_, W, VECTORS> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        const { assert!(W.is_multiple_of(VECTORS)) };
-        let Product {
-            left,
-            stride,
-            rows,
-            panel,
-            next,
-            output,
-            ..
-        } = self.0;
-        let (left, panel) = (left.as_chunks::<W>().0, panel.as_chunks::<W>().0);
-        let output = &mut output.as_chunks_mut::<W>().0[..rows.len()];
-        let parts = (DEPTH / W).max(1);
-        let following = panel.chunks(parts * W).skip(1).chain([next.as_chunks::<W>().0]);
-        let panels = panel.chunks(parts * W).zip(following);
-        for (left, (panel, next)) in left.chunks(parts * stride).zip(panels) {
-            let mut next = spread(&next[..next.len().min(parts * W)], rows.len().div_ceil(ROWS));
-            for group in groups(rows.len(), ROWS) {
-                // Zen 4 loses 8 % by it: processors with wider vectors are left to their own guesses.
-                if S::F32_LANES < 16 {
-                    prefetch(next.next().unwrap_or_default().as_flattened());
-                }
-                let (first, output) = (rows.start + group.start, &mut output[group]);
-                by_rows!(output.len(), M => micro::<S, W, VECTORS, M>(simd, left, stride, first, panel, output));
-            }
-        }
-    }
-}
-
 /// So many rows in groups of at most `most`, as equal as can be: a last one of a single row would wait for each of its sums, and
 /// what a tile costs is its rows.
 #[inline(always)]
 pub(crate) fn groups(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let groups = rows.div_ceil(most);
     (0..groups).map(move |group| group * rows / groups..(group + 1) * rows / groups)
-}
-
-/// `M` rows against a part of a panel.
-#[inline(always)]
-fn micro<S: Simd, const W: usize, const VECTORS: usize, const M: usize>(
-    simd: S,
-    left: &[[f32; W]],
-    stride: usize,
-    first: usize,
-    panel: &[[f32; W]],
-    output: &mut [[f32; W]],
-) {
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; M];
-    for (sums, output) in sums.iter_mut().zip(&*output) {
-        sums.copy_from_slice(S::as_simd_f32s(output).0);
-    }
-    for (left, panel) in left.chunks_exact(stride).zip(panel.chunks_exact(W)) {
-        let left: &[[f32; W]; M] = match left.get(first..).and_then(<[_]>::first_chunk) {
-            Some(left) => left,
-            None => return,
-        };
-        for k in 0..W {
-            let right = S::as_simd_f32s(&panel[k]).0;
-            for m in 0..M {
-                let value = simd.splat_f32s(left[m][k]);
-                for v in 0..VECTORS {
-                    sums[m][v] = simd.mul_add_e_f32s(value, right[v], sums[m][v]);
-                }
-            }
-        }
-    }
-    for (sums, output) in sums.iter().zip(output) {
-        S::as_mut_simd_f32s(output).0.copy_from_slice(sums);
-    }
-}
-
-/// Pairs against pairs where no instruction multiplies them: as two products in f32 each.
-struct ByHalves<'a, const VECTORS: usize>(Product<'a, Pair>);
-
-impl<const W: usize, const HALF: usize, const VECTORS: usize> WithSimd
-    for InPairs<ByHalves<'_, VECTORS>, W, HALF>
-{
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Product {
-            left,
-            stride,
-            rows,
-            panel,
-            output,
-            ..
-        } = self.0.0;
-        let (left, panel) = (left.as_chunks::<HALF>().0, panel.as_chunks::<W>().0);
-        let output = output.as_chunks_mut::<W>().0;
-        for (row, output) in rows.zip(output) {
-            let mut sums = [simd.splat_f32s(0.0); VECTORS];
-            sums.copy_from_slice(S::as_simd_f32s(output).0);
-            for (left, panel) in left
-                .iter()
-                .skip(row)
-                .step_by(stride)
-                .zip(panel.chunks_exact(HALF))
-            {
-                for (pair, right) in left.iter().zip(panel) {
-                    let value = halves(simd, simd.splat_u32s(*pair));
-                    for (sum, right) in sums.iter_mut().zip(S::as_simd_u32s(right).0) {
-                        let right = halves(simd, *right);
-                        *sum = simd.mul_add_e_f32s(value[0], right[0], *sum);
-                        *sum = simd.mul_add_e_f32s(value[1], right[1], *sum);
-                    }
-                }
-            }
-            S::as_mut_simd_f32s(output).0.copy_from_slice(&sums);
-        }
-    }
-}
-
-/// The two values of each pair.
-#[inline(always)]
-fn halves<S: Simd>(simd: S, pairs: S::u32s) -> [S::f32s; 2] {
-    let lower = simd.wrapping_dyn_shl_u32s(pairs, simd.splat_u32s(16));
-    let upper = simd.and_u32s(pairs, simd.splat_u32s(UPPER));
-    [lower, upper].map(|bits| simd.transmute_f32s_u32s(bits))
 }

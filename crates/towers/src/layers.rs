@@ -9,7 +9,8 @@ use crate::attention::{Asked, Attention, Sequences, Sight};
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise;
 use crate::kernel::{Kernel, Vectors};
-use crate::matrix::{Matrix, Start};
+use crate::linear::{Kin, Linear};
+use crate::matrix::Output;
 use crate::operand::{Left, Operand, Piecewise};
 use crate::{Activation, Pause, Take, Transformer};
 
@@ -67,12 +68,12 @@ pub(crate) struct Layers<T: Operand>(Vec<Layer<T>>);
 struct Layer<T: Operand> {
     norm1: LayerNorm,
     /// Query (scaled), key and value side by side.
-    qkv: Matrix<T>,
-    out: Matrix<T>,
+    qkv: Linear<T>,
+    out: Linear<T>,
     norm2: LayerNorm,
-    fc1: Matrix<T>,
+    fc1: Linear<T>,
     activation: Activation,
-    fc2: Matrix<T>,
+    fc2: Linear<T>,
 }
 
 /// Room for what flows through a layer.
@@ -132,14 +133,18 @@ pub(crate) struct Pass<'a> {
 }
 
 impl<T: Operand> Layers<T> {
-    /// Takes `{prefix}.layers.{i}.…` for every layer.
+    /// Takes `{prefix}.layers.{i}.…` for every layer, whose rows are so to one another; those at the end of the last one may be
+    /// strangers in any case.
     pub(crate) fn load<E>(
         take: &mut Take<'_, E>,
         prefix: &str,
         of: &Transformer,
-        panel: usize,
+        (kernel, kin): (&Kernel<T>, Kin),
     ) -> Result<Self, E> {
-        let layer = |i| Layer::load(take, &format!("{prefix}.layers.{i}"), of, panel);
+        let layer = |i| {
+            let last = if i + 1 == of.layers { Kin::Strangers } else { kin };
+            Layer::load(take, &format!("{prefix}.layers.{i}"), of, (kernel, [kin, last]))
+        };
         (0..of.layers).map(layer).collect::<Result<_, _>>().map(Self)
     }
 
@@ -203,7 +208,13 @@ fn through<T: Operand>(
 }
 
 impl<T: Operand> Layer<T> {
-    fn load<E>(take: &mut Take<'_, E>, prefix: &str, of: &Transformer, panel: usize) -> Result<Self, E> {
+    /// Of rows that are so to one another while they attend, and behind.
+    fn load<E>(
+        take: &mut Take<'_, E>,
+        prefix: &str,
+        of: &Transformer,
+        (kernel, [attending, behind]): (&Kernel<T>, [Kin; 2]),
+    ) -> Result<Self, E> {
         let width = of.width;
         let scale = ((width / of.heads) as f64).sqrt().recip() as f32;
         let (mut weights, mut biases) = (Vec::new(), Vec::new());
@@ -214,11 +225,11 @@ impl<T: Operand> Layer<T> {
             let part = take(&format!("{name}.bias"), &[width])?;
             biases.extend(part.iter().map(|value| value * scale));
         }
-        let qkv = Matrix::pack(&weights, width, &biases, panel);
+        let qkv = Linear::pack(&weights, width, &biases, (kernel, attending));
         let mut matrix = |name: &str, inputs: usize, outputs: usize| {
             let weights = take(&format!("{prefix}.{name}.weight"), &[outputs, inputs])?;
             let bias = take(&format!("{prefix}.{name}.bias"), &[outputs])?;
-            Ok::<_, E>(Matrix::pack(&weights, inputs, &bias, panel))
+            Ok::<_, E>(Linear::pack(&weights, inputs, &bias, (kernel, behind)))
         };
         Ok(Self {
             qkv,
@@ -247,7 +258,7 @@ impl<T: Operand> Layer<T> {
         } = stream;
         let vectors = kernel.vectors.as_ref();
         self.norm1.forward(vectors, x, extent, &mut normed.pieces);
-        self.qkv.product(kernel, normed, extent, qkv, Start::Bias, None);
+        self.qkv.product(kernel, normed, extent, Output::new(qkv));
         let sequences = (sequences, extent.blocks);
         attention.attend(kernel, qkv, sequences, asked, &mut attended.pieces);
     }
@@ -260,13 +271,14 @@ impl<T: Operand> Layer<T> {
             attended,
             hidden,
         } = stream;
-        self.out
-            .product(kernel, attended, extent, x, Start::Residual, None);
+        self.out.product(kernel, attended, extent, Output::residual(x));
         let vectors = kernel.vectors.as_ref();
         self.norm2.forward(vectors, x, extent, &mut normed.pieces);
-        let (activation, inside) = (Some(self.activation), &mut hidden.pieces);
-        self.fc1
-            .product(kernel, normed, extent, inside, Start::Bias, activation);
-        self.fc2.product(kernel, hidden, extent, x, Start::Residual, None);
+        let activated = Output {
+            activation: Some(self.activation),
+            ..Output::new(&mut hidden.pieces)
+        };
+        self.fc1.product(kernel, normed, extent, activated);
+        self.fc2.product(kernel, hidden, extent, Output::residual(x));
     }
 }

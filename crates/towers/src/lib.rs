@@ -9,14 +9,18 @@
 //! | `operand` | what products multiply: f32, bfloat16 in pairs, or whole numbers |
 //! | `blocks` | how activations and weights lie in memory |
 //! | `processor` | which kernels run here |
-//! | `kernel` | products of rows and panels, in f32 and in pairs, by any vectors |
+//! | `kernel` | what products and the steps between them are |
+//! | `lanes` | both, in f32 and in pairs, by any vectors |
 //! | `prefetch` | memory that is asked for before it is read |
 //! | `integer` | whole numbers, and how activations and weights become such |
 //! | `dots` | products of whole numbers |
 //! | `crossed` | products of columns |
-//! | `x86` | products by instructions of x86 alone |
+//! | `x86` | products by vector instructions of x86 alone |
+//! | `amx` | products by tiles of x86 |
 //! | `elementwise` | layer norm, softmax, activations, by the same |
 //! | `matrix` | a packed matrix and its products, on threads that are free |
+//! | `strassen` | a matrix in halves, which takes seven products instead of eight |
+//! | `linear` | a matrix, whole or in halves |
 //! | `attention` | the heads of a layer, on threads that are free |
 //! | `layers` | the transformer |
 //! | `rooms` | memory that forwards use again |
@@ -28,10 +32,12 @@
 //! | `cuda` | the image tower on an NVIDIA GPU |
 //!
 //! Invariants: weights of towers never change. On the CPU the features of an image or of a text depend on it alone, bit for bit, whatever
-//! shares its batch and however many threads there are; slices bound every access, and in `x86` lengths that are asserted; a prefetch is
+//! shares its batch and however many threads there are; slices bound every access, and in `amx` lengths that are asserted; a prefetch is
 //! a hint. Threads are those of the rayon pool that the caller runs in. What holds on a GPU stands in `cuda`.
 
 mod adapter;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod blocks;
 mod crossed;
@@ -42,7 +48,9 @@ mod elementwise;
 mod image;
 mod integer;
 mod kernel;
+mod lanes;
 mod layers;
+mod linear;
 mod matrix;
 mod objective;
 mod operand;
@@ -50,6 +58,7 @@ mod prefetch;
 mod processor;
 mod regression;
 mod rooms;
+mod strassen;
 mod text;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -194,6 +203,17 @@ impl Instructions {
         }
     }
 
+    /// Those of whole products.
+    fn whole(mut self) -> Self {
+        match &mut self.0 {
+            By::F32(kernel) => kernel.halves = None,
+            By::Bf16(kernel) => kernel.halves = None,
+            By::Int16(kernel) => kernel.halves = None,
+            By::Int8(kernel) => kernel.halves = None,
+        }
+        self
+    }
+
     /// What its products are in.
     pub fn precision(&self) -> Precision {
         match self.0 {
@@ -207,7 +227,10 @@ impl Instructions {
 
 fn suiting<T>(tower: &Transformer, kernels: Vec<Kernel<T>>, by: fn(Kernel<T>) -> By) -> Vec<Instructions> {
     let columns = [tower.width / tower.heads, tower.mlp_width];
-    let suits = |found: &Kernel<T>| columns.iter().all(|of| of.is_multiple_of(found.columns()));
+    let suits = |found: &Kernel<T>| {
+        columns.iter().all(|of| of.is_multiple_of(found.columns()))
+            && (found.halves.is_none() || found.cuts(tower.width, tower.mlp_width))
+    };
     let kernels = kernels.into_iter().filter(suits);
     kernels.map(|kernel| Instructions(by(kernel))).collect()
 }
@@ -323,6 +346,8 @@ impl TextTower {
     /// # Errors
     /// Whatever `take` says.
     pub fn load<E>(shape: TextShape, instructions: Instructions, take: &mut Take<'_, E>) -> Result<Self, E> {
+        // Rows of a block are tokens of several texts.
+        let instructions = instructions.whole();
         let chosen = Chosen::of(&instructions);
         let packed: Box<dyn text::Forward> = match instructions.0 {
             By::F32(kernel) => Box::new(text::Packed::load(shape, kernel, take)?),

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::Activation;
-use crate::blocks::{Aligned, Blocks, Extent};
+use crate::blocks::{Aligned, Blocks, Extent, Place};
 use crate::elementwise::Activate;
 use crate::kernel::{Kernel, Product};
 use crate::operand::{Left, Operand, Piecewise, Side};
@@ -15,6 +15,8 @@ pub(crate) struct Matrix<T: Operand> {
     panels: Aligned<T>,
     /// Inputs, those that pad them to whole panels included.
     inputs: usize,
+    /// Operands of a panel.
+    panel_len: usize,
     /// Where columns are scaled, for each panel what its W columns are times, and then W sums of what they hold, as scaled.
     scales: Aligned,
     /// One value an output, padded with zeros.
@@ -32,23 +34,38 @@ pub(crate) enum Start<'a> {
     Block(&'a [f32]),
 }
 
+/// Where a product goes.
+pub(crate) struct Output<'a, O> {
+    pub(crate) blocks: &'a mut Blocks<O>,
+    pub(crate) start: Start<'a>,
+    pub(crate) activation: Option<Activation>,
+}
+
+impl<'a, O: Operand> Output<'a, O> {
+    /// `blocks`, which become the product and the bias.
+    pub(crate) fn new(blocks: &'a mut Blocks<O>) -> Self {
+        Self {
+            blocks,
+            start: Start::Bias,
+            activation: None,
+        }
+    }
+
+    /// `blocks`, to which the product and the bias are added.
+    pub(crate) fn residual(blocks: &'a mut Blocks<O>) -> Self {
+        Self {
+            start: Start::Residual,
+            ..Self::new(blocks)
+        }
+    }
+}
+
 /// What the pieces of a product have in common.
 struct Factors<'a, T: Operand> {
     kernel: &'a Kernel<T>,
     left: Side<'a, T>,
     start: Start<'a>,
     activation: Option<Activation>,
-}
-
-/// Where a piece of a product is.
-#[derive(Clone, Copy)]
-struct Place {
-    block: usize,
-    /// Its panel.
-    column: usize,
-    /// Which one it is of those that read the same weights, one after another.
-    turn: usize,
-    turns: usize,
 }
 
 impl<T: Operand> Matrix<T> {
@@ -60,6 +77,7 @@ impl<T: Operand> Matrix<T> {
         let mut packed = Self {
             panels: Aligned::zeros(outputs * padded / T::VALUES),
             inputs: padded,
+            panel_len: padded / T::VALUES * width,
             scales: Aligned::zeros(0),
             bias: Aligned::zeros(outputs),
         };
@@ -69,7 +87,7 @@ impl<T: Operand> Matrix<T> {
 
     /// As [`Self::pack`], of other values of the same shape.
     pub(crate) fn repack(&mut self, weights: &[f32], inputs: usize, bias: &[f32], width: usize) {
-        let pieces = self.panels.par_chunks_mut(width * self.inputs / T::VALUES);
+        let pieces = self.panels.par_chunks_mut(self.panel_len);
         let scales: Vec<Vec<f32>> = pieces
             .zip(weights.par_chunks(width * inputs))
             .map(|(piece, rows)| {
@@ -97,15 +115,17 @@ impl<T: Operand> Matrix<T> {
         self.bias[..bias.len()].copy_from_slice(bias);
     }
 
-    /// Multiplies rows of blocks of `left` into the same rows of `out`. Rows beyond stay as they are.
+    /// Multiplies rows of blocks of `left` into the same rows of others. Rows beyond stay as they are.
     pub(crate) fn product<O: Piecewise>(
         &self,
         kernel: &Kernel<T>,
         left: &mut Left<T>,
         extent: Extent,
-        out: &mut Blocks<O>,
-        start: Start<'_>,
-        activation: Option<Activation>,
+        Output {
+            blocks: out,
+            start,
+            activation,
+        }: Output<'_, O>,
     ) {
         let layout = out.layout;
         assert!(
@@ -125,37 +145,21 @@ impl<T: Operand> Matrix<T> {
             start,
             activation,
         };
-        let piece = |at: Place, output: &mut [O]| {
+        // Where a matrix is read faster than it is multiplied, a thread reads it once for all its blocks.
+        let together = if T::VALUES > 1 { extent.of_a_thread() } else { 1 };
+        out.fill(extent, 1, together, |at, output| {
             let output = &mut output[..extent.rows * layout.panel];
             O::filled(output, kernel.vectors.as_ref(), |output| {
                 self.piece(&factors, at, output);
             });
-        };
-        // Where a matrix is read faster than it is multiplied, a thread reads it once for all its blocks.
-        let together = if T::VALUES > 1 {
-            (extent.blocks / extent.threads).max(1)
-        } else {
-            1
-        };
-        let blocks = out.values[..extent.blocks * layout.len()].par_chunks_mut(together * layout.len());
-        blocks.enumerate().for_each(|(number, blocks)| {
-            let turns = blocks.len() / layout.len();
-            let at = |turn, column| Place {
-                block: number * together + turn,
-                column,
-                turn,
-                turns,
-            };
-            if turns == 1 {
-                let pieces = blocks.par_chunks_mut(layout.panel_len()).enumerate();
-                return pieces.for_each(|(column, output)| piece(at(0, column), output));
-            }
-            for column in 0..layout.panels {
-                let outputs = blocks.chunks_exact_mut(layout.panel_len());
-                let outputs = outputs.skip(column).step_by(layout.panels).enumerate();
-                outputs.for_each(|(turn, output)| piece(at(turn, column), output));
-            }
         });
+    }
+
+    /// The panel of some columns, and the one so many panels behind it, where there is one.
+    pub(crate) fn panel(&self, column: usize, behind: usize) -> (&[T], &[T]) {
+        let len = self.panel_len;
+        let behind = self.panels.chunks_exact(len).nth(column + behind);
+        (&self.panels[column * len..][..len], behind.unwrap_or_default())
     }
 
     /// A panel of a block.
@@ -166,21 +170,19 @@ impl<T: Operand> Matrix<T> {
             start,
             activation,
         } = factors;
-        let (width, stride, column) = (kernel.columns(), left.blocks.layout.stride, at.column);
+        let (width, stride, column) = (kernel.columns(), left.blocks.layout.stride, at.number);
         let bias = &self.bias[column * width..(column + 1) * width];
-        let of_rows = output.chunks_exact_mut(width);
         match start {
-            Start::Bias => of_rows.for_each(|row| row.copy_from_slice(bias)),
+            Start::Bias => {}
             Start::Residual => {
-                of_rows.for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+                let rows = output.chunks_exact_mut(width);
+                rows.for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
             }
             Start::Block(block) => {
                 output.copy_from_slice(&block[column * stride * width..][..output.len()]);
             }
         }
-        let panel = self.inputs / T::VALUES * width;
-        let (panel, behind) = self.panels[column * panel..].split_at(panel);
-        let next = &behind[..behind.len().min(panel.len())];
+        let (panel, next) = self.panel(column, 1);
         let (left, spans) = left.block(at.block);
         kernel.products.multiply(Product {
             left,
@@ -194,6 +196,7 @@ impl<T: Operand> Matrix<T> {
                 .nth(column)
                 .unwrap_or_default(),
             next: spread(next, at.turns).nth(at.turn).unwrap_or_default(),
+            start: if matches!(start, Start::Bias) { bias } else { &[] },
             output,
         });
         if let Some(activation) = activation {

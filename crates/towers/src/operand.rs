@@ -11,9 +11,10 @@ use std::cell::RefCell;
 use bytemuck::Pod;
 
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
-use crate::elementwise::{LayerNorm, Round};
+use crate::elementwise::{Add, AddPairs, LayerNorm, Round};
 use crate::integer::Span;
 use crate::kernel::{Kernel, Multiply, Vectors};
+use crate::strassen::Lefts;
 
 /// One operand: as many values as it holds.
 pub(crate) trait Operand: Pod + Default + Send + Sync {
@@ -62,6 +63,15 @@ pub(crate) trait Piecewise: Operand<Piece = Self> {
     /// them first.
     fn join(together: &mut [Self], number: usize, row: &[Self]);
 
+    /// Makes `output` one and so many times another.
+    fn add(vectors: &dyn Vectors, sum: (&[Self], f32, &[Self]), output: &mut [Self]);
+
+    /// Adds pieces to rows of W values.
+    fn add_to(vectors: &dyn Vectors, values: &mut [f32], pieces: &[Self]);
+
+    /// Makes rows of W values pieces.
+    fn write(vectors: &dyn Vectors, values: &[f32], output: &mut [Self]);
+
     /// The room that [`Self::rounded`] takes for so many values.
     fn rounded_len(values: usize) -> usize;
 
@@ -73,6 +83,8 @@ pub(crate) trait Piecewise: Operand<Piece = Self> {
 pub(crate) struct Left<T: Operand> {
     pub(crate) pieces: Blocks<T::Piece>,
     rows: T::Rows,
+    /// For products in halves.
+    pub(crate) halves: Lefts<T::Piece>,
 }
 
 impl<T: Operand> Left<T> {
@@ -81,6 +93,7 @@ impl<T: Operand> Left<T> {
         Self {
             pieces: Blocks::zeros(width, rows, columns, count),
             rows: T::rows(Layout::new::<T>(width, rows, columns), count),
+            halves: Lefts::default(),
         }
     }
 
@@ -136,6 +149,27 @@ impl Piecewise for f32 {
 
     fn join(together: &mut [Self], _: usize, row: &[Self]) {
         together.copy_from_slice(row);
+    }
+
+    fn add(vectors: &dyn Vectors, (one, times, other): (&[Self], f32, &[Self]), output: &mut [Self]) {
+        output.copy_from_slice(one);
+        vectors.add(Add {
+            to: output,
+            times,
+            values: other,
+        });
+    }
+
+    fn add_to(vectors: &dyn Vectors, values: &mut [f32], pieces: &[Self]) {
+        vectors.add(Add {
+            to: values,
+            times: 1.0,
+            values: pieces,
+        });
+    }
+
+    fn write(_: &dyn Vectors, values: &[f32], output: &mut [Self]) {
+        output.copy_from_slice(values);
     }
 
     fn rounded_len(_: usize) -> usize {
@@ -214,13 +248,30 @@ impl Piecewise for Pair {
         }
     }
 
+    fn add(vectors: &dyn Vectors, (one, times, other): (&[Self], f32, &[Self]), output: &mut [Self]) {
+        vectors.add_pairs(AddPairs {
+            one,
+            times,
+            other,
+            output,
+        });
+    }
+
+    fn add_to(_: &dyn Vectors, _: &mut [f32], _: &[Self]) {
+        panic!("what is rounded is no sum to go on with");
+    }
+
+    fn write(vectors: &dyn Vectors, values: &[f32], operands: &mut [Self]) {
+        vectors.round(Round { values, operands });
+    }
+
     fn rounded_len(values: usize) -> usize {
         values / Self::VALUES
     }
 
     fn rounded<'a>(vectors: &dyn Vectors, values: &'a [f32], room: &'a mut [Self]) -> &'a [Self] {
         let operands = &mut room[..Self::rounded_len(values.len())];
-        vectors.round(Round { values, operands });
+        Self::write(vectors, values, operands);
         operands
     }
 }

@@ -10,10 +10,14 @@ use pulp::{Scalar, Simd};
 use crate::crossed::Cross;
 use crate::dots::{Dots, WholeProducts};
 use crate::integer::{Bytes, Shorts};
-use crate::kernel::{Kernel, Lanes, Multiply, Vectors};
+use crate::kernel::{Kernel, Multiply, Vectors};
+use crate::lanes::Lanes;
 use crate::operand::Pair;
 #[cfg(target_arch = "x86_64")]
-use crate::x86;
+use crate::{amx::Amx, x86};
+
+/// With fewer inputs or outputs, what halves save is less than what they take.
+const HALVES_FROM: usize = 512;
 
 fn kernel<T>(
     name: &'static str,
@@ -24,6 +28,15 @@ fn kernel<T>(
         name,
         vectors: Box::new(vectors),
         products: Box::new(products),
+        halves: None,
+    }
+}
+
+/// Multiplies in halves where inputs and outputs are at least so many.
+fn in_halves<T>(from: usize, kernel: Kernel<T>) -> Kernel<T> {
+    Kernel {
+        halves: Some(from),
+        ..kernel
     }
 }
 
@@ -67,9 +80,10 @@ pub(crate) fn made_for_bf16() -> Vec<Kernel<Pair>> {
     {
         let of = |simd| {
             let vectors = Lanes::<_, { x86::COLUMNS }, { x86::PAIRS }, 2>(simd);
-            let amx = x86::Amx::try_new().map(|amx| kernel("amx", vectors, amx));
-            let dots = x86::DotProducts::try_new().map(|dots| kernel("avx512bf16", vectors, dots));
-            amx.into_iter().chain(dots)
+            let amx = Amx::try_new().map(|amx| kernel("amx", vectors, amx));
+            let dots = || x86::DotProducts::try_new().map(|dots| kernel("avx512bf16", vectors, dots));
+            let halves = dots().map(|dots| in_halves(HALVES_FROM, dots));
+            amx.into_iter().chain(halves).chain(dots())
         };
         V4::try_new().into_iter().flat_map(of).collect()
     }
@@ -96,6 +110,9 @@ pub(crate) fn all_bf16() -> Vec<Kernel<Pair>> {
     all.push(lanes("portable", Lanes::<_, 8, 4, 8>(Scalar)));
     if cfg!(test) {
         all.push(lanes("portable", Lanes::<_, 32, 16, 32>(Scalar)));
+        // In halves also what is smaller than it pays for.
+        all.push(in_halves(0, lanes("portable", Lanes::<_, 8, 4, 8>(Scalar))));
+        all.push(in_halves(0, lanes("portable", Lanes::<_, 32, 16, 32>(Scalar))));
     }
     all
 }

@@ -23,7 +23,7 @@ use crate::crossed::{Cross, Crossed};
 use crate::elementwise::InPanels;
 use crate::integer::{Shorts, WHOLE};
 use crate::kernel::Kernel;
-use crate::matrix::{Matrix, Start};
+use crate::matrix::{Matrix, Output};
 use crate::operand::{Left, UPPER};
 use crate::processor;
 
@@ -171,7 +171,7 @@ impl RandomFeatures {
         } = chunk;
         *filled = extent.blocks * BLOCK / 2;
         self.projection
-            .product(&self.kernel, rows, extent, projected, Start::Bias, None);
+            .product(&self.kernel, rows, extent, Output::new(projected));
         let panels = steps.par_chunks_mut(CHUNK / 2 * width).enumerate();
         panels.for_each(|(panel, steps)| {
             let blocks = steps.chunks_exact_mut(BLOCK / 2 * width).enumerate();

@@ -4,6 +4,7 @@
 mod cuda;
 mod kernels;
 mod learning;
+mod strassen;
 mod towers;
 
 /// Numbers without a pattern, between -1 and 1.

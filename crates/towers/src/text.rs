@@ -7,7 +7,8 @@ use crate::attention::{Asked, Sequences, Sight};
 use crate::blocks::{Blocks, Extent, copy_columns};
 use crate::kernel::Kernel;
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
-use crate::matrix::{Matrix, Start};
+use crate::linear::Kin;
+use crate::matrix::{Matrix, Output};
 use crate::operand::Operand;
 use crate::rooms::Rooms;
 use crate::{Pause, TOKENS, Take, TextShape};
@@ -94,7 +95,7 @@ impl<T: Operand> Packed<T> {
         let projection = take("text_projection.weight", &[shape.dim, of.width])?;
         Ok(Self {
             positions,
-            layers: Layers::load(take, "text_model.encoder", of, panel)?,
+            layers: Layers::load(take, "text_model.encoder", of, (&kernel, Kin::Strangers))?,
             final_norm: LayerNorm::load(take, "text_model.final_layer_norm", of)?,
             projection: Matrix::pack(&projection, of.width, &[], panel),
             blocks: (TOKENS * rayon::current_num_threads()).div_ceil(shape.rows()),
@@ -164,7 +165,7 @@ impl<T: Operand> Packed<T> {
         self.final_norm
             .forward(vectors, &pooled.x, rows, &mut normed.pieces);
         self.projection
-            .product(kernel, normed, rows, projected, Start::Bias, None);
+            .product(kernel, normed, rows, Output::new(projected));
         for text in 0..rows.rows {
             features.extend(projected.row(0, text).flatten().take(self.shape.dim));
         }

@@ -1,8 +1,6 @@
-//! Products by instructions of x86 that `pulp` has not: those for bfloat16, and for whole numbers.
+//! Products by vector instructions of x86 that `pulp` has not: those for bfloat16, and for whole numbers.
 //!
-//! All unsafe code on the CPU but a line of [`crate::prefetch`]: it asks the kernel for the tile registers, writes their instructions
-//! out, which Rust has not, and reads slices through vector types. Invariant: every address lies in a slice whose length was
-//! asserted before.
+//! Invariant: slices bound every access; unsafe are the instructions themselves, and arrays seen as vectors.
 
 #![expect(
     unsafe_code,
@@ -13,10 +11,8 @@
     reason = "a step is compiled for the instructions of whoever calls it, which it has to be part of"
 )]
 
-use std::arch::asm;
 use std::arch::x86_64::{
-    __cpuid, __cpuid_count, __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
-    _mm512_dpwssd_epi32, _mm512_set1_epi32,
+    __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_set1_epi32,
 };
 use std::mem::transmute;
 
@@ -109,12 +105,14 @@ fn dot_products(product: Product<'_, Pair>) {
         rows,
         panel,
         next,
+        start,
         output,
         ..
     } = product;
     let (left, panel) = (left.as_chunks::<PAIRS>().0, panel.as_chunks::<COLUMNS>().0);
     let visits = panel.len().div_ceil(PARTS * PAIRS) * rows.len().div_ceil(ROWS);
     let mut next = spread(next, visits);
+    let mut start = start.as_chunks::<COLUMNS>().0.first();
     assert!(rows.end <= stride && left.len() >= panel.len() / PAIRS * stride);
     let output = &mut output.as_chunks_mut::<COLUMNS>().0[..rows.len()];
     for (left, panel) in left.chunks(PARTS * stride).zip(panel.chunks(PARTS * PAIRS)) {
@@ -125,6 +123,7 @@ fn dot_products(product: Product<'_, Pair>) {
                 first: rows.start + group.start,
                 panel,
                 next: next.next().unwrap_or_default(),
+                start,
             };
             let output = &mut output[group];
             match output.len() {
@@ -142,6 +141,7 @@ fn dot_products(product: Product<'_, Pair>) {
                 _ => micro::<1>(part, output),
             }
         }
+        start = None;
     }
 }
 
@@ -154,6 +154,8 @@ struct Part<'a> {
     panel: &'a [[Pair; COLUMNS]],
     /// What is fetched meanwhile.
     next: &'a [Pair],
+    /// What the sums begin with, if it is not what the output holds.
+    start: Option<&'a [f32; COLUMNS]>,
 }
 
 /// `M` rows against it.
@@ -165,7 +167,7 @@ fn micro<const M: usize>(part: Part<'_>, output: &mut [[f32; COLUMNS]]) {
     let mut next = spread(part.next, part.panel.len() / PAIRS);
     let mut sums = [[0.0; COLUMNS]; M].map(sums_of);
     for (sums, output) in sums.iter_mut().zip(&*output) {
-        *sums = sums_of(*output);
+        *sums = sums_of(*part.start.unwrap_or(output));
     }
     let panels = part.left.chunks_exact(part.stride);
     for (left, panel) in panels.zip(part.panel.chunks_exact(PAIRS)) {
@@ -188,213 +190,5 @@ fn micro<const M: usize>(part: Part<'_>, output: &mut [[f32; COLUMNS]]) {
     for (sums, output) in sums.iter().zip(output) {
         // SAFETY: as above.
         *output = unsafe { transmute::<[__m512; 2], [f32; COLUMNS]>(*sums) };
-    }
-}
-
-/// By AMX's tiles.
-pub(crate) struct Amx(());
-
-impl Amx {
-    /// `None` where the processor has none, or the kernel does not lend them.
-    pub(crate) fn try_new() -> Option<Self> {
-        // CPUID.(7, 0):EDX, bits 22 (AMX-BF16) and 24 (AMX-TILE).
-        const BITS: u32 = 1 << 22 | 1 << 24;
-        let has = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BITS == BITS;
-        (has && tiles_are_lent()).then_some(Self(()))
-    }
-}
-
-/// Asks the kernel for the tiles' state, once for all threads of the process (Documentation/arch/x86/xstate.rst).
-#[cfg(target_os = "linux")]
-fn tiles_are_lent() -> bool {
-    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
-    const XFEATURE_XTILE_DATA: i64 = 18;
-    // SAFETY: the call takes two numbers and touches no memory of ours.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA) == 0 }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn tiles_are_lent() -> bool {
-    false
-}
-
-/// Rows of a tile.
-const TILE: usize = 16;
-/// Bytes of a row of a panel of pairs, of two rows of a tile of the right side, and of a row of the output.
-const LINE: usize = PAIRS * size_of::<Pair>();
-const TWO_LINES: usize = COLUMNS * size_of::<Pair>();
-
-/// What `ldtilecfg` reads: a row has 64 bytes in each of eight tiles, of which 0 to 3 are sums, 4 and 5 the left side, 6 and 7
-/// the right one.
-#[repr(C, align(64))]
-struct Tiles([u8; 64]);
-
-impl Tiles {
-    /// For products of `rows` rows, 32 at most: the upper half of the sums are 0 and 1, the lower half are 2 and 3.
-    fn new(rows: usize) -> Self {
-        let mut bytes = [0; 64];
-        bytes[0] = 1;
-        let upper = rows.min(TILE) as u8;
-        // A tile without rows is none; what would be in it is not computed then.
-        let lower = (rows.saturating_sub(TILE) as u8).max(1);
-        let all = [upper, upper, lower, lower, upper, lower, TILE as u8, TILE as u8];
-        for (tile, rows) in all.into_iter().enumerate() {
-            bytes[16 + 2 * tile] = LINE as u8;
-            bytes[48 + tile] = rows;
-        }
-        Self(bytes)
-    }
-}
-
-impl Multiply<Pair> for Amx {
-    fn multiply(&self, product: Product<'_, Pair>) {
-        let Product {
-            left,
-            stride,
-            rows,
-            panel,
-            output,
-            ..
-        } = product;
-        let count = rows.len();
-        if count == 0 {
-            return;
-        }
-        let panels = panel.len() / (COLUMNS * PAIRS);
-        assert!(panels > 0 && rows.end <= stride);
-        assert!(left.len() >= panels * stride * PAIRS && output.len() >= count * COLUMNS);
-        let mut configured = 0;
-        for group in groups(count, 2 * TILE) {
-            let rows_of_group = group.len();
-            if rows_of_group != configured {
-                let tiles = Tiles::new(rows_of_group);
-                // SAFETY: 64 bytes that the manual allows: palette 1, at most 16 rows of at most 64 bytes. The processor and
-                // the kernel allow tiles, or there would be no value of this type.
-                unsafe {
-                    asm!(
-                        "ldtilecfg [{}]",
-                        in(reg) &raw const tiles,
-                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                        options(nostack, readonly),
-                    );
-                }
-                configured = rows_of_group;
-            }
-            let left = &left[(rows.start + group.start) * PAIRS..];
-            let output = &mut output[group.start * COLUMNS..group.end * COLUMNS];
-            // SAFETY: rows up to `rows.end ≤ stride` of `panels` panels are read, which `left` was asserted to hold; all of
-            // `panel` is; and `output` has a line for each row of the group.
-            unsafe {
-                if rows_of_group > TILE {
-                    tall(
-                        left.as_ptr(),
-                        stride * LINE,
-                        panel.as_ptr(),
-                        panels,
-                        output.as_mut_ptr(),
-                    );
-                } else {
-                    low(
-                        left.as_ptr(),
-                        stride * LINE,
-                        panel.as_ptr(),
-                        panels,
-                        output.as_mut_ptr(),
-                    );
-                }
-            }
-        }
-        // SAFETY: gives the tiles back, so that switches between threads need not save them.
-        unsafe {
-            asm!(
-                "tilerelease",
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, nomem),
-            );
-        }
-    }
-}
-
-/// Adds a product of 17 to 32 rows.
-///
-/// # Safety
-/// Tiles are configured for the rows. Behind `left`, which steps by `panel_bytes`, `right` and `output` lie as many panels and
-/// rows.
-unsafe fn tall(left: *const Pair, panel_bytes: usize, right: *const Pair, panels: usize, output: *mut f32) {
-    // SAFETY: the caller's.
-    unsafe {
-        asm!(
-            "tileloadd tmm0, [{out} + {two}*1]",
-            "tileloadd tmm1, [{out} + {two}*1 + 64]",
-            "tileloadd tmm2, [{low_out} + {two}*1]",
-            "tileloadd tmm3, [{low_out} + {two}*1 + 64]",
-            "2:",
-            "tileloadd tmm4, [{left} + {line}*1]",
-            "tileloadd tmm6, [{right} + {two}*1]",
-            "tileloadd tmm7, [{right} + {two}*1 + 64]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{low_left} + {line}*1]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {left}, {step}",
-            "add {low_left}, {step}",
-            "add {right}, 2048",
-            "dec {panels}",
-            "jnz 2b",
-            "tilestored [{out} + {two}*1], tmm0",
-            "tilestored [{out} + {two}*1 + 64], tmm1",
-            "tilestored [{low_out} + {two}*1], tmm2",
-            "tilestored [{low_out} + {two}*1 + 64], tmm3",
-            left = inout(reg) left => _,
-            low_left = inout(reg) left.wrapping_byte_add(TILE * LINE) => _,
-            right = inout(reg) right => _,
-            panels = inout(reg) panels => _,
-            step = in(reg) panel_bytes,
-            out = in(reg) output,
-            low_out = in(reg) output.wrapping_byte_add(TILE * TWO_LINES),
-            line = in(reg) LINE,
-            two = in(reg) TWO_LINES,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
-}
-
-/// Adds a product of 1 to 16 rows.
-///
-/// # Safety
-/// That of [`tall`].
-unsafe fn low(left: *const Pair, panel_bytes: usize, right: *const Pair, panels: usize, output: *mut f32) {
-    // SAFETY: the caller's.
-    unsafe {
-        asm!(
-            "tileloadd tmm0, [{out} + {two}*1]",
-            "tileloadd tmm1, [{out} + {two}*1 + 64]",
-            "2:",
-            "tileloadd tmm4, [{left} + {line}*1]",
-            "tileloadd tmm6, [{right} + {two}*1]",
-            "tileloadd tmm7, [{right} + {two}*1 + 64]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "add {left}, {step}",
-            "add {right}, 2048",
-            "dec {panels}",
-            "jnz 2b",
-            "tilestored [{out} + {two}*1], tmm0",
-            "tilestored [{out} + {two}*1 + 64], tmm1",
-            left = inout(reg) left => _,
-            right = inout(reg) right => _,
-            panels = inout(reg) panels => _,
-            step = in(reg) panel_bytes,
-            out = in(reg) output,
-            line = in(reg) LINE,
-            two = in(reg) TWO_LINES,
-            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
     }
 }

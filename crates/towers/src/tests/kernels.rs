@@ -7,12 +7,12 @@ use crate::Activation;
 use crate::blocks::{Aligned, Blocks, Extent, in_panels};
 use crate::elementwise::{self, Activate, Round, Softmax};
 use crate::kernel::{Kernel, Vectors};
-use crate::matrix::{Matrix, Start};
+use crate::matrix::{Matrix, Output};
 use crate::operand::{Left, Operand, Pair};
 use crate::processor::{all, all_bf16, all_int8, all_int16};
 
 /// Rows of values as one block.
-fn block<T: Operand>(rows: &[Vec<f32>], panel: usize) -> Blocks<T> {
+pub(super) fn block<T: Operand>(rows: &[Vec<f32>], panel: usize) -> Blocks<T> {
     in_panels(&rows.concat(), rows[0].len(), panel)
 }
 
@@ -41,13 +41,13 @@ fn nearest(value: f32) -> f32 {
     ((f64::from(value) / unit).round_ties_even() * unit) as f32
 }
 
-fn rows(blocks: &Blocks, count: usize, columns: usize) -> Vec<Vec<f32>> {
+pub(super) fn rows(blocks: &Blocks, count: usize, columns: usize) -> Vec<Vec<f32>> {
     (0..count)
         .map(|row| blocks.row(0, row).flatten().copied().take(columns).collect())
         .collect()
 }
 
-fn matrix(seed: usize, rows: usize, columns: usize) -> Vec<Vec<f32>> {
+pub(super) fn matrix(seed: usize, rows: usize, columns: usize) -> Vec<Vec<f32>> {
     (0..rows).map(|row| noise(seed + 31 * row, columns)).collect()
 }
 
@@ -190,12 +190,17 @@ fn product<T: Operand>(
     let extent = Extent::new(1, count);
     let mut of_rows = Left::<T>::zeros(panel, count, inputs, 1);
     of_rows.pieces = block(left, panel);
-    packed.product(kernel, &mut of_rows, extent, &mut out, Start::Bias, None);
+    packed.product(kernel, &mut of_rows, extent, Output::new(&mut out));
     rows(&out, count, right.len())
 }
 
 /// How far a product is from what it should be, against the sizes of what is summed.
-fn furthest_product(left: &[Vec<f32>], right: &[Vec<f32>], bias: &[f32], found: &[Vec<f32>]) -> f64 {
+pub(super) fn furthest_product(
+    left: &[Vec<f32>],
+    right: &[Vec<f32>],
+    bias: &[f32],
+    found: &[Vec<f32>],
+) -> f64 {
     let mut furthest = 0.0_f64;
     for (left, found) in left.iter().zip(found) {
         for ((right, bias), found) in right.iter().zip(bias).zip(found) {

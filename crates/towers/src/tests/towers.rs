@@ -37,7 +37,7 @@ const TEXTS: TextShape = TextShape {
 /// then.
 const APART: [(Precision, f32); 4] = [
     (Precision::F32, 1e-4),
-    (Precision::Bf16, 3e-2),
+    (Precision::Bf16, 5e-2),
     (Precision::Int16, 4e-3),
     (Precision::Int8, 3e-2),
 ];
