@@ -15,6 +15,9 @@ const IMAGES: usize = 1;
 /// Tokens of a text that towers are compared on, beside one as long as can be.
 const TOKENS: usize = 8;
 
+/// What lists the instructions that a tower has for a precision, the best first.
+type MadeFor = fn(&Transformer, Precision) -> Vec<Instructions>;
+
 /// What weights and activations are rounded to where they are multiplied. On the CPU, what is between the products, and their
 /// sums, stays f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -118,7 +121,8 @@ impl Dtype {
     ) -> Result<Option<ImageTower>, E> {
         let load = |instructions| ImageTower::load(shape, instructions, take);
         let images = || numbers(IMAGES * 3 * shape.image_size.pow(2));
-        self.best(&shape.transformer, load, shape.dim, |tower| {
+        let made_for: MadeFor = Instructions::made_for;
+        self.best((&shape.transformer, made_for), load, shape.dim, |tower| {
             tower.forward(&images(), None)
         })
     }
@@ -133,16 +137,17 @@ impl Dtype {
         let load = |instructions| TextTower::load(shape, instructions, take);
         let lengths = [TOKENS.min(shape.context_length), shape.context_length];
         let short = &tokens[..lengths[0] * shape.transformer.width];
-        self.best(&shape.transformer, load, shape.dim, |tower| {
+        let made_for: MadeFor = Instructions::made_for_texts;
+        self.best((&shape.transformer, made_for), load, shape.dim, |tower| {
             tower.forward(&[short, tokens].concat(), &lengths)
         })
     }
 
-    /// The tower that suits this processor best, of those that `load` makes for a `transformer`. What is rounded is compared
-    /// by its `features`, rows of `dim`.
+    /// The tower that suits this processor best, of those that `load` makes for a `transformer`, by the instructions that are
+    /// `made_for` it. What is rounded is compared by its `features`, rows of `dim`.
     fn best<T: fmt::Display, E>(
         self,
-        transformer: &Transformer,
+        (transformer, made_for): (&Transformer, MadeFor),
         mut load: impl FnMut(Instructions) -> Result<T, E>,
         dim: usize,
         features: impl Fn(&T) -> Vec<f32>,
@@ -152,20 +157,22 @@ impl Dtype {
             return first(Instructions::suiting(transformer, given));
         }
         let exact = first(Instructions::suiting(transformer, Precision::F32))?;
-        let fast = [Precision::Bf16, Precision::Int16].map(|fast| Instructions::made_for(transformer, fast));
-        let mut fast = fast.into_iter().flatten();
-        let Some(exact) = exact else {
-            return first(fast.collect());
+        let fast = [Precision::Bf16, Precision::Int16].map(|fast| made_for(transformer, fast));
+        let mut fast: Vec<Instructions> = fast.into_iter().flatten().collect();
+        let Some(exact) = exact.filter(|_| !fast.is_empty()) else {
+            return first(fast);
         };
+        // Behind what multiplies in halves stands the same with whole products, which is more exact.
+        fast.truncate(1 + usize::from(fast[0].are_in_halves()));
         let wanted = features(&exact);
-        let near = fast.find_map(|instructions| match load(instructions) {
-            Ok(rounded) => {
-                let found = features(&rounded);
-                is_better((&exact, &wanted), (&rounded, &found), dim).then_some(Ok(rounded))
+        for instructions in fast {
+            let rounded = load(instructions)?;
+            let found = features(&rounded);
+            if is_better((&exact, &wanted), (&rounded, &found), dim) {
+                return Ok(Some(rounded));
             }
-            Err(error) => Some(Err(error)),
-        });
-        Ok(Some(near.transpose()?.unwrap_or(exact)))
+        }
+        Ok(Some(exact))
     }
 }
 

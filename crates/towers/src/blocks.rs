@@ -11,7 +11,8 @@
 //! What a product multiplies may be *pairs* of bfloat16, or whole numbers, two or four together (see [`crate::operand`]): W
 //! columns are W / 2 or W / 4 of them, and so are W inputs of a column of weights.
 //!
-//! Invariants: columns are padded to whole panels, rows to a multiple of W; memory starts at a page.
+//! Invariants: columns are padded to whole panels, rows to a multiple of W (but for the sums of [`crate::strassen`]), both by zeros
+//! that nothing is written over; memory starts at a page.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};

@@ -13,7 +13,7 @@ use pulp::{Simd, WithSimd};
 
 use crate::Activation;
 use crate::integer::WHOLE;
-use crate::lanes::halves;
+use crate::lanes::unpaired;
 use crate::operand::{Pair, UPPER};
 
 /// `(x − mean) / √(variance + ε) · weight + bias` of rows of a block, into the same rows of another.
@@ -46,7 +46,7 @@ pub(crate) struct Round<'a> {
     pub(crate) operands: &'a mut [Pair],
 }
 
-/// `one + times · other` of pairs, rounded.
+/// `one + times · other` of pairs, rounded. There must be a whole number of vectors.
 pub(crate) struct AddPairs<'a> {
     pub(crate) one: &'a [Pair],
     pub(crate) times: f32,
@@ -54,7 +54,7 @@ pub(crate) struct AddPairs<'a> {
     pub(crate) output: &'a mut [Pair],
 }
 
-/// Adds `times · values` to `to`. There must be a whole number of vectors, and of pairs, too.
+/// Adds `times · values` to `to`. There must be a whole number of vectors.
 pub(crate) struct Add<'a> {
     pub(crate) to: &'a mut [f32],
     pub(crate) times: f32,
@@ -91,8 +91,10 @@ impl WithSimd for AddPairs<'_> {
         } = self;
         let times = simd.splat_f32s(times);
         let both = S::as_simd_u32s(one).0.iter().zip(S::as_simd_u32s(other).0);
-        for (output, (one, other)) in S::as_mut_simd_u32s(output).0.iter_mut().zip(both) {
-            let (one, other) = (halves(simd, *one), halves(simd, *other));
+        let (output, rest) = S::as_mut_simd_u32s(output);
+        assert!(rest.is_empty(), "whole vectors");
+        for (output, (one, other)) in output.iter_mut().zip(both) {
+            let (one, other) = (unpaired(simd, *one), unpaired(simd, *other));
             let lower = simd.mul_add_e_f32s(times, other[0], one[0]);
             let upper = simd.mul_add_e_f32s(times, other[1], one[1]);
             *output = paired(simd, [lower, upper]);
@@ -238,8 +240,8 @@ impl<S: Simd> Piece<'_, S> {
     }
 }
 
-/// Two vectors as pairs: each value rounded to the nearest bfloat16, and to even. What is no number stays none, if arithmetic has
-/// made it.
+/// Two vectors as pairs: each value rounded to the nearest bfloat16, and to even. What is no number stays none,
+/// as arithmetic on numbers makes it.
 #[inline(always)]
 fn paired<S: Simd>(simd: S, [lower, upper]: [S::f32s; 2]) -> S::u32s {
     let lower = simd.wrapping_dyn_shr_u32s(nearest(simd, lower), simd.splat_u32s(16));

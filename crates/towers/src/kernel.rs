@@ -68,7 +68,7 @@ pub(crate) trait Vectors: Multiply<f32> + Cross<f32, f32> {
 
 /// Products of operands of one type.
 pub(crate) trait Multiply<T>: Send + Sync {
-    /// Adds a product to a panel of the output.
+    /// Makes a panel of the output a product, or adds one to it.
     fn multiply(&self, product: Product<'_, T>);
 }
 
@@ -80,7 +80,7 @@ pub(crate) struct Kernel<T> {
     pub(crate) products: Box<dyn Multiply<T>>,
     /// The fewest inputs and outputs of a matrix that is multiplied in halves where it can be (see [`crate::strassen`]). `None`
     /// where that gains nothing.
-    pub(crate) halves: Option<usize>,
+    pub(crate) halves_from: Option<usize>,
 }
 
 impl<T> Kernel<T> {
@@ -92,14 +92,18 @@ impl<T> Kernel<T> {
     /// Whether it multiplies by a matrix of such sides in halves.
     pub(crate) fn cuts(&self, inputs: usize, outputs: usize) -> bool {
         let is_cut = |side: usize, from| side >= from && side.is_multiple_of(2 * self.columns());
-        let from = self.halves;
-        from.is_some_and(|from| is_cut(inputs, from) && is_cut(outputs, from))
+        self.halves_from
+            .is_some_and(|from| is_cut(inputs, from) && is_cut(outputs, from))
     }
 }
 
 impl<T> fmt::Display for Kernel<T> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let strassen = if self.halves.is_some() { "strassen " } else { "" };
+        let strassen = if self.halves_from.is_some() {
+            "strassen "
+        } else {
+            ""
+        };
         write!(out, "{strassen}{}×{}", self.name, self.columns())
     }
 }

@@ -223,9 +223,9 @@ impl<const W: usize, const HALF: usize, const VECTORS: usize> WithSimd
                 .zip(panel.chunks_exact(HALF))
             {
                 for (pair, right) in left.iter().zip(panel) {
-                    let value = halves(simd, simd.splat_u32s(*pair));
+                    let value = unpaired(simd, simd.splat_u32s(*pair));
                     for (sum, right) in sums.iter_mut().zip(S::as_simd_u32s(right).0) {
-                        let right = halves(simd, *right);
+                        let right = unpaired(simd, *right);
                         *sum = simd.mul_add_e_f32s(value[0], right[0], *sum);
                         *sum = simd.mul_add_e_f32s(value[1], right[1], *sum);
                     }
@@ -238,7 +238,7 @@ impl<const W: usize, const HALF: usize, const VECTORS: usize> WithSimd
 
 /// The two values of each pair.
 #[inline(always)]
-pub(crate) fn halves<S: Simd>(simd: S, pairs: S::u32s) -> [S::f32s; 2] {
+pub(crate) fn unpaired<S: Simd>(simd: S, pairs: S::u32s) -> [S::f32s; 2] {
     let lower = simd.wrapping_dyn_shl_u32s(pairs, simd.splat_u32s(16));
     let upper = simd.and_u32s(pairs, simd.splat_u32s(UPPER));
     [simd.transmute_f32s_u32s(lower), simd.transmute_f32s_u32s(upper)]

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `operand` | what products multiply: f32, bfloat16 in pairs, or whole numbers |
 //! | `blocks` | how activations and weights lie in memory |
+//! | `instructions` | those that suit a tower |
 //! | `processor` | which kernels run here |
 //! | `kernel` | what products and the steps between them are |
 //! | `lanes` | both, in f32 and in pairs, by any vectors |
@@ -17,7 +18,7 @@
 //! | `crossed` | products of columns |
 //! | `x86` | products by vector instructions of x86 alone |
 //! | `amx` | products by tiles of x86 |
-//! | `elementwise` | layer norm, softmax, activations, by the same |
+//! | `elementwise` | layer norm, softmax, activations, by any vectors |
 //! | `matrix` | a packed matrix and its products, on threads that are free |
 //! | `strassen` | a matrix in halves, which takes seven products instead of eight |
 //! | `linear` | a matrix, whole or in halves |
@@ -46,6 +47,7 @@ pub mod cuda;
 mod dots;
 mod elementwise;
 mod image;
+mod instructions;
 mod integer;
 mod kernel;
 mod lanes;
@@ -69,11 +71,10 @@ mod tests;
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::integer::{Bytes, Shorts};
-use crate::kernel::Kernel;
-use crate::operand::Pair;
+use crate::instructions::By;
 
 pub use adapter::{LinearAdapter, LinearGradient, LinearObjective};
+pub use instructions::{Instructions, Precision};
 pub use regression::RandomFeatures;
 
 /// Tokens that are computed at a time, for each thread: their activations stay in the caches.
@@ -144,107 +145,6 @@ pub enum Activation {
     QuickGelu,
     /// `x · Φ(x)`, as LAION's checkpoints use it.
     Gelu,
-}
-
-/// The type that weights are multiplied in, and, of the first two, what attention mixes. What is between the products, and their
-/// sums, is f32 in any case, and so is attention beside whole numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Precision {
-    /// 32 bits.
-    F32,
-    /// bfloat16: 16 bits, of which 8 are the exponent, as in f32.
-    Bf16,
-    /// Whole numbers of 16 bits, of which 12 are used, times a scale for each column of weights and each token.
-    Int16,
-    /// As `Int16`, of 8 bits.
-    Int8,
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::Int16 => "int16",
-            Self::Int8 => "int8",
-        })
-    }
-}
-
-/// Instructions of this processor, and how wide the panels are that they multiply.
-pub struct Instructions(By);
-
-enum By {
-    F32(Kernel<f32>),
-    Bf16(Kernel<Pair>),
-    Int16(Kernel<Shorts>),
-    Int8(Kernel<Bytes>),
-}
-
-impl Instructions {
-    /// Those that suit a tower, the best first. None do where its heads or its MLP are no multiple of eight values wide.
-    pub fn suiting(tower: &Transformer, precision: Precision) -> Vec<Self> {
-        match precision {
-            Precision::F32 => suiting(tower, processor::all(), By::F32),
-            Precision::Bf16 => suiting(tower, processor::all_bf16(), By::Bf16),
-            Precision::Int16 => suiting(tower, processor::all_int16(), By::Int16),
-            Precision::Int8 => suiting(tower, processor::all_int8(), By::Int8),
-        }
-    }
-
-    /// Those that suit a tower and that the processor has for this precision, the best first: where there are none, there is
-    /// no gain in it.
-    pub fn made_for(tower: &Transformer, precision: Precision) -> Vec<Self> {
-        match precision {
-            Precision::F32 => Self::suiting(tower, precision),
-            Precision::Bf16 => suiting(tower, processor::made_for_bf16(), By::Bf16),
-            Precision::Int16 => suiting(tower, processor::made_for_int16(), By::Int16),
-            Precision::Int8 => suiting(tower, processor::made_for_int8(), By::Int8),
-        }
-    }
-
-    /// Those of whole products.
-    fn whole(mut self) -> Self {
-        match &mut self.0 {
-            By::F32(kernel) => kernel.halves = None,
-            By::Bf16(kernel) => kernel.halves = None,
-            By::Int16(kernel) => kernel.halves = None,
-            By::Int8(kernel) => kernel.halves = None,
-        }
-        self
-    }
-
-    /// What its products are in.
-    pub fn precision(&self) -> Precision {
-        match self.0 {
-            By::F32(_) => Precision::F32,
-            By::Bf16(_) => Precision::Bf16,
-            By::Int16(_) => Precision::Int16,
-            By::Int8(_) => Precision::Int8,
-        }
-    }
-}
-
-fn suiting<T>(tower: &Transformer, kernels: Vec<Kernel<T>>, by: fn(Kernel<T>) -> By) -> Vec<Instructions> {
-    let columns = [tower.width / tower.heads, tower.mlp_width];
-    let suits = |found: &Kernel<T>| {
-        columns.iter().all(|of| of.is_multiple_of(found.columns()))
-            && (found.halves.is_none() || found.cuts(tower.width, tower.mlp_width))
-    };
-    let kernels = kernels.into_iter().filter(suits);
-    kernels.map(|kernel| Instructions(by(kernel))).collect()
-}
-
-impl fmt::Display for Instructions {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            By::F32(kernel) => kernel.fmt(out),
-            By::Bf16(kernel) => kernel.fmt(out),
-            By::Int16(kernel) => kernel.fmt(out),
-            By::Int8(kernel) => kernel.fmt(out),
-        }?;
-        write!(out, " {}", self.precision())
-    }
 }
 
 /// Where weights come from: the values, all finite, of the tensor with a name and exactly this shape, row by row. Names are
@@ -346,7 +246,7 @@ impl TextTower {
     /// # Errors
     /// Whatever `take` says.
     pub fn load<E>(shape: TextShape, instructions: Instructions, take: &mut Take<'_, E>) -> Result<Self, E> {
-        // Rows of a block are tokens of several texts.
+        // They are in any case, and so its name says.
         let instructions = instructions.whole();
         let chosen = Chosen::of(&instructions);
         let packed: Box<dyn text::Forward> = match instructions.0 {

@@ -37,7 +37,7 @@ impl<T: Operand> Linear<T> {
         }
     }
 
-    /// As [`Matrix::product`].
+    /// As [`Matrix::product`], or [`Halves::product`].
     pub(crate) fn product<O: Piecewise>(
         &self,
         kernel: &Kernel<T>,

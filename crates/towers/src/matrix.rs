@@ -50,9 +50,11 @@ impl<'a, O: Operand> Output<'a, O> {
             activation: None,
         }
     }
+}
 
+impl<'a> Output<'a, f32> {
     /// `blocks`, to which the product and the bias are added.
-    pub(crate) fn residual(blocks: &'a mut Blocks<O>) -> Self {
+    pub(crate) fn residual(blocks: &'a mut Blocks) -> Self {
         Self {
             start: Start::Residual,
             ..Self::new(blocks)
@@ -153,6 +155,11 @@ impl<T: Operand> Matrix<T> {
                 self.piece(&factors, at, output);
             });
         });
+    }
+
+    /// Inputs, those that pad them included.
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
     }
 
     /// The panel of some columns, and the one so many panels behind it, where there is one.

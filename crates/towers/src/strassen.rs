@@ -88,19 +88,18 @@ impl<P: Piecewise> Lefts<P> {
         let count = blocks.values.len() / from.len();
         let lefts = self.0.get_or_insert_with(|| Blocks::of(layout, count));
         assert_eq!(lefts.layout, layout, "as many rows as before");
-        let of_blocks = lefts.values[..extent.blocks * layout.len()].par_chunks_mut(layout.len());
-        of_blocks.enumerate().for_each(|(block, lefts)| {
-            let of_products = lefts.chunks_exact_mut(panels * layout.panel_len());
-            for (left, (one, other)) in of_products.zip(LEFT) {
-                for (number, left) in left.chunks_exact_mut(layout.panel_len()).enumerate() {
-                    let quarter = |(lower, right)| {
-                        let panel = blocks.panel(block, 2 * number + right);
-                        &panel[from.row(lower * rows).start..from.row((lower + 1) * rows).start]
-                    };
-                    match other {
-                        None => left.copy_from_slice(quarter(one)),
-                        Some((times, other)) => P::add(vectors, (quarter(one), times, quarter(other)), left),
-                    }
+        let of_products =
+            lefts.values[..extent.blocks * layout.len()].par_chunks_mut(layout.len() / PRODUCTS);
+        of_products.enumerate().for_each(|(number, left)| {
+            let (block, (one, other)) = (number / PRODUCTS, LEFT[number % PRODUCTS]);
+            for (number, left) in left.chunks_exact_mut(layout.panel_len()).enumerate() {
+                let quarter = |(lower, right)| {
+                    let panel = blocks.panel(block, 2 * number + right);
+                    &panel[from.row(lower * rows).start..from.row((lower + 1) * rows).start]
+                };
+                match other {
+                    None => left.copy_from_slice(quarter(one)),
+                    Some((times, other)) => P::add(vectors, (quarter(one), times, quarter(other)), left),
                 }
             }
         });
@@ -160,7 +159,10 @@ impl<P: Piecewise> Halves<P> {
         }
     }
 
-    /// As [`Matrix::product`], of always as many rows.
+    /// As [`Matrix::product`]. Where the number of rows is odd, the row behind the last one must be zeros in `left`.
+    ///
+    /// # Panics
+    /// When `left` has been multiplied in halves before, and had another number of rows then.
     pub(crate) fn product<T: Operand<Piece = P>, O: Piecewise>(
         &self,
         kernel: &Kernel<T>,
@@ -173,7 +175,12 @@ impl<P: Piecewise> Halves<P> {
         }: Output<'_, O>,
     ) {
         let layout = blocks.layout;
-        assert_eq!(left.pieces.layout.stride, layout.stride);
+        let from = left.pieces.layout;
+        let inputs = self.right.inputs() * 2;
+        assert_eq!(
+            (from.panels * kernel.columns(), from.stride),
+            (inputs, layout.stride)
+        );
         assert_eq!(layout.panels * kernel.columns(), self.bias.len());
         let vectors = kernel.vectors.as_ref();
         let factors = Factors {

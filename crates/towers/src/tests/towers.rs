@@ -37,7 +37,7 @@ const TEXTS: TextShape = TextShape {
 /// then.
 const APART: [(Precision, f32); 4] = [
     (Precision::F32, 1e-4),
-    (Precision::Bf16, 5e-2),
+    (Precision::Bf16, 3e-2),
     (Precision::Int16, 4e-3),
     (Precision::Int8, 3e-2),
 ];
@@ -122,7 +122,9 @@ fn all_instructions_give_the_same() {
         let names: Vec<String> = towers.iter().map(ImageTower::to_string).collect();
         eprintln!("compared {}", names.join(", "));
         let mut states = Vec::new();
-        let features = towers[0].forward(&pixels, Some(&mut states));
+        let is_in_halves = |tower: &&ImageTower| tower.to_string().starts_with("strassen");
+        let whole = towers.iter().find(|tower| !is_in_halves(tower));
+        let features = whole.expect("whole ones").forward(&pixels, Some(&mut states));
         assert_eq!(features.len(), 3 * SMALL.dim);
         assert_eq!(states.len(), 3 * SMALL.tokens() * TRANSFORMER.width);
         for tower in &towers {
@@ -130,6 +132,7 @@ fn all_instructions_give_the_same() {
             let mut others = Vec::new();
             let found = tower.forward(&pixels, Some(&mut others));
             let differences = (furthest(&found, &features), furthest(&others, &states));
+            let apart = if is_in_halves(&tower) { 2.0 * apart } else { apart };
             assert!(
                 differences.0 < apart && differences.1 < apart,
                 "{tower}: {differences:?}"
