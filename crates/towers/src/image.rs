@@ -7,7 +7,7 @@ use crate::attention::{Asked, Sequences, Sight};
 use crate::blocks::{Blocks, Extent, copy_columns, in_panels, read_row};
 use crate::kernel::{Kernel, groups};
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
-use crate::linear::{Kin, Linear};
+use crate::linear::Kin;
 use crate::matrix::{Matrix, Output, Start};
 use crate::operand::{Left, Operand};
 use crate::rooms::Rooms;
@@ -17,7 +17,8 @@ use crate::{ImageShape, Pause, TOKENS, Take};
 pub(crate) struct Packed<T: Operand> {
     kernel: Kernel<T>,
     shape: ImageShape,
-    patches: Linear<T>,
+    /// Whole: of halves, the class token's row of zeros would get what rounding makes of a patch.
+    patches: Matrix<T>,
     /// A block: the class token with its position, then the positions of patches.
     positions: Blocks,
     pre_norm: LayerNorm,
@@ -164,7 +165,7 @@ impl<T: Operand> Packed<T> {
         let chunk = TOKENS.div_ceil(tokens);
         let threads = rayon::current_num_threads();
         Ok(Self {
-            patches: Linear::pack(&patches, inputs, &[], (&kernel, Kin::Related)),
+            patches: Matrix::pack(&patches, inputs, &[], panel),
             positions: in_panels(&positions, width, panel),
             // The missing letters are in the checkpoints.
             pre_norm: LayerNorm::load(take, "vision_model.pre_layrnorm", of)?,
