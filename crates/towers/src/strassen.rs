@@ -134,23 +134,29 @@ impl<P: Piecewise> Halves<P> {
         let outputs = weights.len() / inputs;
         let sides = [inputs, outputs];
         assert!(sides.iter().all(|side| side.is_multiple_of(2 * width)));
-        let mut right = Vec::with_capacity(PRODUCTS * weights.len() / 4);
-        for rows in weights.chunks_exact(2 * width * inputs) {
-            for (one, other) in RIGHT {
+        let mut right = vec![0.0; PRODUCTS * weights.len() / 4];
+        let pieces = right.par_chunks_mut(PRODUCTS * width * inputs / 2);
+        let pieces = pieces.zip(weights.par_chunks_exact(2 * width * inputs));
+        pieces.for_each(|(right, rows)| {
+            for (right, (one, other)) in right.chunks_exact_mut(width * inputs / 2).zip(RIGHT) {
                 // Weights lie output by output: B's columns are their rows.
                 let quarter = |(lower, right): Quarter| {
                     let rows = rows[right * width * inputs..][..width * inputs].chunks_exact(width);
-                    rows.skip(lower).step_by(2).flatten()
+                    rows.skip(lower).step_by(2)
                 };
+                let parts = right.chunks_exact_mut(width).zip(quarter(one));
                 match other {
-                    None => right.extend(quarter(one)),
-                    Some((times, other)) => {
-                        let both = quarter(one).zip(quarter(other));
-                        right.extend(both.map(|(one, other)| one + times * other));
-                    }
+                    None => parts.for_each(|(right, one)| right.copy_from_slice(one)),
+                    Some((times, other)) => parts.zip(quarter(other)).for_each(|((right, one), other)| {
+                        let both = one.iter().zip(other);
+                        right
+                            .iter_mut()
+                            .zip(both)
+                            .for_each(|(right, (one, other))| *right = one + times * other);
+                    }),
                 }
             }
-        }
+        });
         let mut padded = Aligned::zeros(outputs);
         padded[..bias.len()].copy_from_slice(bias);
         Self {
