@@ -159,11 +159,14 @@ impl Dtype {
         let exact = first(Instructions::suiting(transformer, Precision::F32))?;
         let fast = [Precision::Bf16, Precision::Int16].map(|fast| made_for(transformer, fast));
         let mut fast: Vec<Instructions> = fast.into_iter().flatten().collect();
-        let Some(exact) = exact.filter(|_| !fast.is_empty()) else {
+        let Some(exact) = exact else {
             return first(fast);
         };
+        let Some(fastest) = fast.first() else {
+            return Ok(Some(exact));
+        };
         // Behind what multiplies in halves stands the same with whole products, which is more exact.
-        fast.truncate(1 + usize::from(fast[0].are_in_halves()));
+        fast.truncate(1 + usize::from(fastest.are_in_halves()));
         let wanted = features(&exact);
         for instructions in fast {
             let rounded = load(instructions)?;
@@ -291,5 +294,42 @@ mod tests {
         };
         assert_eq!(image_tower(Dtype::Auto, 0.1).precision(), wanted);
         assert_eq!(text_tower(Dtype::Auto, 0.1).precision(), wanted);
+    }
+
+    /// What is chosen of instructions for a tower of usual width, where features are near by those whose names say so.
+    fn chosen(made_for: MadeFor, is_near: impl Fn(&str) -> bool) -> Option<String> {
+        let wide = Transformer {
+            width: 512,
+            mlp_width: 2048,
+            heads: 8,
+            ..TRANSFORMER
+        };
+        let load = |instructions: Instructions| Ok::<_, ()>(instructions.to_string());
+        let features = |name: &String| {
+            if is_near(name) {
+                vec![1.0, 0.0]
+            } else {
+                vec![0.0, 1.0]
+            }
+        };
+        let chosen = Dtype::Auto.best((&wide, made_for), load, 2, features);
+        chosen.expect("nothing fails")
+    }
+
+    #[test]
+    fn a_processor_without_fast_instructions_computes_in_f32() {
+        let chosen = chosen(|_, _| Vec::new(), |_| true).expect("a tower");
+        assert!(chosen.ends_with(" f32"), "{chosen}");
+    }
+
+    #[test]
+    fn what_is_not_near_enough_in_halves_is_tried_whole() {
+        let is_exact = |name: &str| name.ends_with(" f32");
+        let fastest = chosen(Instructions::made_for, |_| true).expect("a tower");
+        let other = chosen(Instructions::made_for, |name| is_exact(name) || *name != fastest);
+        let whole = fastest.strip_prefix("strassen ").map(str::to_owned);
+        let exact = chosen(Instructions::made_for, is_exact);
+        assert!(exact.as_deref().is_some_and(is_exact), "{exact:?}");
+        assert_eq!(other, whole.or(exact), "instead of {fastest}");
     }
 }
