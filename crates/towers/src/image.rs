@@ -7,8 +7,7 @@ use crate::attention::{Asked, Sequences, Sight};
 use crate::blocks::{Blocks, Extent, copy_columns, in_panels, read_row};
 use crate::kernel::{Kernel, groups};
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
-use crate::linear::Kin;
-use crate::matrix::{Matrix, Output, Start};
+use crate::matrix::{Matrix, Output};
 use crate::operand::{Left, Operand};
 use crate::rooms::Rooms;
 use crate::{ImageShape, Pause, TOKENS, Take};
@@ -169,7 +168,7 @@ impl<T: Operand> Packed<T> {
             positions: in_panels(&positions, width, panel),
             // The missing letters are in the checkpoints.
             pre_norm: LayerNorm::load(take, "vision_model.pre_layrnorm", of)?,
-            layers: Layers::load(take, "vision_model.encoder", of, (&kernel, Kin::Related))?,
+            layers: Layers::load(take, "vision_model.encoder", of, &kernel)?,
             post_norm: LayerNorm::load(take, "vision_model.post_layernorm", of)?,
             projection: Matrix::pack(&projection, width, &[], panel),
             chunk,
@@ -221,11 +220,12 @@ impl<T: Operand> Packed<T> {
             rows: self.shape.tokens(),
             threads: *threads,
         };
-        let placed = Output {
-            start: Start::Block(self.positions.block(0)),
-            ..Output::new(embedded)
-        };
-        self.patches.product(kernel, patches, extent, placed);
+        let of_images = embedded.values.par_chunks_mut(self.positions.layout.len());
+        of_images
+            .take(images)
+            .for_each(|block| block.copy_from_slice(&self.positions.values));
+        self.patches
+            .product(kernel, patches, extent, Output::residual(embedded));
         self.pre_norm.forward(vectors, embedded, extent, &mut stream.x);
         let pass = Pass {
             extent,

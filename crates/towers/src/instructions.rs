@@ -73,21 +73,13 @@ impl Instructions {
     /// Whether an image tower's large products are of halves: faster and less exact than whole ones, by the same instructions,
     /// which are listed next.
     pub fn are_in_halves(&self) -> bool {
-        match &self.0 {
-            By::F32(kernel) => kernel.halves_from.is_some(),
-            By::Bf16(kernel) => kernel.halves_from.is_some(),
-            By::Int16(kernel) => kernel.halves_from.is_some(),
-            By::Int8(kernel) => kernel.halves_from.is_some(),
-        }
+        matches!(&self.0, By::Bf16(kernel) if kernel.halves_from.is_some())
     }
 
     /// Those of whole products.
     pub(crate) fn whole(mut self) -> Self {
-        match &mut self.0 {
-            By::F32(kernel) => kernel.halves_from = None,
-            By::Bf16(kernel) => kernel.halves_from = None,
-            By::Int16(kernel) => kernel.halves_from = None,
-            By::Int8(kernel) => kernel.halves_from = None,
+        if let By::Bf16(kernel) = &mut self.0 {
+            kernel.halves_from = None;
         }
         self
     }

@@ -9,7 +9,7 @@ use crate::attention::{Asked, Attention, Sequences, Sight};
 use crate::blocks::{Aligned, Blocks, Extent, Layout};
 use crate::elementwise;
 use crate::kernel::{Kernel, Vectors};
-use crate::linear::{Kin, Linear};
+use crate::linear::Linear;
 use crate::matrix::Output;
 use crate::operand::{Left, Operand, Piecewise};
 use crate::{Activation, Pause, Take, Transformer};
@@ -64,6 +64,9 @@ impl LayerNorm {
 
 /// All layers of a tower.
 pub(crate) struct Layers<T: Operand>(Vec<Layer<T>>);
+
+/// How a matrix is packed: from weights, inputs and a bias, for a kernel.
+type Pack<T> = fn(&[f32], usize, &[f32], &Kernel<T>) -> Linear<T>;
 
 struct Layer<T: Operand> {
     norm1: LayerNorm,
@@ -133,17 +136,21 @@ pub(crate) struct Pass<'a> {
 }
 
 impl<T: Operand> Layers<T> {
-    /// Takes `{prefix}.layers.{i}.…` for every layer, whose rows are so to one another; those at the end of the last one may be
-    /// strangers in any case.
+    /// Takes `{prefix}.layers.{i}.…` for every layer. What follows attention in the last one is whole: its rows may be of several
+    /// sequences.
     pub(crate) fn load<E>(
         take: &mut Take<'_, E>,
         prefix: &str,
         of: &Transformer,
-        (kernel, kin): (&Kernel<T>, Kin),
+        kernel: &Kernel<T>,
     ) -> Result<Self, E> {
         let layer = |i| {
-            let last = if i + 1 == of.layers { Kin::Strangers } else { kin };
-            Layer::load(take, &format!("{prefix}.layers.{i}"), of, (kernel, [kin, last]))
+            let pack = if i + 1 == of.layers {
+                Linear::whole
+            } else {
+                Linear::pack
+            };
+            Layer::load(take, &format!("{prefix}.layers.{i}"), of, (kernel, pack))
         };
         (0..of.layers).map(layer).collect::<Result<_, _>>().map(Self)
     }
@@ -208,12 +215,12 @@ fn through<T: Operand>(
 }
 
 impl<T: Operand> Layer<T> {
-    /// Of rows that are so to one another while they attend, and behind.
+    /// What follows attention is packed by `pack`.
     fn load<E>(
         take: &mut Take<'_, E>,
         prefix: &str,
         of: &Transformer,
-        (kernel, [attending, behind]): (&Kernel<T>, [Kin; 2]),
+        (kernel, pack): (&Kernel<T>, Pack<T>),
     ) -> Result<Self, E> {
         let width = of.width;
         let scale = ((width / of.heads) as f64).sqrt().recip() as f32;
@@ -225,11 +232,11 @@ impl<T: Operand> Layer<T> {
             let part = take(&format!("{name}.bias"), &[width])?;
             biases.extend(part.iter().map(|value| value * scale));
         }
-        let qkv = Linear::pack(&weights, width, &biases, (kernel, attending));
+        let qkv = Linear::pack(&weights, width, &biases, kernel);
         let mut matrix = |name: &str, inputs: usize, outputs: usize| {
             let weights = take(&format!("{prefix}.{name}.weight"), &[outputs, inputs])?;
             let bias = take(&format!("{prefix}.{name}.bias"), &[outputs])?;
-            Ok::<_, E>(Linear::pack(&weights, inputs, &bias, (kernel, behind)))
+            Ok::<_, E>(pack(&weights, inputs, &bias, kernel))
         };
         Ok(Self {
             qkv,

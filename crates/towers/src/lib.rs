@@ -246,7 +246,6 @@ impl TextTower {
     /// # Errors
     /// Whatever `take` says.
     pub fn load<E>(shape: TextShape, instructions: Instructions, take: &mut Take<'_, E>) -> Result<Self, E> {
-        // They are in any case, and so its name says.
         let instructions = instructions.whole();
         let chosen = Chosen::of(&instructions);
         let packed: Box<dyn text::Forward> = match instructions.0 {

@@ -6,15 +6,6 @@ use crate::matrix::{Matrix, Output};
 use crate::operand::{Left, Operand, Piecewise};
 use crate::strassen::Halves;
 
-/// What the rows of a block are to one another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kin {
-    /// Tokens of one sequence: what becomes of one may depend on another.
-    Related,
-    /// Of several.
-    Strangers,
-}
-
 /// `x ↦ x · Wᵀ + b`.
 pub(crate) enum Linear<T: Operand> {
     Whole(Matrix<T>),
@@ -22,19 +13,18 @@ pub(crate) enum Linear<T: Operand> {
 }
 
 impl<T: Operand> Linear<T> {
-    /// As [`Matrix::pack`], for the products of a kernel and rows that are so to one another.
-    pub(crate) fn pack(
-        weights: &[f32],
-        inputs: usize,
-        bias: &[f32],
-        (kernel, kin): (&Kernel<T>, Kin),
-    ) -> Self {
-        let width = kernel.columns();
-        if kin == Kin::Related && kernel.cuts(inputs, weights.len() / inputs) {
-            Self::Halves(Halves::pack(weights, inputs, bias, width))
+    /// As [`Matrix::pack`], in halves where the kernel multiplies such a matrix so: the rows of a block must be of one sequence.
+    pub(crate) fn pack(weights: &[f32], inputs: usize, bias: &[f32], kernel: &Kernel<T>) -> Self {
+        if kernel.cuts(inputs, weights.len() / inputs) {
+            Self::Halves(Halves::pack(weights, inputs, bias, kernel.columns()))
         } else {
-            Self::Whole(Matrix::pack(weights, inputs, bias, width))
+            Self::whole(weights, inputs, bias, kernel)
         }
+    }
+
+    /// As [`Matrix::pack`], for any rows.
+    pub(crate) fn whole(weights: &[f32], inputs: usize, bias: &[f32], kernel: &Kernel<T>) -> Self {
+        Self::Whole(Matrix::pack(weights, inputs, bias, kernel.columns()))
     }
 
     /// As [`Matrix::product`], or [`Halves::product`].

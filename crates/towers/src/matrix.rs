@@ -24,20 +24,18 @@ pub(crate) struct Matrix<T: Operand> {
 }
 
 /// What a product is added to.
-#[derive(Clone, Copy)]
-pub(crate) enum Start<'a> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
     /// The bias alone.
     Bias,
     /// What is there already, and the bias.
     Residual,
-    /// This block.
-    Block(&'a [f32]),
 }
 
 /// Where a product goes.
 pub(crate) struct Output<'a, O> {
     pub(crate) blocks: &'a mut Blocks<O>,
-    pub(crate) start: Start<'a>,
+    pub(crate) start: Start,
     pub(crate) activation: Option<Activation>,
 }
 
@@ -66,7 +64,7 @@ impl<'a> Output<'a, f32> {
 struct Factors<'a, T: Operand> {
     kernel: &'a Kernel<T>,
     left: Side<'a, T>,
-    start: Start<'a>,
+    start: Start,
     activation: Option<Activation>,
 }
 
@@ -131,7 +129,7 @@ impl<T: Operand> Matrix<T> {
     ) {
         let layout = out.layout;
         assert!(
-            O::VALUES == 1 || !matches!(start, Start::Residual),
+            O::VALUES == 1 || start == Start::Bias,
             "what is rounded is no sum to go on with"
         );
         let left = left.side(kernel.vectors.as_ref(), extent);
@@ -179,16 +177,14 @@ impl<T: Operand> Matrix<T> {
         } = factors;
         let (width, stride, column) = (kernel.columns(), left.blocks.layout.stride, at.number);
         let bias = &self.bias[column * width..(column + 1) * width];
-        match start {
-            Start::Bias => {}
+        let start = match start {
+            Start::Bias => bias,
             Start::Residual => {
                 let rows = output.chunks_exact_mut(width);
                 rows.for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+                &[]
             }
-            Start::Block(block) => {
-                output.copy_from_slice(&block[column * stride * width..][..output.len()]);
-            }
-        }
+        };
         let (panel, next) = self.panel(column, 1);
         let (left, spans) = left.block(at.block);
         kernel.products.multiply(Product {
@@ -203,7 +199,7 @@ impl<T: Operand> Matrix<T> {
                 .nth(column)
                 .unwrap_or_default(),
             next: spread(next, at.turns).nth(at.turn).unwrap_or_default(),
-            start: if matches!(start, Start::Bias) { bias } else { &[] },
+            start,
             output,
         });
         if let Some(activation) = activation {

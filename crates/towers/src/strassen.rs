@@ -121,7 +121,7 @@ struct Factors<'a, P: Piecewise> {
     products: &'a dyn Multiply<P>,
     lefts: &'a Blocks<P>,
     rows: usize,
-    start: Start<'a>,
+    start: Start,
     activation: Option<Activation>,
 }
 
@@ -207,8 +207,8 @@ impl<P: Piecewise> Halves<P> {
                 self.combine(&factors, at, quarters);
                 let [c11, c12, c21, c22, _] = parts(room, quarter);
                 let [left, right] = parts(output, layout.panel_len());
-                factors.finish(layout, 2 * at.number, [c11, c21], left);
-                factors.finish(layout, 2 * at.number + 1, [c12, c22], right);
+                factors.finish(layout, [c11, c21], left);
+                factors.finish(layout, [c12, c22], right);
             });
         });
     }
@@ -217,11 +217,7 @@ impl<P: Piecewise> Halves<P> {
     fn combine(&self, factors: &Factors<'_, P>, at: Place, [c11, c12, c21, c22, m]: [&mut [f32]; 5]) {
         let width = factors.vectors.columns();
         let nothing = &ZEROS[..width];
-        let bias = |number: usize| match factors.start {
-            Start::Block(_) => nothing,
-            Start::Bias | Start::Residual => &self.bias[number * width..(number + 1) * width],
-        };
-        let [left, right] = [2 * at.number, 2 * at.number + 1].map(bias);
+        let (left, right) = self.bias[2 * at.number * width..][..2 * width].split_at(width);
         let multiply = |product, start, output: &mut [f32]| {
             let (panel, next) = self.right.panel(PRODUCTS * at.number + product, PRODUCTS);
             let lefts = factors.lefts.block(at.block);
@@ -259,21 +255,15 @@ impl<P: Piecewise> Halves<P> {
 
 impl<P: Piecewise> Factors<'_, P> {
     /// Makes the upper and the lower half of a panel of a block the output.
-    fn finish<O: Piecewise>(&self, layout: Layout, panel: usize, halves: [&mut [f32]; 2], output: &mut [O]) {
+    fn finish<O: Piecewise>(&self, layout: Layout, halves: [&mut [f32]; 2], output: &mut [O]) {
         let (vectors, width) = (self.vectors, self.vectors.columns());
         let output = output.chunks_mut(self.lefts.layout.stride * layout.panel);
         let mut first = 0;
         for (values, output) in halves.into_iter().zip(output) {
             let rows = (self.rows - first).min(self.lefts.layout.stride);
             let (values, output) = (&mut values[..rows * width], &mut output[..rows * layout.panel]);
-            match self.start {
-                Start::Bias => {}
-                Start::Residual => O::add_to(vectors, values, output),
-                Start::Block(block) => vectors.add(Add {
-                    values: &block[(panel * layout.stride + first) * width..][..values.len()],
-                    times: 1.0,
-                    to: values,
-                }),
+            if self.start == Start::Residual {
+                O::add_to(vectors, values, output);
             }
             if let Some(activation) = self.activation {
                 vectors.activate(Activate { values, activation });

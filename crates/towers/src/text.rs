@@ -7,7 +7,6 @@ use crate::attention::{Asked, Sequences, Sight};
 use crate::blocks::{Blocks, Extent, copy_columns};
 use crate::kernel::Kernel;
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
-use crate::linear::Kin;
 use crate::matrix::{Matrix, Output};
 use crate::operand::Operand;
 use crate::rooms::Rooms;
@@ -85,6 +84,8 @@ impl<T: Operand> Forward for Packed<T> {
 
 impl<T: Operand> Packed<T> {
     pub(crate) fn load<E>(shape: TextShape, kernel: Kernel<T>, take: &mut Take<'_, E>) -> Result<Self, E> {
+        // Rows of a block are tokens of several texts.
+        assert!(kernel.halves_from.is_none(), "whole products");
         let of = &shape.transformer;
         let panel = kernel.columns();
         let positions = take(
@@ -95,7 +96,7 @@ impl<T: Operand> Packed<T> {
         let projection = take("text_projection.weight", &[shape.dim, of.width])?;
         Ok(Self {
             positions,
-            layers: Layers::load(take, "text_model.encoder", of, (&kernel, Kin::Strangers))?,
+            layers: Layers::load(take, "text_model.encoder", of, &kernel)?,
             final_norm: LayerNorm::load(take, "text_model.final_layer_norm", of)?,
             projection: Matrix::pack(&projection, of.width, &[], panel),
             blocks: (TOKENS * rayon::current_num_threads()).div_ceil(shape.rows()),

@@ -32,8 +32,8 @@ proptest! {
     }
 }
 
-/// How far products in halves are from what they should be: of so many rows, inputs and outputs, with the bias, onto what is
-/// there, and onto a block. All are small whole numbers, whose sums and products are not rounded. Infinitely, where other rows than those
+/// How far products in halves are from what they should be: of so many rows, inputs and outputs, with the bias, and onto what
+/// is there. All are small whole numbers, whose sums and products are not rounded. Infinitely, where other rows than those
 /// asked for change.
 fn furthest_in_halves<T: Operand>(
     kernel: &Kernel<T>,
@@ -55,9 +55,8 @@ fn furthest_in_halves<T: Operand>(
     let mut of_rows = Left::<T>::zeros(panel, count + 1, inputs, 1);
     let padded = [left.as_slice(), &[vec![0.0; inputs]]].concat();
     of_rows.pieces = block(&padded, panel);
-    let there: Blocks = block(&before, panel);
     let mut furthest = 0.0;
-    for start in [Start::Bias, Start::Residual, Start::Block(there.block(0))] {
+    for start in [Start::Bias, Start::Residual] {
         let mut out: Blocks = block(&before, panel);
         let output = Output {
             start,
@@ -72,7 +71,6 @@ fn furthest_in_halves<T: Operand>(
             let begin: Vec<f32> = match start {
                 Start::Bias => bias.clone(),
                 Start::Residual => before[row].iter().zip(&bias).map(|(x, b)| x + b).collect(),
-                Start::Block(_) => before[row].clone(),
             };
             let wrong = furthest_product(&left[row..=row], &right, &begin, std::slice::from_ref(found));
             // What is no number is further than anything.
