@@ -50,6 +50,6 @@ bench-preprocess *photos:
 run *arguments:
     cargo run --release -- {{ arguments }}
 
-# Licences, advisories and sources of the dependencies (needs cargo-deny).
-deny:
-    cargo deny check
+# Licences, advisories and sources of the dependencies.
+deny *checks:
+    scripts/deny {{ checks }}
