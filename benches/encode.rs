@@ -1,6 +1,7 @@
-//! What an answer is made of, stage by stage: decoding and resizing, tokens, the towers of the embedded backbone, a head.
+//! What an answer is made of, stage by stage: a digest, decoding and resizing, tokens, the towers of the embedded backbone, a head.
 //!
-//! `cargo bench --bench encode`. `CLIPKEEP_BENCH_BACKBONE` names another backbone, as `--backbone` does.
+//! `just bench --bench encode`. `CLIPKEEP_BENCH_BACKBONE` names another backbone, as `--backbone` does; `CLIPKEEP_DTYPE` another type than a
+//! server takes.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
 
@@ -9,11 +10,24 @@ use std::io::Cursor;
 
 use candle_core::{Device, Tensor};
 use clipkeep::adapter::Head;
-use clipkeep::clip::{Backbone, BackboneSource, Dtype, Limits};
+use clipkeep::clip::{Backbone, BackboneSource, Limits};
+use clipkeep::domain::Digest;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 
-criterion_group!(benches, images, texts, preprocessing, tokens, heads);
+criterion_group!(benches, digests, images, texts, preprocessing, tokens, heads);
 criterion_main!(benches);
+
+/// What an image costs that was seen lately, beside its head.
+fn digests(criterion: &mut Criterion) {
+    let bytes = jpeg(500, 375);
+    let mut group = criterion.benchmark_group("digest");
+    group.throughput(Throughput::Bytes(bytes.len() as u64));
+    group.bench_function("jpeg-500x375", |bench| {
+        bench.iter(|| Digest::of(black_box(&bytes)));
+    });
+}
 
 fn images(criterion: &mut Criterion) {
     let backbone = backbone();
@@ -77,25 +91,37 @@ fn preprocessing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("preprocessing");
     group.sample_size(10).throughput(Throughput::Elements(1));
     for (width, height) in [(32, 32), (500, 375), (4000, 3000)] {
-        let picture = image::RgbImage::from_fn(width, height, |x, y| {
-            image::Rgb([x as u8, y as u8, (x + y) as u8])
-        });
-        let mut jpeg = Cursor::new(Vec::new());
-        picture.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+        let jpeg = jpeg(width, height);
         group.bench_function(format!("jpeg-{width}x{height}"), |bench| {
-            bench.iter(|| processor.process(black_box(jpeg.get_ref()), limits).unwrap());
+            bench.iter(|| processor.process(black_box(&jpeg), limits).unwrap());
         });
     }
+}
+
+/// A picture with edges and grain, as photographs have: two bits a pixel or so.
+fn jpeg(width: u32, height: u32) -> Vec<u8> {
+    let mut grain = ChaCha8Rng::seed_from_u64(0);
+    let picture = image::RgbImage::from_fn(width, height, |x, y| {
+        let stripe = if (x / 40 + y / 60) % 2 == 0 { 60 } else { 150 };
+        let [red, green, blue] = [x % 64, y % 64, (x + y) % 64].map(|shade| stripe + shade as u8);
+        let grain = grain.random_range(0..24);
+        image::Rgb([red + grain, green + grain, blue + grain])
+    });
+    let mut jpeg = Cursor::new(Vec::new());
+    picture.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+    jpeg.into_inner()
 }
 
 fn backbone() -> Backbone {
     let source = std::env::var("CLIPKEEP_BENCH_BACKBONE").unwrap_or_else(|_| "embedded".to_owned());
     let source: BackboneSource = source.parse().unwrap();
+    let dtype = std::env::var("CLIPKEEP_DTYPE").unwrap_or_else(|_| "auto".to_owned());
+    let dtype = dtype.parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime
-        .block_on(Backbone::load(&source, &Device::Cpu, Dtype::F32))
+        .block_on(Backbone::load(&source, &Device::Cpu, dtype))
         .unwrap()
 }

@@ -51,20 +51,32 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "Time from a request's head to its response's head"
     );
     describe_counter!(HTTP_SHED, "Requests refused because the server was at a limit");
-    describe_histogram!(QUEUE_WAIT, Unit::Seconds, "Time an image waited for the device");
+    describe_histogram!(
+        QUEUE_WAIT,
+        Unit::Seconds,
+        "Time an image or text waited for the device, by who waits for it"
+    );
     describe_gauge!(QUEUE_DEPTH, "Images that wait for the device");
     describe_histogram!(
         DECODE,
         Unit::Seconds,
-        "Time to decode, resize and normalise one image"
+        "Time to decode, resize and normalise one image, by who waits for it"
     );
     describe_counter!(
         FEATURE_CACHE,
         "Images looked up among those whose features are remembered, by outcome"
     );
-    describe_histogram!(ENCODE, Unit::Seconds, "Time of one batch in the backbone");
-    describe_histogram!(HEAD, Unit::Seconds, "Time of one batch in its heads");
-    describe_histogram!(BATCH, "Images or texts in a batch");
+    describe_histogram!(
+        ENCODE,
+        Unit::Seconds,
+        "Time of one batch in the backbone, by who waits for it"
+    );
+    describe_histogram!(
+        HEAD,
+        Unit::Seconds,
+        "Time of one batch in its heads, by who waits for it"
+    );
+    describe_histogram!(BATCH, "Images or texts in a batch, by who waits for it");
     describe_counter!(JOBS, "Jobs that ended, by outcome");
     describe_histogram!(JOB_DURATION, Unit::Seconds, "Time a job ran");
     describe_gauge!(ACTIVE, "The version that answers");
@@ -96,20 +108,19 @@ pub fn request_shed() {
     counter!(HTTP_SHED).increment(1);
 }
 
-/// An image or text is answered that waited so long.
-pub fn queue_waited(time: Duration) {
-    histogram!(QUEUE_WAIT).record(time);
+/// An image or text of some priority is answered that waited so long.
+pub fn queue_waited(priority: &'static str, time: Duration) {
+    histogram!(QUEUE_WAIT, "priority" => priority).record(time);
 }
 
-/// What waits for the device now.
-pub fn queue_depth(interactive: usize, background: usize) {
-    gauge!(QUEUE_DEPTH, "priority" => "interactive").set(interactive as f64);
-    gauge!(QUEUE_DEPTH, "priority" => "background").set(background as f64);
+/// What waits for the device now, of some priority.
+pub fn queue_depth(priority: &'static str, depth: usize) {
+    gauge!(QUEUE_DEPTH, "priority" => priority).set(depth as f64);
 }
 
-/// An image was decoded, resized and normalised.
-pub fn image_decoded(took: Duration) {
-    histogram!(DECODE).record(took);
+/// An image of some priority was decoded, resized and normalised.
+pub fn image_decoded(priority: &'static str, took: Duration) {
+    histogram!(DECODE, "priority" => priority).record(took);
 }
 
 /// Somebody asked whether an image's features are remembered.
@@ -117,11 +128,11 @@ pub fn features_looked_up(known: bool) {
     counter!(FEATURE_CACHE, "outcome" => if known { "hit" } else { "miss" }).increment(1);
 }
 
-/// A batch went through the backbone and its heads.
-pub fn batch_encoded(size: usize, encode: Duration, head: Duration) {
-    histogram!(BATCH).record(size as f64);
-    histogram!(ENCODE).record(encode);
-    histogram!(HEAD).record(head);
+/// A batch of some priority went through the backbone and its heads.
+pub fn batch_encoded(priority: &'static str, size: usize, encode: Duration, head: Duration) {
+    histogram!(BATCH, "priority" => priority).record(size as f64);
+    histogram!(ENCODE, "priority" => priority).record(encode);
+    histogram!(HEAD, "priority" => priority).record(head);
 }
 
 /// A job came to its end.

@@ -45,6 +45,9 @@ const GIVEN: [(Dtype, Precision); 4] = [
     (Dtype::Int8, Precision::Int8),
 ];
 
+/// What `Auto` tries on a processor that has instructions for it, the fastest first.
+const FAST: [Precision; 2] = [Precision::Bf16, Precision::Int16];
+
 impl FromStr for Dtype {
     type Err = String;
 
@@ -157,16 +160,19 @@ impl Dtype {
             return first(Instructions::suiting(transformer, given));
         }
         let exact = first(Instructions::suiting(transformer, Precision::F32))?;
-        let fast = [Precision::Bf16, Precision::Int16].map(|fast| made_for(transformer, fast));
-        let mut fast: Vec<Instructions> = fast.into_iter().flatten().collect();
+        // Behind what multiplies in halves stands the same with whole products, which is more exact.
+        let fastest = |rounded| {
+            let mut fast = made_for(transformer, rounded);
+            fast.truncate(1 + usize::from(fast.first().is_some_and(Instructions::are_in_halves)));
+            fast
+        };
+        let fast: Vec<Instructions> = FAST.into_iter().flat_map(fastest).collect();
         let Some(exact) = exact else {
             return first(fast);
         };
-        let Some(fastest) = fast.first() else {
+        if fast.is_empty() {
             return Ok(Some(exact));
-        };
-        // Behind what multiplies in halves stands the same with whole products, which is more exact.
-        fast.truncate(1 + usize::from(fastest.are_in_halves()));
+        }
         let wanted = features(&exact);
         for instructions in fast {
             let rounded = load(instructions)?;
@@ -223,6 +229,14 @@ mod tests {
         heads: 2,
         activation: clipkeep_towers::Activation::QuickGelu,
         layer_norm_epsilon: 1e-5,
+    };
+
+    /// Of a usual width.
+    const WIDE: Transformer = Transformer {
+        width: 512,
+        mlp_width: 2048,
+        heads: 8,
+        ..TRANSFORMER
     };
 
     const IMAGE: ImageShape = ImageShape {
@@ -296,14 +310,8 @@ mod tests {
         assert_eq!(text_tower(Dtype::Auto, 0.1).precision(), wanted);
     }
 
-    /// What is chosen of instructions for a tower of usual width, where features are near by those whose names say so.
+    /// What is chosen of instructions, where features are near by those whose names say so.
     fn chosen(made_for: MadeFor, is_near: impl Fn(&str) -> bool) -> Option<String> {
-        let wide = Transformer {
-            width: 512,
-            mlp_width: 2048,
-            heads: 8,
-            ..TRANSFORMER
-        };
         let load = |instructions: Instructions| Ok::<_, ()>(instructions.to_string());
         let features = |name: &String| {
             if is_near(name) {
@@ -312,7 +320,7 @@ mod tests {
                 vec![0.0, 1.0]
             }
         };
-        let chosen = Dtype::Auto.best((&wide, made_for), load, 2, features);
+        let chosen = Dtype::Auto.best((&WIDE, made_for), load, 2, features);
         chosen.expect("nothing fails")
     }
 
@@ -324,12 +332,27 @@ mod tests {
 
     #[test]
     fn what_is_not_near_enough_in_halves_is_tried_whole() {
-        let is_exact = |name: &str| name.ends_with(" f32");
-        let fastest = chosen(Instructions::made_for, |_| true).expect("a tower");
-        let other = chosen(Instructions::made_for, |name| is_exact(name) || *name != fastest);
+        let bf16 = |transformer: &Transformer, precision| match precision {
+            Precision::Bf16 => Instructions::made_for(transformer, precision),
+            _ => Vec::new(),
+        };
+        let fastest = chosen(bf16, |_| true).expect("a tower");
+        let other = chosen(bf16, |name| is_exact(name) || *name != fastest);
         let whole = fastest.strip_prefix("strassen ").map(str::to_owned);
-        let exact = chosen(Instructions::made_for, is_exact);
+        assert_eq!(other, whole.or(chosen(bf16, is_exact)), "instead of {fastest}");
+    }
+
+    #[test]
+    fn what_is_not_near_enough_in_bfloat16_is_tried_in_whole_numbers() {
+        let is_near = |name: &str| is_exact(name) || name.ends_with(" int16");
+        let [whole, exact] = [is_near, is_exact].map(|is_near| chosen(Instructions::made_for, is_near));
+        let whole = whole.expect("a tower");
+        let has = !Instructions::made_for(&WIDE, Precision::Int16).is_empty();
+        assert_eq!(whole.ends_with(" int16"), has, "{whole}");
         assert!(exact.as_deref().is_some_and(is_exact), "{exact:?}");
-        assert_eq!(other, whole.or(exact), "instead of {fastest}");
+    }
+
+    fn is_exact(name: &str) -> bool {
+        name.ends_with(" f32")
     }
 }

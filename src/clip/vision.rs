@@ -2,7 +2,7 @@
 //!
 //! Owner: the backbone. Source: `transformers`' `CLIPVisionModel` with `visual_projection`. Invariant: an image's
 //! features do not depend on the images that share its batch; on the CPU bit for bit, because each image is computed
-//! alone (see `Backbone::encode`).
+//! alone (see `Backbone::encode_images`).
 
 use std::fmt;
 

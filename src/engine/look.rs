@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use super::decode::Panicked;
 use super::error::because;
 use super::{Asked, Engine, EngineError, Output, Priority, Shared, Timing};
-use crate::clip::{ImageError, ImageProcessor, Limits};
+use crate::clip::ImageError;
 use crate::domain::{Digest, Reads};
 use crate::metrics;
 
@@ -36,9 +36,9 @@ impl Engine {
     /// [`EngineError::Image`], or [`EngineError::Overloaded`] when interactive work finds the pool full; background
     /// work waits instead.
     pub async fn decode(&self, bytes: Bytes, priority: Priority) -> Result<Pixels, EngineError> {
-        let (processor, limits) = (Arc::clone(&self.shared.processor), self.shared.limits);
-        let process = move || pixels(&processor, &bytes, limits, None);
-        done(self.shared.decode.run(priority, process).await?)
+        let shared = Arc::clone(&self.shared);
+        let decode = move || shared.pixels(&bytes, None, priority);
+        done(self.shared.decode.run(priority, decode).await?)
     }
 
     /// Looks at all images of an interactive request: answers what is asked about those whose features are remembered, and
@@ -71,8 +71,21 @@ impl Shared {
         let image = cache.map(|_| Digest::of(bytes));
         match cache.zip(image).and_then(|(cache, image)| cache.get(&image)) {
             Some(features) => self.answer(&features, asked).map(Looked::Known),
-            None => pixels(&self.processor, bytes, self.limits, image).map(Looked::Pixels),
+            None => self
+                .pixels(bytes, image, Priority::Interactive)
+                .map(Looked::Pixels),
         }
+    }
+
+    /// Decodes, resizes and normalises an image.
+    fn pixels(&self, bytes: &[u8], image: Option<Digest>, priority: Priority) -> Result<Pixels, EngineError> {
+        let started = Instant::now();
+        let values = self.processor.process(bytes, self.limits);
+        metrics::image_decoded(priority.as_str(), started.elapsed());
+        Ok(Pixels {
+            values: values?,
+            image,
+        })
     }
 
     /// What is asked about one row of features.
@@ -97,21 +110,6 @@ impl Shared {
             },
         })
     }
-}
-
-fn pixels(
-    processor: &ImageProcessor,
-    bytes: &[u8],
-    limits: Limits,
-    image: Option<Digest>,
-) -> Result<Pixels, EngineError> {
-    let started = Instant::now();
-    let values = processor.process(bytes, limits);
-    metrics::image_decoded(started.elapsed());
-    Ok(Pixels {
-        values: values?,
-        image,
-    })
 }
 
 /// What a piece of work on the decode pool came to.

@@ -55,6 +55,16 @@ pub enum Priority {
     Background,
 }
 
+impl Priority {
+    /// As metrics name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Background => "background",
+        }
+    }
+}
+
 /// How the engine is sized.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {

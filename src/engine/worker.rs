@@ -150,7 +150,8 @@ impl Worker {
             Ok(done) => done,
             Err(reason) => return self.refuse(begun.asks, &reason).map(|()| None),
         };
-        metrics::batch_encoded(answers.len(), timing.encode, timing.head);
+        let priority = begun.priority.as_str();
+        metrics::batch_encoded(priority, answers.len(), timing.encode, timing.head);
         if begun.are_images {
             self.queue.took(answers.len(), timing.encode);
         }
@@ -160,7 +161,7 @@ impl Worker {
                 queue: (over.saturating_duration_since(ask.enqueued)).saturating_sub(timing.encode),
                 ..timing
             };
-            metrics::queue_waited(timing.queue);
+            metrics::queue_waited(priority, timing.queue);
             let output = if values.iter().all(|value| value.is_finite()) {
                 Ok(Output { values, timing })
             } else {

@@ -1,6 +1,5 @@
 //! `POST /v1/models/{model}/classify`: images in, the most probable classes out.
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -198,13 +197,13 @@ impl Answerer {
 
     /// The `top_k` most probable classes; among equals the older class first.
     fn best(&self, probabilities: &[f32], top_k: usize) -> Vec<ScoredClass> {
-        let mut order: Vec<usize> = (0..probabilities.len()).collect();
-        order.sort_by(|&a, &b| {
-            probabilities[b]
-                .partial_cmp(&probabilities[a])
-                .unwrap_or(Ordering::Equal)
-                .then(a.cmp(&b))
-        });
+        let by_rank = |a: &usize, b: &usize| (probabilities[*b].total_cmp(&probabilities[*a])).then(a.cmp(b));
+        let mut best: Vec<usize> = (0..probabilities.len()).collect();
+        if top_k < best.len() {
+            best.select_nth_unstable_by(top_k, by_rank);
+            best.truncate(top_k);
+        }
+        best.sort_unstable_by(by_rank);
         let scored = |column: usize| {
             let (label, task) = match self {
                 Self::Version(serving) => {
@@ -219,6 +218,6 @@ impl Answerer {
                 task,
             }
         };
-        order.into_iter().take(top_k).map(scored).collect()
+        best.into_iter().map(scored).collect()
     }
 }

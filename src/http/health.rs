@@ -14,6 +14,7 @@ use utoipa_axum::routes;
 use super::Api;
 use super::problem::Problem;
 use crate::domain::Digest;
+use crate::engine::Priority;
 use crate::metrics;
 
 /// How old the backbone's last good forward may be before readiness asks for another.
@@ -171,7 +172,12 @@ async fn info(State(api): State<Api>) -> Json<Info> {
     responses((status = 200, description = "Metrics", body = String, content_type = "text/plain")))]
 async fn prometheus(State(api): State<Api>) -> impl IntoResponse {
     let (interactive, background) = api.engine.queue_depth();
-    metrics::queue_depth(interactive, background);
+    for (priority, depth) in [
+        (Priority::Interactive, interactive),
+        (Priority::Background, background),
+    ] {
+        metrics::queue_depth(priority.as_str(), depth);
+    }
     (
         StatusCode::OK,
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],

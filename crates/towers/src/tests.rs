@@ -1,5 +1,6 @@
 //! Kernels, gradients and sums against plain ones in f64, and towers against one another.
 
+mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod kernels;

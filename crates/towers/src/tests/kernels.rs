@@ -25,7 +25,7 @@ fn vectors() -> Vec<Box<dyn Vectors>> {
 }
 
 /// The values that pairs hold, row by row.
-fn unpaired(blocks: &Blocks<Pair>, count: usize, columns: usize) -> Vec<Vec<f32>> {
+pub(super) fn unpaired(blocks: &Blocks<Pair>, count: usize, columns: usize) -> Vec<Vec<f32>> {
     let values = |piece: &[Pair]| {
         let lower = piece.iter().map(|pair| f32::from_bits(pair << 16));
         let upper = piece.iter().map(|pair| f32::from_bits(pair & 0xffff_0000));
@@ -36,7 +36,7 @@ fn unpaired(blocks: &Blocks<Pair>, count: usize, columns: usize) -> Vec<Vec<f32>
 }
 
 /// The nearest bfloat16, by way of whole numbers of units in its last place; ties to even.
-fn nearest(value: f32) -> f32 {
+pub(super) fn nearest(value: f32) -> f32 {
     let unit = 2_f64.powi(f64::from(value.abs()).log2().floor() as i32 - 7);
     ((f64::from(value) / unit).round_ties_even() * unit) as f32
 }

@@ -9,7 +9,7 @@ use reqwest::{Client, Url};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-/// The sums and counts of a server's histograms, by stage.
+/// The sums and counts of a server's histograms, by stage: of what somebody waits for, and not a job.
 #[derive(Debug, Default)]
 pub(super) struct Stages(BTreeMap<String, (f64, f64)>);
 
@@ -20,6 +20,9 @@ const HISTOGRAMS: [(&str, &str); 4] = [
     ("clipkeep_encode_seconds", "encode, a batch"),
     ("clipkeep_head_seconds", "heads, a batch"),
 ];
+
+/// Their label.
+const INTERACTIVE: &str = r#"{priority="interactive"}"#;
 
 impl Stages {
     /// Of the server at `url`; of one that does not tell, none.
@@ -42,8 +45,8 @@ impl Stages {
             values.next().and_then(|(_, value)| value.parse::<f64>().ok())
         };
         let of = |(name, stage): &(&str, &str)| {
-            let sum = value(&format!("{name}_sum"))?;
-            let count = value(&format!("{name}_count"))?;
+            let sum = value(&format!("{name}_sum{INTERACTIVE}"))?;
+            let count = value(&format!("{name}_count{INTERACTIVE}"))?;
             Some(((*stage).to_owned(), (sum, count)))
         };
         Self(HISTOGRAMS.iter().filter_map(of).collect())
@@ -113,8 +116,8 @@ mod tests {
     fn stages_are_means_of_what_came_in_between() {
         let text = |sum: f64, count: u32| {
             format!(
-                "# TYPE clipkeep_decode_seconds histogram\nclipkeep_decode_seconds_bucket{{le=\"0.1\"}} 3\n\
-                 clipkeep_decode_seconds_sum {sum}\nclipkeep_decode_seconds_count {count}\n"
+                "# TYPE clipkeep_decode_seconds histogram\nclipkeep_decode_seconds_sum{{priority=\"background\"}} 9\n\
+                 clipkeep_decode_seconds_sum{INTERACTIVE} {sum}\nclipkeep_decode_seconds_count{INTERACTIVE} {count}\n"
             )
         };
         let (before, after) = (Stages::parse(&text(1.0, 10)), Stages::parse(&text(1.5, 20)));
