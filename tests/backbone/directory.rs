@@ -54,11 +54,16 @@ pub(crate) fn load(directory: &Path) -> Result<Backbone, BackboneError> {
     load_source(&BackboneSource::Directory(directory.to_owned()))
 }
 
-/// Loads any source on the CPU.
+/// Loads any source on the CPU, in f32.
 pub(crate) fn load_source(source: &BackboneSource) -> Result<Backbone, BackboneError> {
+    load_in(source, Dtype::F32)
+}
+
+/// Loads any source on the CPU.
+pub(crate) fn load_in(source: &BackboneSource, dtype: Dtype) -> Result<Backbone, BackboneError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(Backbone::load(source, &Device::Cpu, Dtype::F32))
+    runtime.block_on(Backbone::load(source, &Device::Cpu, dtype))
 }
