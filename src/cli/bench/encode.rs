@@ -14,6 +14,7 @@ use super::photographs::photographs;
 use super::timing::{self, median, milliseconds};
 use crate::app;
 use crate::cli::output;
+use crate::clip::Backbone;
 use crate::config::BackboneArgs;
 use crate::domain::Reads;
 
@@ -34,14 +35,14 @@ pub(super) struct Encode {
     /// A published shape with made-up weights instead of a backbone: vit-b-32, vit-b-16 or vit-l-14.
     #[arg(long, conflicts_with = "backbone")]
     shape: Option<String>,
-    /// Photographs to encode, or directories of them, and not noise.
+    /// Photographs to encode, or directories of them, and not noise; the first 256.
     #[arg(long, num_args = 1.., value_name = "PATH")]
     images: Vec<PathBuf>,
     /// Pixels that lie on the device already, and not in the host's memory, where a server has them.
     #[arg(long)]
     resident: bool,
-    /// Tell the smallest cosine of features with those that the same backbone has in f32 on the CPU, too; of eight images at
-    /// most.
+    /// Tell the smallest cosine of features with those that the same backbone has in f32 on the CPU, too: of all photographs, or
+    /// of eight images of noise.
     #[arg(long)]
     cosine: bool,
     /// Print the JSON object alone.
@@ -72,8 +73,10 @@ struct Measured {
 
 /// Batches before the first that counts: on a GPU the second is recorded.
 const WARM_UP: usize = 3;
-/// Images that features are compared of.
-const COMPARED: usize = 8;
+/// Images of noise.
+const NOISE: usize = 8;
+/// Photographs at most.
+const PHOTOGRAPHS: usize = 256;
 
 impl Encode {
     pub(super) fn backbone(&self) -> &BackboneArgs {
@@ -86,22 +89,12 @@ impl Encode {
         }
         let backbone = app::load_backbone(&self.backbone).await?;
         let side = backbone.image_size();
-        let most = self.batch.iter().max().map_or(0, |most| *most as usize);
         // A few, over and over.
-        let few: Vec<Vec<f32>> = if self.images.is_empty() {
-            let noise = noise(COMPARED.min(most) * 3 * side * side);
-            noise.chunks_exact(3 * side * side).map(<[f32]>::to_vec).collect()
-        } else {
-            let (processor, limits) = (backbone.image_processor(), self.backbone.offline_engine().limits);
-            let photographs = photographs(&self.images)?.into_iter().take(most);
-            let pixels = photographs.map(|bytes| processor.process(&bytes, limits));
-            pixels.collect::<Result<_, _>>().context("a file is no image")?
-        };
+        let few = self.pixels(&backbone)?;
         let few: Vec<&[f32]> = few.iter().map(Vec::as_slice).collect();
-        let compared = &few[..COMPARED.min(few.len())];
         let wanted = if self.cosine {
             let exact = app::load_backbone(&self.backbone.exact()).await?;
-            Some(exact.encode_pixels(compared, Reads::Features, None)?.0)
+            Some(exact.encode_pixels(&few, Reads::Features, None)?.0)
         } else {
             None
         };
@@ -122,14 +115,8 @@ impl Encode {
                 Ok(features.to_device(&Device::Cpu)?)
             };
             let times = timing::times(self.seconds, WARM_UP, || encode().map(drop))?;
-            let cosine = match &wanted {
-                Some(wanted) => {
-                    let both = images.min(compared.len());
-                    let found = encode()?.narrow(0, 0, both)?;
-                    Some(least_cosine(&wanted.narrow(0, 0, both)?, &found)?)
-                }
-                None => None,
-            };
+            let found = |wanted| least_cosine(wanted, &backbone, few.chunks(images));
+            let cosine = wanted.as_ref().map(found).transpose()?;
             let median = milliseconds(median(&times));
             let measured = Measured {
                 backbone: backbone.name().to_owned(),
@@ -153,21 +140,41 @@ impl Encode {
         }
         Ok(())
     }
+
+    /// Of the photographs, or of noise.
+    fn pixels(&self, backbone: &Backbone) -> anyhow::Result<Vec<Vec<f32>>> {
+        if self.images.is_empty() {
+            let len = 3 * backbone.image_size().pow(2);
+            let noise = noise(NOISE * len);
+            return Ok(noise.chunks_exact(len).map(<[f32]>::to_vec).collect());
+        }
+        let (processor, limits) = (backbone.image_processor(), self.backbone.offline_engine().limits);
+        let photographs = photographs(&self.images)?.into_iter().take(PHOTOGRAPHS);
+        let pixels = photographs.map(|bytes| processor.process(&bytes, limits));
+        pixels.collect::<Result<_, _>>().context("a file is no image")
+    }
+}
+
+/// The smallest cosine of wanted features with those that a backbone gives in batches.
+fn least_cosine<'a>(
+    wanted: &Tensor,
+    backbone: &Backbone,
+    batches: impl Iterator<Item = &'a [&'a [f32]]>,
+) -> anyhow::Result<f64> {
+    let features = |batch| Ok(backbone.encode_pixels(batch, Reads::Features, None)?.0);
+    let found: Vec<Tensor> = batches.map(features).collect::<anyhow::Result<_>>()?;
+    let found = Tensor::cat(&found, 0)?.to_device(&Device::Cpu)?;
+    let dot = |a: &Tensor, b: &Tensor| (a * b)?.sum(D::Minus1);
+    let lengths = (dot(wanted, wanted)?.sqrt()? * dot(&found, &found)?.sqrt()?)?;
+    let cosines = (dot(wanted, &found)? / lengths)?.to_vec1::<f32>()?;
+    let least = cosines
+        .into_iter()
+        .reduce(|least, cosine| if cosine >= least { least } else { cosine });
+    Ok(f64::from(least.unwrap_or(f32::NAN)))
 }
 
 /// So many numbers, normally distributed: always the same.
 fn noise(count: usize) -> Vec<f32> {
     let numbers = StandardNormal.sample_iter(ChaCha8Rng::seed_from_u64(0));
     numbers.take(count).collect()
-}
-
-/// The smallest cosine of two rows with one number.
-fn least_cosine(wanted: &Tensor, found: &Tensor) -> anyhow::Result<f64> {
-    let dot = |a: &Tensor, b: &Tensor| (a * b)?.sum(D::Minus1);
-    let lengths = (dot(wanted, wanted)?.sqrt()? * dot(found, found)?.sqrt()?)?;
-    let cosines = (dot(wanted, found)? / lengths)?.to_vec1::<f32>()?;
-    let least = cosines
-        .into_iter()
-        .reduce(|least, cosine| if cosine >= least { least } else { cosine });
-    Ok(f64::from(least.unwrap_or(f32::NAN)))
 }
