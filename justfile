@@ -22,9 +22,9 @@ openapi:
     cargo build --quiet
     cargo run --quiet -- openapi > openapi.yaml
 
-# Measure. The server sets the variable for itself.
+# Measure. The server sets the variables for itself.
 bench *arguments:
-    RAYON_NUM_THREADS=$(nproc) cargo bench {{ arguments }}
+    RAYON_NUM_THREADS=$(nproc) CANDLE_NUM_THREADS=1 cargo bench {{ arguments }}
 
 # Build for NVIDIA GPUs, on any machine: says what it needs.
 build-cuda *arguments:
@@ -34,17 +34,37 @@ build-cuda *arguments:
 accuracy features images:
     python3 bench/accuracy.py {{ features }} {{ images }}
 
-# Images a second through the image tower, against PyTorch, ONNX Runtime and OpenVINO.
+# Images a second through the image tower, against PyTorch, ONNX Runtime and OpenVINO; in bf16 unless told otherwise.
 bench-encode *arguments:
-    python3 bench/encode.py {{ arguments }}
+    python3 bench/encode.py --dtype bf16 {{ arguments }}
 
-# Answers over HTTP, against LitServe and infinity, with PyTorch.
+# Answers over HTTP, against LitServe and infinity, with PyTorch, and against what encoding and decoding allow; in bf16.
 bench-http photos *arguments:
-    python3 bench/serving.py {{ photos }} {{ arguments }}
+    python3 bench/serving.py {{ photos }} --dtype bf16 {{ arguments }}
+
+# Latencies at half of the load while a task is learned, and the job's slowdown.
+bench-learning photos *arguments:
+    python3 bench/learning.py {{ photos }} {{ arguments }}
+
+# Time to be ready and memory, with a ViT-B/32 on disk.
+bench-footprint photos *arguments:
+    python3 bench/footprint.py {{ photos }} {{ arguments }}
+
+# What answers cost against batch, clients, classes and models.
+bench-work photos *arguments:
+    python3 bench/work.py {{ photos }} {{ arguments }}
+
+# What a job costs in time, memory and storage.
+bench-jobs *arguments:
+    python3 bench/jobs.py {{ arguments }}
 
 # Decoding and preprocessing, against Pillow and torchvision.
 bench-preprocess *photos:
     python3 bench/preprocess.py {{ photos }}
+
+# How long builds take.
+bench-build *arguments:
+    python3 bench/build.py {{ arguments }}
 
 # Run the server.
 run *arguments:

@@ -3,24 +3,26 @@ made-up weights, the same threads, runs that take turns.
 
     python3 bench/encode.py --shapes vit-b-32 --batches 1 8 32 --threads 2
     python3 bench/encode.py --dtype int8
-    python3 bench/encode.py --dtype bf16
+    python3 bench/encode.py --dtype bf16 --images PHOTOS
     python3 bench/encode.py --dtype bf16 --device cuda:0 --batches 1 8 32 128 256
     python3 bench/encode.py --dtype bf16 --device cuda:0 --batches 1 8 32 128 256 --resident
 
-Installs the others from PyPI into target/bench-venv the first time, unless this Python has them. Prints images a second, medians over the rounds, ours over
-the best of the others, which is what counts, and the smallest cosine of our features with those in f32 on the CPU.
+Installs the others from PyPI into target/bench-venv the first time, unless this Python has them. Prints images a second, medians
+over the rounds, ours over each of the others, ours over the best of them, which is what counts, and the smallest cosine of our
+features with those in f32 on the CPU: of noise or, with --images, of all photographs. Ours is then timed with
+photographs, too; what pixels hold makes no difference to that.
 """
 
 import argparse
-import json
 import os
-import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
 import environment
+import programs
 
 PACKAGES = ["torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy"]
 SHAPES = {
@@ -141,11 +143,11 @@ class Engines:
 
 def ours(given, shape, *flags):
     """What we measure of each batch, in their order."""
-    command = [given.clipkeep, "bench", "encode", "--json", "--shape", shape, *flags]
-    command += ["--threads", str(given.threads), "--dtype", given.dtype, "--device", given.device]
-    command += ["--resident"] * given.resident + ["--batch", *map(str, given.batches)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [json.loads(line) for line in output.splitlines()]
+    options = ["--json", "--shape", shape, "--threads", given.threads, "--dtype", given.dtype, "--device", given.device, *flags]
+    options += ["--resident"] * given.resident
+    if given.images:
+        options += ["--images", given.images]
+    return programs.bench(given.clipkeep, "encode", *options, "--batch", *given.batches)
 
 
 def warm_up(run, seconds):
@@ -178,6 +180,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=1.0, help="for each engine in each round (default: %(default)s)")
     parser.add_argument("--dtype", choices=list(PEERS), default="f32", help="ours (default: %(default)s)")
     parser.add_argument("--resident", action="store_true", help="pixels lie on the device already")
+    parser.add_argument("--images", metavar="PHOTOS", help="a directory of photographs, whose features are compared")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
     every = UNROUNDED + IN_BF16 + RECORDED + IN_INT8
     parser.add_argument("--engines", nargs="*", choices=every, help="the others (default: those in our dtype)")
@@ -193,8 +196,10 @@ def main():
 
     import numpy
 
-    print("| shape | batch | clipkeep | " + " | ".join(given.engines) + " | ours / best | cosine |")
-    print("|---" * (len(given.engines) + 5) + "|", flush=True)
+    with_onnx = [package for package in ["onnxruntime", "openvino"] if any(name.startswith(package) for name in given.engines)]
+    print(environment.versions(sys.executable, "torch", "transformers", *with_onnx) + "\n")
+    head = ["shape", "batch", "clipkeep", *given.engines, *(f"ours / {name}" for name in given.engines), "ours / best", "cosine"]
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
     for shape in given.shapes:
         engines = Engines(shape, given)
         noise = numpy.random.default_rng(0)
@@ -214,10 +219,10 @@ def main():
         cosines = [of["cosine"] for of in found]
         for place, batch in enumerate(given.batches):
             rate = median(rates[place] for rates in mine)
-            of = {name: median(rates[place] for rates in all_rates) for name, all_rates in theirs.items()}
-            line = " | ".join(f"{rate:.1f}" for rate in of.values())
-            ratio = rate / max(of.values(), default=float("nan"))
-            print(f"| {shape} | {batch} | {rate:.1f} | {line} | {ratio:.2f} | {cosines[place]:.5f} |", flush=True)
+            of = [median(rates[place] for rates in theirs[name]) for name in given.engines]
+            ratios = [rate / other for other in [*of, max(of, default=float("nan"))]]
+            line = [f"{value:.1f}" for value in [rate, *of]] + [f"{ratio:.2f}" for ratio in ratios]
+            print(f"| {shape} | {batch} | " + " | ".join(line) + f" | {cosines[place]:.5f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""The virtual environments that what is compared with is installed into, from PyPI; and ports that nobody listens on."""
+"""The virtual environments that what is compared with is installed into, from PyPI."""
 
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import venv
@@ -16,7 +15,7 @@ INFINITY = ("bench-infinity-venv", ["infinity_emb[torch,vision,server,optimum]",
 
 def python_with(name, packages):
     """The Python of the environment target/{name}, with these packages: installed unless they are there already."""
-    directory = Path("target") / name
+    directory = Path("target").absolute() / name
     python, stamp = directory / "bin" / "python", directory / "packages.json"
     if not stamp.exists() or json.loads(stamp.read_text()) != packages:
         venv.create(directory, with_pip=True)
@@ -34,7 +33,8 @@ def enter(name, packages, needed=()):
         os.execv(python, [str(python), *sys.argv])
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def versions(python, *packages):
+    """What that Python has of them: `torch 2.15.0, pillow 13.0.0`."""
+    script = "import sys; from importlib.metadata import version; print(*(f'{of} {version(of)}' for of in sys.argv[1:]), sep=', ')"
+    command = [python, "-c", script, *packages]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()

@@ -1,39 +1,33 @@
 """Prints what jobs cost in time, memory and storage, as MEASUREMENTS.md has it. Needs Python 3.11 on Linux and no package.
 
     python3 bench/jobs.py
+    python3 bench/jobs.py linear --rounds 1
 
-For each strategy it starts a server of its own, on SQLite and a made-up CLIP: ViT-B/32's feature width (512) and towers of
-one narrow layer, so that what is measured is not the encoding. It teaches 900 classes with four pictures each, then 100
+For each strategy, by turns, it starts a server of its own, on SQLite and a made-up CLIP: ViT-B/32's feature width (512) and towers
+of one narrow layer, so that what is measured is not the encoding. It teaches 900 classes with four pictures each, then 100
 classes with four, then 10 with a thousand, and prints the last two: seconds of the fit and of the whole job by the job's own
-report, resident memory before the job and its peak during it, and bytes stored.
+report, resident memory before the job and its peak during it, and bytes stored. Medians over the rounds.
 """
 
 import argparse
 import io
 import json
-import os
 import random
 import shutil
-import signal
-import sqlite3
 import struct
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 import zipfile
 import zlib
 from array import array
-from datetime import datetime
 from pathlib import Path
 
-import environment
+import programs
+from turns import by_turns
 
-HERE = Path(__file__).parent
-TOKENIZER = HERE.parent / "assets" / "mini-clip" / "tokenizer.json"
+TOKENIZER = programs.HERE.parent / "assets" / "mini-clip" / "tokenizer.json"
 STRATEGIES = ["linear", "ensemble", "ridge", "gda"]
-TASKS = [("old", 900, 4), ("many classes", 100, 4), ("many examples", 10, 1000)]
+OLD = "old"
+TASKS = [(OLD, 900, 4), ("many classes", 100, 4), ("many examples", 10, 1000)]
 DIM, WIDTH, IMAGE, PATCH, VOCABULARY, CONTEXT = 512, 64, 32, 16, 2048, 32
 
 
@@ -119,99 +113,52 @@ def archive(task, classes, examples):
     return file.getvalue()
 
 
-# --- the server -------------------------------------------------------------------------------------------------------
+# --- what is measured -------------------------------------------------------------------------------------------------
 
 
-class Server:
-    def __init__(self, binary, backbone, data, *options):
-        self.address = f"127.0.0.1:{environment.free_port()}"
-        self.data = data
-        command = [binary, "serve", "--backbone", backbone, "--data-dir", data, "--listen", self.address, "--fit-threads", "2", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(200):
-            if self.process.poll() is not None:
-                sys.exit(f"the server ended with {self.process.returncode}")
-            try:
-                self.call("GET", "/readyz")
-                return
-            except OSError:
-                time.sleep(0.1)
-        self.stop()
-        sys.exit("the server did not get ready")
-
-    def call(self, method, path, body=None, kind="application/json"):
-        request = urllib.request.Request(f"http://{self.address}{path}", body, {"content-type": kind}, method=method)
-        with urllib.request.urlopen(request) as answer:
-            return json.loads(answer.read() or b"null") if "json" in answer.headers["content-type"] else None
-
-    def learn(self, model, task, file):
-        path = f"/v1/models/{model}/tasks?name={task.replace(' ', '-')}"
-        job = self.call("POST", path, file, "application/zip")["job"]
-        while True:
-            found = self.call("GET", f"/v1/jobs/{job}")
-            if found["state"] not in ["queued", "running"]:
-                break
-            time.sleep(0.1)
-        if found["state"] != "succeeded":
-            sys.exit(f"{model} did not learn {task}: {found['error']}")
-        return found
-
-    def memory(self, of):
-        """Resident memory in MiB: now (VmRSS) or its peak (VmHWM)."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split(f"{of}:")[1].split()[0]) // 1024
-
-    def forget_peak(self):
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
-
-    def stored(self, version):
-        """Bytes of a version's snapshot, and of the statistics it added."""
-        with sqlite3.connect(f"file:{self.data}/clipkeep.db?mode=ro", uri=True) as database:
-            query = "select length(snapshot), length(statistics) from version where number = ?"
-            return database.execute(query, [version]).fetchone()
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait()
+def measure(given, backbone, strategy, archives):
+    """What each task after the first took and left, on a server that has learned nothing: numbers by task and what they are of."""
+    found = {}
+    with tempfile.TemporaryDirectory() as data, programs.Clipkeep(given.clipkeep, backbone, data, "--fit-threads", 2) as server:
+        server.create(strategy, config={"strategy": strategy})
+        for task, file in archives.items():
+            before = server.memory("VmRSS")
+            server.forget_peak()
+            job = server.learn(strategy, task, file)
+            if task == OLD:
+                continue
+            found[task, "fit"] = job["report"]["seconds"]["fit"]
+            found[task, "whole"] = programs.job_seconds(job)
+            found[task, "before"], found[task, "peak"] = before / 2**20, server.memory("VmHWM") / 2**20
+            found[task, "snapshot"], found[task, "statistics"] = server.stored(job["version"])
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("strategies", nargs="*", default=STRATEGIES, help="what to measure (default: %(default)s)")
     given = parser.parse_args()
-    archives = [(task, f"{classes} × {examples:,}", archive(task, classes, examples)) for task, classes, examples in TASKS]
-    print("| strategy | classes × examples | fit | whole job | memory | snapshot | statistics added |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    archives = {task: archive(task, classes, examples) for task, classes, examples in TASKS}
     with tempfile.TemporaryDirectory() as folder:
-        make_backbone(Path(folder) / "backbone")
-        for strategy in given.strategies:
-            data = f"{folder}/{strategy}"
-            os.mkdir(data)
-            server = Server(given.clipkeep, f"{folder}/backbone", data)
-            try:
-                measure(server, strategy, archives)
-            finally:
-                server.stop()
+        backbone = Path(folder) / "backbone"
+        make_backbone(backbone)
+        measures = {of: lambda of=of: measure(given, backbone, of, archives) for of in given.strategies}
+        found = by_turns(given.rounds, measures)
+    print("| strategy | classes × examples | fit | whole job | memory | snapshot | statistics added |")
+    print("|---|---|---|---|---|---|---|")
+    for strategy, of in found.items():
+        for task, classes, examples in TASKS:
+            if task != OLD:
+                print(f"| `{strategy}` | {classes} × {examples:,} | {line(task, of)} |")
 
 
-def measure(server, strategy, archives):
-    model = {"name": strategy, "config": {"strategy": strategy}}
-    server.call("POST", "/v1/models", json.dumps(model).encode())
-    for task, shape, file in archives:
-        before = server.memory("VmRSS")
-        server.forget_peak()
-        job = server.learn(strategy, task, file)
-        if task == "old":
-            continue
-        moment = lambda field: datetime.fromisoformat(job[field].replace("Z", "+00:00"))
-        whole = (moment("updated_at") - moment("created_at")).total_seconds()
-        snapshot, statistics = server.stored(job["version"])
-        print(
-            f"| `{strategy}` | {shape} | {job['report']['seconds']['fit']:.2f} s | {whole:.2f} s "
-            f"| {before} → {server.memory('VmHWM')} MiB | {snapshot / 1e6:.1f} MB | {statistics / 1e6:.1f} MB |",
-            flush=True,
-        )
+def line(task, of):
+    return (
+        f"{of[task, 'fit']:.2f} s | {of[task, 'whole']:.2f} s | {of[task, 'before']:.0f} → {of[task, 'peak']:.0f} MiB "
+        f"| {of[task, 'snapshot'] / 1e6:.1f} MB | {of[task, 'statistics'] / 1e6:.1f} MB"
+    )
 
 
 if __name__ == "__main__":

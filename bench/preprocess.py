@@ -4,19 +4,20 @@ turns.
     python3 bench/preprocess.py PHOTO.jpg …
 
 Without a photograph it makes two JPEG files of 4000×3000 and 500×375 pixels out of noise that looks like one. Installs the
-others from PyPI into target/bench-http-venv the first time.
+others from PyPI into target/bench-http-venv the first time. Prints milliseconds, medians over the rounds.
 """
 
 import argparse
 import io
-import json
-import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
 import environment
+import programs
+from turns import by_turns
 
 
 def made_up(folder):
@@ -59,20 +60,17 @@ def main():
         return 1e3 * median(times)
 
     def ours(file):
-        command = [given.clipkeep, "bench", "preprocess", "--backbone", "random:vit-b-32", file]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        return json.loads(output.splitlines()[-1])["milliseconds"]
+        [found] = programs.bench(given.clipkeep, "preprocess", "--backbone", "random:vit-b-32", file)
+        return found["milliseconds"]
 
+    print(environment.versions(sys.executable, "pillow", "torchvision", "torch") + "\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         print("| file | clipkeep ms | Pillow + torchvision ms | theirs / ours |\n|---|---|---|---|")
         for file in given.photos or made_up(folder):
             data = Path(file).read_bytes()
-            mine, others = [], []
-            for _ in range(given.rounds):
-                mine.append(ours(file))
-                others.append(theirs(data))
-            ratio = median(others) / median(mine)
-            print(f"| {Path(file).name} | {median(mine):.2f} | {median(others):.2f} | {ratio:.2f} |", flush=True)
+            measures = {"ours": lambda: {"ms": ours(file)}, "theirs": lambda: {"ms": theirs(data)}}
+            mine, others = (of["ms"] for of in by_turns(given.rounds, measures).values())
+            print(f"| {Path(file).name} | {mine:.2f} | {others:.2f} | {others / mine:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,73 +1,128 @@
 """Compares a clipkeep server with the usual Python ones over HTTP: a JPEG in, answer out, the same ViT-B/32 with made-up weights, the
 same threads and clients, runs that take turns.
 
-    python3 bench/serving.py PHOTOS --clients 1 64
+    python3 bench/serving.py PHOTOS --dtype bf16
+    OMP_WAIT_POLICY=PASSIVE python3 bench/serving.py PHOTOS --dtype bf16 --clients 64
 
 PHOTOS is a directory of JPEG files. clipkeep and LitServe take a form and answer with probabilities, infinity takes JSON and
 answers with an embedding. Installs the others from PyPI into target/ the first time. Prints medians over the rounds, and ours
 over the best of the others.
+
+The threads of PyTorch wait busily for one another, so that with anything else at work on the cores it is many times slower: measure on
+a quiet machine, and compare with OMP_WAIT_POLICY=PASSIVE in the environment, which all servers get.
+
+In each round it also measures what clipkeep could do at most, while no server runs: the encode limit is the pace of `clipkeep
+bench encode` with the same checkpoint, dtype and threads, in batches of 32; the decode limit that of `clipkeep bench preprocess`
+over the photographs, which are sent as they are, times the threads. The stages that a busy server tells would not do for that: the
+threads that encode take the cores from those that decode. Ours over the smaller of the two counts with the most clients. Both
+limits are of all cores, and a server needs them for both, and for HTTP, so that no server should reach 1.
 """
 
 import argparse
 import contextlib
 import json
 import os
-import signal
-import subprocess
 import tempfile
-import time
 import urllib.parse
-import urllib.request
 from pathlib import Path
-from statistics import median
+from statistics import mean
+from typing import NamedTuple
 
 import environment
+import programs
+from turns import by_turns
 
-HERE = Path(__file__).parent
 LABELS = ",".join(f"label {number}" for number in range(10))
 ENVELOPE = json.dumps({"model": "clip", "modality": "image", "input": ["data:image/jpeg;base64,{}"]})
+FORM = ["--form", "image"]
+LIMIT_BATCH = 32
+# For each photograph; five times are measured in any case.
+DECODE_SECONDS = 0.02
 
 
-class Server:
-    """A server of its own process group, stopped at the end. `body` is how `clipkeep bench http` sends it an image."""
+class Contender(NamedTuple):
+    """A server, and how `clipkeep bench http` sends it an image."""
 
-    def __init__(self, name, command, url, ready, body, threads):
-        self.name, self.url, self.body = name, url, body
-        quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        environ = {**os.environ, "OMP_NUM_THREADS": threads}
-        self.process = subprocess.Popen(command, **quiet, env=environ, start_new_session=True)
-        for _ in range(600):
-            if self.process.poll() is not None:
-                raise SystemExit(f"{name} ended with {self.process.returncode}")
-            try:
-                urllib.request.urlopen(ready)
-                return
-            except OSError:
-                time.sleep(0.2)
-        self.stop()
-        raise SystemExit(f"{name} did not get ready")
-
-    def signal(self, which):
-        os.killpg(self.process.pid, which)
-
-    def stop(self):
-        self.signal(signal.SIGCONT)
-        self.signal(signal.SIGKILL)
+    server: programs.Server
+    url: str
+    body: list
 
 
-def measure(binary, server, photos, clients, seconds):
-    command = [binary, "bench", "http", server.url, "--json", "--images", photos]
-    command += ["--clients", str(clients), "--seconds", str(seconds), *server.body]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    found = json.loads(output.splitlines()[-1])
-    if found["failures"]:
-        raise SystemExit(f"{server.name} failed: {found['failures']}")
-    return found
+def clipkeep(given, clip, folder):
+    # No image comes twice, so that a cache would only cost.
+    options = ["--threads", given.threads, "--dtype", given.ours, "--feature-cache-mib", 0]
+    server = programs.Clipkeep(given.clipkeep, clip, folder, *options, env=environ(given))
+    return Contender(server, f"{server.url}/v1/models/default/classify?labels={urllib.parse.quote(LABELS)}", FORM)
+
+
+def litserve(given, clip, python):
+    port = programs.free_port()
+    at = f"http://127.0.0.1:{port}"
+    command = [python, programs.HERE / "litserve_clip.py", clip, "--port", port, "--dtype", given.dtype, "--threads", given.threads]
+    server = programs.Server("litserve", command, f"{at}/health", env=environ(given))
+    return Contender(server, f"{at}/predict", FORM)
+
+
+def infinity(given, clip, python, folder):
+    port = programs.free_port()
+    at = f"http://127.0.0.1:{port}"
+    dtype = {"f32": "float32", "bf16": "bfloat16"}[given.dtype]
+    command = [python.parent / "infinity_emb", "v2", "--model-id", clip, "--served-model-name", "clip", "--host", "127.0.0.1"]
+    command += ["--port", port, "--engine", "torch", "--device", "cpu", "--dtype", dtype, "--no-bettertransformer"]
+    # It leaves files where it is started, and among the temporary ones.
+    env = {**environ(given), "TMPDIR": folder}
+    server = programs.Server("infinity", command, f"{at}/health", env=env, cwd=folder)
+    return Contender(server, f"{at}/embeddings", ["--envelope", ENVELOPE])
+
+
+def environ(given):
+    return {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
+
+
+def ask(given, contenders, contender, clients):
+    only(contender, contenders)
+    options = ["--clients", clients, "--seconds", given.seconds, *contender.body]
+    found = programs.bench_http(given.clipkeep, [contender.url], given.photos, *options)
+    return {"rate": found["images_per_second"], "p50": found["milliseconds"]["p50"], "p99": found["milliseconds"]["p99"]}
+
+
+def only(running, contenders):
+    """The others must not take a core meanwhile, not even by waiting busily."""
+    for contender in contenders:
+        contender.server.pause()
+    if running:
+        running.server.go_on()
+
+
+def limits(given, contenders, clip):
+    only(None, contenders)
+    ours = ["--backbone", clip, "--dtype", given.ours, "--threads", given.threads]
+    encode = [*ours, "--batch", LIMIT_BATCH, "--images", given.photos, "--seconds", given.seconds, "--json"]
+    [encoded] = programs.bench(given.clipkeep, "encode", *encode)
+    photos = programs.photographs(given.photos)
+    decoded = programs.bench(given.clipkeep, "preprocess", *ours, "--seconds", DECODE_SECONDS, *photos)
+    one_thread = 1e3 / mean(photo["milliseconds"] for photo in decoded)
+    return {"decode": given.threads * one_thread, "encode": encoded["images_per_second"]}
+
+
+def compare(given, contenders, clip, clients):
+    measures = {of.server.name: lambda of=of: ask(given, contenders, of, clients) for of in contenders}
+    found = by_turns(given.rounds, {**measures, "limits": lambda: limits(given, contenders, clip)})
+    most = found.pop("limits")
+    for name, of in found.items():
+        print(f"| {clients} | {name} | {of['rate']:.1f} | {of['p50']:.1f} | {of['p99']:.1f} |")
+    ours, theirs = found.pop("clipkeep"), found.values()
+    rate, p50 = max(of["rate"] for of in theirs), min(of["p50"] for of in theirs)
+    print(f"| {clients} | ours / best of theirs | {ours['rate'] / rate:.2f} | {ours['p50'] / p50:.2f} | |")
+    for name, limit in most.items():
+        print(f"| {clients} | {name} limit | {limit:.1f} | | |")
+    share = ours["rate"] / min(most.values())
+    print(f"| {clients} | ours / min(decode limit, encode limit) | {share:.2f} | | |", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos")
+    parser.add_argument("photos", type=Path)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 64])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
@@ -76,53 +131,25 @@ def main():
     parser.add_argument("--ours", choices=["auto", "f32", "bf16", "int16", "int8"], help="clipkeep's dtype, if another")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
-    python = environment.python_with(*environment.SERVING)
-    infinity = environment.python_with(*environment.INFINITY).parent / "infinity_emb"
+    given.ours = given.ours or given.dtype
+    python, infinity_python = environment.python_with(*environment.SERVING), environment.python_with(*environment.INFINITY)
+    of_litserve = environment.versions(python, "litserve", "torch", "torchvision", "transformers", "pillow")
+    of_infinity = environment.versions(infinity_python, "infinity_emb", "torch", "torchvision", "transformers", "pillow")
+    print(f"LitServe: {of_litserve}; infinity: {of_infinity}\n", flush=True)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        threads, clip = str(given.threads), f"{folder}/clip"
-        subprocess.run([python, HERE / "make_clip.py", clip], check=True, stdout=subprocess.DEVNULL)
-        ports = [environment.free_port() for _ in range(3)]
-        # No image comes twice, so that a cache would only cost.
-        ours = [given.clipkeep, "serve", "--backbone", clip, "--data-dir", folder, "--feature-cache-mib", "0"]
-        ours += ["--listen", f"127.0.0.1:{ports[0]}", "--threads", threads, "--dtype", given.ours or given.dtype]
-        litserve = [python, HERE / "litserve_clip.py", clip, "--port", str(ports[1]), "--dtype", given.dtype, "--threads", threads]
-        dtype = {"f32": "float32", "bf16": "bfloat16"}[given.dtype]
-        infinity = [infinity, "v2", "--model-id", clip, "--served-model-name", "clip", "--host", "127.0.0.1", "--port", str(ports[2])]
-        infinity += ["--engine", "torch", "--device", "cpu", "--dtype", dtype, "--no-bettertransformer"]
-        query = urllib.parse.quote(LABELS)
-        at = [f"http://127.0.0.1:{port}" for port in ports]
-        form, json_body = ["--form", "image"], ["--envelope", ENVELOPE]
-        servers = []
-        for server in [
-            ("clipkeep", ours, f"{at[0]}/v1/models/default/classify?labels={query}", f"{at[0]}/readyz", form),
-            ("litserve", litserve, f"{at[1]}/predict", f"{at[1]}/health", form),
-            ("infinity", infinity, f"{at[2]}/embeddings", f"{at[2]}/health", json_body),
+        clip = Path(folder) / "clip"
+        programs.make_clip(python, clip)
+        contenders = []
+        for start in [
+            lambda: clipkeep(given, clip, folder),
+            lambda: litserve(given, clip, python),
+            lambda: infinity(given, clip, infinity_python, folder),
         ]:
-            servers.append(Server(*server, threads))
-            stack.callback(servers[-1].stop)
-        print("| clients | server | images a second | p50 ms | p99 ms |\n|---|---|---|---|---|")
+            contenders.append(start())
+            stack.enter_context(contenders[-1].server)
+        print("| clients | server | images a second | p50 ms | p99 ms |\n|---|---|---|---|---|", flush=True)
         for clients in given.clients:
-            compare(given, servers, clients)
-
-
-def compare(given, servers, clients):
-    found = {server.name: [] for server in servers}
-    for _ in range(given.rounds):
-        for server in servers:
-            # The others must not take a core meanwhile, not even by waiting busily.
-            for other in servers:
-                other.signal(signal.SIGCONT if other is server else signal.SIGSTOP)
-            found[server.name].append(measure(given.clipkeep, server, given.photos, clients, given.seconds))
-    of = {}
-    for name, runs in found.items():
-        rate = median(run["images_per_second"] for run in runs)
-        p50, p99 = (median(run["milliseconds"][at] for run in runs) for at in ["p50", "p99"])
-        of[name] = (rate, p50)
-        print(f"| {clients} | {name} | {rate:.1f} | {p50:.1f} | {p99:.1f} |")
-    rate, p50 = of.pop("clipkeep")
-    best_rate = max(other_rate for other_rate, _ in of.values())
-    best_p50 = min(other_p50 for _, other_p50 in of.values())
-    print(f"| {clients} | ours / best of theirs | {rate / best_rate:.2f} | {p50 / best_p50:.2f} | |", flush=True)
+            compare(given, contenders, clip, clients)
 
 
 if __name__ == "__main__":

@@ -1,62 +1,72 @@
-"""What answers cost against how much is asked for: images in a batch, clients, classes of a model, models.
+"""What answers cost against how much is asked for: images in a batch, clients, classes of a model, models in a batch.
 
     python3 bench/work.py PHOTOS
     python3 bench/work.py PHOTOS --only classes models
 
 PHOTOS is a directory of JPEG files. Batches and clients are measured on a ViT-B/32 with made-up weights; classes and models on
-the made-up CLIP of jobs.py, ViT-B/32's feature width behind narrow towers, so that heads are not hidden behind the encoding. Prints
-Markdown, medians over the rounds. Needs Python 3.11 on Linux and no package.
+the made-up CLIP of jobs.py, ViT-B/32's feature width behind narrow towers, so that heads are not hidden behind the encoding. Models
+are asked by turns by twice as many clients as there are images in a batch, and a batch waits until it is full, so that
+each holds images of all of them: the mean size of the server's batches meanwhile is told. Prints Markdown, medians over the
+rounds, in which all points of a table take turns. Needs Python 3.11 on Linux and no package.
 """
 
 import argparse
 import contextlib
 import io
-import json
+import math
 import os
 import random
-import subprocess
 import tempfile
 import zipfile
 from pathlib import Path
-from statistics import median
 
 import jobs
+import programs
+from turns import by_turns
 
 BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 CLIENTS = [1, 4, 16, 64, 256]
 CLASSES = [10, 1_000, 20_000]
 MODELS = [1, 10, 50, 200]
+# For models: one image of each.
+FULL_BATCH = max(MODELS)
 LARGE = "random:vit-b-32"
 
 
-def last_object(command):
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+def points(given, values, measure):
+    """The medians of what was measured at each value."""
+    return by_turns(given.rounds, {value: lambda value=value: measure(value) for value in values}).items()
 
 
 def encode(given, batch):
-    command = [given.clipkeep, "bench", "encode", "--shape", "vit-b-32", "--batch", str(batch), "--threads", str(given.threads)]
-    return last_object([*command, "--json"])["images_per_second"]
+    options = ["--shape", "vit-b-32", "--batch", batch, "--threads", given.threads, "--seconds", given.seconds]
+    [found] = programs.bench(given.clipkeep, "encode", *options, "--json")
+    return {"rate": found["images_per_second"]}
 
 
-def ask(given, urls, clients, repeat=False):
-    """Images a second, and p50 and p99 in milliseconds."""
-    command = [given.clipkeep, "bench", "http", *urls, "--json", "--images", given.photos, "--clients", str(clients)]
-    found = last_object([*command, "--seconds", str(given.seconds), *["--repeat"] * repeat])
-    if found["failures"]:
-        raise SystemExit(f"{urls[0]} failed: {found['failures']}")
-    return found["images_per_second"], found["milliseconds"]["p50"], found["milliseconds"]["p99"]
+def ask(given, urls, clients, *options):
+    """Images a second, p50 and p99 in milliseconds, and the heads of a batch in milliseconds."""
+    options = ["--clients", clients, "--seconds", given.seconds, *options]
+    found = programs.bench_http(given.clipkeep, urls, given.photos, *options)
+    latencies = found["milliseconds"]
+    heads = found["stages"].get("heads, a batch", math.nan)
+    return {"rate": found["images_per_second"], "p50": latencies["p50"], "p99": latencies["p99"], "heads": heads}
 
 
-def options(given):
-    """Of the server: all clients' images may wait at once."""
-    room = str(2 * max(CLIENTS))
-    return ["--threads", str(given.threads), "--queue", room, "--max-requests", room]
+@contextlib.contextmanager
+def serving(given, folder, backbone, *options):
+    """A server where all clients' images may wait at once."""
+    room = 2 * max(*CLIENTS, FULL_BATCH)
+    options = ["--threads", given.threads, "--queue", room, "--max-requests", room, *options]
+    with programs.Clipkeep(given.clipkeep, backbone, folder, *options) as server:
+        yield server
 
 
-def medians(given, measure):
-    runs = [measure() for _ in range(given.rounds)]
-    return [median(values) for values in zip(*runs)]
+def narrow(folder):
+    """A backbone whose towers cost little."""
+    backbone = Path(folder) / "backbone"
+    jobs.make_backbone(backbone)
+    return backbone
 
 
 def archive(classes):
@@ -70,61 +80,58 @@ def archive(classes):
 
 
 def teach(server, model, classes):
-    config = {"name": model, "config": {"strategy": "zero_shot"}}
-    server.call("POST", "/v1/models", json.dumps(config).encode())
+    url = server.create(model, config={"strategy": "zero_shot"})
     server.learn(model, "all", archive(classes))
-    return f"http://{server.address}/v1/models/{model}/classify"
+    return url
 
 
 def batches(given, _):
     print("| images in a batch | images a second |\n|---|---|")
-    for batch in BATCHES:
-        (rate,) = medians(given, lambda: [encode(given, batch)])
-        print(f"| {batch} | {rate:.1f} |", flush=True)
+    for batch, of in points(given, BATCHES, lambda batch: encode(given, batch)):
+        print(f"| {batch} | {of['rate']:.1f} |")
 
 
 def clients(given, folder):
-    server = jobs.Server(given.clipkeep, LARGE, folder, *options(given))
-    try:
+    with serving(given, folder, LARGE) as server:
+        url = f"{server.url}/v1/models/default/classify?labels=cat,dog,tree"
         print("| clients | images a second | p50 | p99 |\n|---|---|---|---|")
-        url = f"http://{server.address}/v1/models/default/classify?labels=cat,dog,tree"
-        for count in CLIENTS:
-            rate, p50, p99 = medians(given, lambda: ask(given, [url], count))
-            print(f"| {count} | {rate:.1f} | {p50:.0f} ms | {p99:.0f} ms |", flush=True)
-    finally:
-        server.stop()
-
-
-@contextlib.contextmanager
-def narrow(given, folder):
-    """A server whose towers cost little."""
-    jobs.make_backbone(Path(folder) / "backbone")
-    server = jobs.Server(given.clipkeep, f"{folder}/backbone", folder, *options(given))
-    try:
-        yield server
-    finally:
-        server.stop()
+        for count, of in points(given, CLIENTS, lambda count: ask(given, [url], count)):
+            print(f"| {count} | {of['rate']:.1f} | {of['p50']:.0f} ms | {of['p99']:.0f} ms |")
 
 
 def classes(given, folder):
-    with narrow(given, folder) as server:
+    with serving(given, folder, narrow(folder)) as server:
+        urls = {count: [teach(server, f"classes-{count}", count)] for count in CLASSES}
+
+        def measure(count):
+            fresh, seen = ask(given, urls[count], 1), ask(given, urls[count], 1, "--repeat")
+            many = ask(given, urls[count], 16, "--repeat")
+            return {"fresh": fresh["p50"], "seen": seen["p50"], "rate": many["rate"]}
+
         print("| classes | p50 of one client, new images | p50, images seen before | images a second of 16 clients, seen before |")
         print("|---|---|---|---|")
-        for count in CLASSES:
-            url = teach(server, f"classes-{count}", count)
-            _, fresh, _ = medians(given, lambda: ask(given, [url], 1))
-            _, seen, _ = medians(given, lambda: ask(given, [url], 1, repeat=True))
-            rate, _, _ = medians(given, lambda: ask(given, [url], 16, repeat=True))
-            print(f"| {count:,} | {fresh:.2f} ms | {seen:.2f} ms | {rate:,.0f} |", flush=True)
+        for count, of in points(given, CLASSES, measure):
+            print(f"| {count:,} | {of['fresh']:.2f} ms | {of['seen']:.2f} ms | {of['rate']:,.0f} |")
 
 
 def models(given, folder):
-    with narrow(given, folder) as server:
+    # What a batch waits at most is long beside what it takes to be full, and short beside a measurement.
+    options = ["--batch-size", FULL_BATCH, "--batch-millis", 10_000, "--batch-wait-micros", 300_000]
+    with serving(given, folder, narrow(folder), *options) as server:
         urls = [teach(server, f"model-{number}", 10) for number in range(max(MODELS))]
-        print("| models asked by turns | images a second of 64 clients | p50 | p99 |\n|---|---|---|---|")
-        for count in MODELS:
-            rate, p50, p99 = medians(given, lambda: ask(given, urls[:count], 64))
-            print(f"| {count} | {rate:,.0f} | {p50:.1f} ms | {p99:.1f} ms |", flush=True)
+
+        def measure(count):
+            images, batches = server.histogram("clipkeep_batch_size")
+            found = ask(given, urls[:count], 2 * FULL_BATCH)
+            images_after, batches_after = server.histogram("clipkeep_batch_size")
+            return {**found, "batch": (images_after - images) / (batches_after - batches)}
+
+        clients = 2 * FULL_BATCH
+        print(f"| models asked by turns | images in a batch | its heads | images a second of {clients} clients | p50 | p99 |")
+        print("|---|---|---|---|---|---|")
+        for count, of in points(given, MODELS, measure):
+            line = f"{of['batch']:.0f} | {of['heads']:.2f} ms | {of['rate']:,.0f} | {of['p50']:.0f} ms | {of['p99']:.0f} ms"
+            print(f"| {count} | {line} |")
 
 
 def main():

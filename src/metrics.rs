@@ -15,6 +15,7 @@ const HTTP_DURATION: &str = "http_server_request_duration_seconds";
 const HTTP_SHED: &str = "clipkeep_requests_shed_total";
 const QUEUE_WAIT: &str = "clipkeep_queue_wait_seconds";
 const QUEUE_DEPTH: &str = "clipkeep_queue_depth";
+const DECODE_WAIT: &str = "clipkeep_decode_wait_seconds";
 const DECODE: &str = "clipkeep_decode_seconds";
 const FEATURE_CACHE: &str = "clipkeep_feature_cache_requests_total";
 const ENCODE: &str = "clipkeep_encode_seconds";
@@ -57,6 +58,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "Time an image or text waited for the device, by who waits for it"
     );
     describe_gauge!(QUEUE_DEPTH, "Images that wait for the device");
+    describe_histogram!(
+        DECODE_WAIT,
+        Unit::Seconds,
+        "Time an image waited for a thread to decode it, by who waits for it"
+    );
     describe_histogram!(
         DECODE,
         Unit::Seconds,
@@ -116,6 +122,11 @@ pub fn queue_waited(priority: &'static str, time: Duration) {
 /// What waits for the device now, of some priority.
 pub fn queue_depth(priority: &'static str, depth: usize) {
     gauge!(QUEUE_DEPTH, "priority" => priority).set(depth as f64);
+}
+
+/// An image of some priority waited so long for a thread to decode it.
+pub fn decode_waited(priority: &'static str, time: Duration) {
+    histogram!(DECODE_WAIT, "priority" => priority).record(time);
 }
 
 /// An image of some priority was decoded, resized and normalised.

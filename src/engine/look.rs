@@ -37,7 +37,7 @@ impl Engine {
     /// work waits instead.
     pub async fn decode(&self, bytes: Bytes, priority: Priority) -> Result<Pixels, EngineError> {
         let shared = Arc::clone(&self.shared);
-        let decode = move || shared.pixels(&bytes, None, priority);
+        let decode = timed(priority, move || shared.pixels(&bytes, None, priority));
         done(self.shared.decode.run(priority, decode).await?)
     }
 
@@ -53,7 +53,7 @@ impl Engine {
     ) -> Result<Vec<Result<Looked, EngineError>>, EngineError> {
         let looking = |bytes: Bytes| {
             let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
-            move || shared.look(&bytes, &asked)
+            timed(Priority::Interactive, move || shared.look(&bytes, &asked))
         };
         let works = images.into_iter().map(looking).collect();
         let looked = self.shared.decode.run_all(works).await?;
@@ -109,6 +109,15 @@ impl Shared {
                 ..Timing::default()
             },
         })
+    }
+}
+
+/// Work for the decode pool that tells how long it waited.
+fn timed<T>(priority: Priority, work: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    let asked = Instant::now();
+    move || {
+        metrics::decode_waited(priority.as_str(), asked.elapsed());
+        work()
     }
 }
 

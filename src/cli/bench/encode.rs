@@ -14,7 +14,6 @@ use super::photographs::photographs;
 use super::timing::{self, median, milliseconds};
 use crate::app;
 use crate::cli::output;
-use crate::clip::Backbone;
 use crate::config::BackboneArgs;
 use crate::domain::Reads;
 
@@ -90,7 +89,8 @@ impl Encode {
         let backbone = app::load_backbone(&self.backbone).await?;
         let side = backbone.image_size();
         // A few, over and over.
-        let few = self.pixels(&backbone)?;
+        let (processor, limits) = (backbone.image_processor(), self.backbone.offline_engine().limits);
+        let few = self.pixels(side, |bytes| Ok(processor.process(bytes, limits)?))?;
         let few: Vec<&[f32]> = few.iter().map(Vec::as_slice).collect();
         let wanted = if self.cosine {
             let exact = app::load_backbone(&self.backbone.exact()).await?;
@@ -115,7 +115,8 @@ impl Encode {
                 Ok(features.to_device(&Device::Cpu)?)
             };
             let times = timing::times(self.seconds, WARM_UP, || encode().map(drop))?;
-            let found = |wanted| least_cosine(wanted, &backbone, few.chunks(images));
+            let features = |batch: &[&[f32]]| Ok(backbone.encode_pixels(batch, Reads::Features, None)?.0);
+            let found = |wanted| least_cosine(wanted, few.chunks(images).map(features));
             let cosine = wanted.as_ref().map(found).transpose()?;
             let median = milliseconds(median(&times));
             let measured = Measured {
@@ -142,27 +143,27 @@ impl Encode {
     }
 
     /// Of the photographs, or of noise.
-    fn pixels(&self, backbone: &Backbone) -> anyhow::Result<Vec<Vec<f32>>> {
+    fn pixels(
+        &self,
+        side: usize,
+        process: impl Fn(&[u8]) -> anyhow::Result<Vec<f32>>,
+    ) -> anyhow::Result<Vec<Vec<f32>>> {
         if self.images.is_empty() {
-            let len = 3 * backbone.image_size().pow(2);
+            let len = 3 * side * side;
             let noise = noise(NOISE * len);
             return Ok(noise.chunks_exact(len).map(<[f32]>::to_vec).collect());
         }
-        let (processor, limits) = (backbone.image_processor(), self.backbone.offline_engine().limits);
         let photographs = photographs(&self.images)?.into_iter().take(PHOTOGRAPHS);
-        let pixels = photographs.map(|bytes| processor.process(&bytes, limits));
-        pixels.collect::<Result<_, _>>().context("a file is no image")
+        let pixels = photographs.map(|bytes| process(&bytes));
+        pixels
+            .collect::<anyhow::Result<_>>()
+            .context("a file is no image")
     }
 }
 
-/// The smallest cosine of wanted features with those that a backbone gives in batches.
-fn least_cosine<'a>(
-    wanted: &Tensor,
-    backbone: &Backbone,
-    batches: impl Iterator<Item = &'a [&'a [f32]]>,
-) -> anyhow::Result<f64> {
-    let features = |batch| Ok(backbone.encode_pixels(batch, Reads::Features, None)?.0);
-    let found: Vec<Tensor> = batches.map(features).collect::<anyhow::Result<_>>()?;
+/// The smallest cosine of wanted features with those that are found, batch by batch.
+fn least_cosine(wanted: &Tensor, found: impl Iterator<Item = anyhow::Result<Tensor>>) -> anyhow::Result<f64> {
+    let found: Vec<Tensor> = found.collect::<anyhow::Result<_>>()?;
     let found = Tensor::cat(&found, 0)?.to_device(&Device::Cpu)?;
     let dot = |a: &Tensor, b: &Tensor| (a * b)?.sum(D::Minus1);
     let lengths = (dot(wanted, wanted)?.sqrt()? * dot(&found, &found)?.sqrt()?)?;
