@@ -6,7 +6,8 @@ PHOTOS is a directory of JPEG files. Makes a checkpoint with made-up weights by 
 and starts a server on it five times, each with a data directory of its own, while the file is in memory: seconds from its start to a
 200 from /readyz, resident memory then, and its peak until then. To the last of them 64 clients send images that are all new, in
 slices of so many seconds, until 10,000 are answered; after each slice resident memory (VmRSS) is read. The limit it is held against
-is 1.3 times the checkpoint's file and 300 MB. A MB is 10^6 bytes. Needs Linux.
+is 1.3 times the checkpoint's file and 300 MB. A MB is 10^6 bytes. The server remembers features of images, 2 KB each, until they fill
+what it may take for them: with --feature-cache-mib 0 nothing grows with the images but what ought not to. Needs Linux.
 """
 
 import argparse
@@ -25,7 +26,8 @@ PER_WEIGHTS, BESIDE_WEIGHTS = 1.3, 300e6
 
 def start(given, clip, data):
     data.mkdir()
-    return programs.Clipkeep(given.clipkeep, clip, data, "--threads", given.threads, "--dtype", given.dtype)
+    options = ["--threads", given.threads, "--dtype", given.dtype, "--feature-cache-mib", given.feature_cache_mib]
+    return programs.Clipkeep(given.clipkeep, clip, data, *options)
 
 
 def print_start(name, seconds, resident, peak):
@@ -73,6 +75,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", choices=["auto", "f32", "bf16", "int16", "int8"], default="auto", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="starts (default: %(default)s)")
+    parser.add_argument("--feature-cache-mib", type=int, default=64, help="of the server (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=10_000, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20, help="of a slice (default: %(default)s)")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")

@@ -37,6 +37,12 @@ pub(super) fn median(times: &[Duration]) -> Duration {
     times[times.len() / 2]
 }
 
+/// The smallest of values in order, of which there are some, that so large a share of all does not exceed.
+pub(super) fn quantile<T: Copy>(values: &[T], share: f64) -> T {
+    let place = (share * values.len() as f64).ceil() as usize;
+    values[place.clamp(1, values.len()) - 1]
+}
+
 pub(super) fn milliseconds(time: Duration) -> f64 {
     1e3 * time.as_secs_f64()
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::photographs::photographs;
-use super::timing::milliseconds;
+use super::timing::{milliseconds, quantile};
 use crate::cli::output;
 use load::{Answers, Body, Pace, Target};
 use stages::Stages;
@@ -117,12 +117,8 @@ struct Latencies {
 impl Latencies {
     /// Of latencies in order.
     fn of(latencies: &[Duration]) -> Option<Self> {
-        // The smallest latency that so large a share of all does not exceed.
-        let at = |share: f64| {
-            let place = (share * latencies.len() as f64).ceil() as usize;
-            milliseconds(latencies[place.clamp(1, latencies.len()) - 1])
-        };
         let last = *latencies.last()?;
+        let at = |share| milliseconds(quantile(latencies, share));
         let sum: Duration = latencies.iter().sum();
         Some(Self {
             mean: milliseconds(sum) / latencies.len() as f64,

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
+use crate::cli::bench::timing::quantile;
+
 /// In pixels.
 const SIZE: (u32, u32) = (900, 520);
 /// Points of the curve before the slowest answer: 1 − 10^(−x) for so many x.
@@ -51,9 +53,7 @@ fn drawn(path: &Path, latencies: &[f64], caption: &str) -> Result<(), Box<dyn st
 
 /// The latency that all but a share of 10^(−`nines`) do not exceed.
 fn at(latencies: &[f64], nines: f64) -> f64 {
-    let share = 1.0 - 10_f64.powf(-nines);
-    let place = (share * latencies.len() as f64).ceil() as usize;
-    latencies[place.clamp(1, latencies.len()) - 1]
+    quantile(latencies, 1.0 - 10_f64.powf(-nines))
 }
 
 /// A label: 0, 90, 99, 99.9.
