@@ -9,7 +9,7 @@ made-up weights, the same threads, runs that take turns.
 
 Installs the others from PyPI into target/bench-venv the first time, unless this Python has them. Prints images a second, medians
 over the rounds, ours over each of the others, ours over the best of them, which is what counts, and the smallest cosine of our
-features with those in f32 on the CPU: of noise or, with --images, of all photographs. Ours is then timed with
+features with those in f32 on the CPU: of noise or, with --images, of 256 photographs at most. Ours is then timed with
 photographs, too; what pixels hold makes no difference to that.
 """
 

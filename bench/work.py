@@ -30,6 +30,7 @@ CLASSES = [10, 1_000, 20_000]
 MODELS = [1, 10, 50, 200]
 # For models: one image of each.
 FULL_BATCH = max(MODELS)
+MANY_CLIENTS = 2 * FULL_BATCH
 LARGE = "random:vit-b-32"
 
 
@@ -56,7 +57,7 @@ def ask(given, urls, clients, *options):
 @contextlib.contextmanager
 def serving(given, folder, backbone, *options):
     """A server where all clients' images may wait at once."""
-    room = 2 * max(*CLIENTS, FULL_BATCH)
+    room = 2 * max(*CLIENTS, MANY_CLIENTS)
     options = ["--threads", given.threads, "--queue", room, "--max-requests", room, *options]
     with programs.Clipkeep(given.clipkeep, backbone, folder, *options) as server:
         yield server
@@ -121,13 +122,12 @@ def models(given, folder):
         urls = [teach(server, f"model-{number}", 10) for number in range(max(MODELS))]
 
         def measure(count):
-            images, batches = server.histogram("clipkeep_batch_size")
-            found = ask(given, urls[:count], 2 * FULL_BATCH)
-            images_after, batches_after = server.histogram("clipkeep_batch_size")
-            return {**found, "batch": (images_after - images) / (batches_after - batches)}
+            before = server.histogram("clipkeep_batch_size")
+            found = ask(given, urls[:count], MANY_CLIENTS)
+            images, number = (after - of for after, of in zip(server.histogram("clipkeep_batch_size"), before))
+            return {**found, "batch": images / number}
 
-        clients = 2 * FULL_BATCH
-        print(f"| models asked by turns | images in a batch | its heads | images a second of {clients} clients | p50 | p99 |")
+        print(f"| models asked by turns | images in a batch | its heads | images a second of {MANY_CLIENTS} clients | p50 | p99 |")
         print("|---|---|---|---|---|---|")
         for count, of in points(given, MODELS, measure):
             line = f"{of['batch']:.0f} | {of['heads']:.2f} ms | {of['rate']:,.0f} | {of['p50']:.0f} ms | {of['p99']:.0f} ms"

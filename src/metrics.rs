@@ -57,7 +57,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         Unit::Seconds,
         "Time an image or text waited for the device, by who waits for it"
     );
-    describe_gauge!(QUEUE_DEPTH, "Images that wait for the device");
+    describe_gauge!(
+        QUEUE_DEPTH,
+        "Images and texts that wait for the device, by who waits for them"
+    );
     describe_histogram!(
         DECODE_WAIT,
         Unit::Seconds,

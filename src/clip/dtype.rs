@@ -23,8 +23,8 @@ type MadeFor = fn(&Transformer, Precision) -> Vec<Instructions>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dtype {
     /// bfloat16 on a GPU and on a processor with instructions for it, and otherwise whole numbers of 16 bits where the
-    /// processor multiplies them faster than f32; but f32 where features do not keep a cosine of 0.999 with those of f32. The
-    /// choice is always the same: nothing is timed.
+    /// processor multiplies them faster than f32; the next of these, and in the end f32, where features do not keep a cosine of
+    /// 0.999 with those of f32. The choice is always the same: nothing is timed.
     #[default]
     Auto,
     /// Not at all.

@@ -14,3 +14,11 @@ fn noise(seed: usize, len: usize) -> Vec<f32> {
         .map(|i| (((i + 1) * (2 * seed + 1)) as f64 * 12.9898).sin() as f32)
         .collect()
 }
+
+/// The larger of two distances; what is no number is further than anything.
+fn further(one: f64, other: f64) -> f64 {
+    if one.is_nan() || other.is_nan() {
+        return f64::INFINITY;
+    }
+    one.max(other)
+}

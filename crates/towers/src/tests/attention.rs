@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::further;
 use super::kernels::{block, matrix, nearest, rows, unpaired};
 use crate::attention::{Asked, Attention, Sequences, Sight};
 use crate::blocks::{Blocks, Layout};
@@ -98,8 +99,7 @@ fn furthest<T: Operand>(
                 let wanted = attention(part(row, 0), &keys, &values);
                 for (wanted, found) in wanted.iter().zip(&found[row][head * depth..]) {
                     let apart = (wanted - f64::from(*found)).abs();
-                    // What is no number is further than anything.
-                    furthest = if apart <= furthest { furthest } else { apart };
+                    furthest = further(furthest, apart);
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::noise;
+use super::{further, noise};
 use crate::Activation;
 use crate::blocks::{Aligned, Blocks, Extent, in_panels};
 use crate::elementwise::{self, Activate, Round, Softmax};
@@ -208,8 +208,7 @@ pub(super) fn furthest_product(
             let wanted = f64::from(*bias) + products.clone().sum::<f64>();
             let size = 1.0 + products.map(f64::abs).sum::<f64>();
             let apart = (wanted - f64::from(*found)).abs() / size;
-            // What is no number is further than anything.
-            furthest = if apart <= furthest { furthest } else { apart };
+            furthest = further(furthest, apart);
         }
     }
     furthest

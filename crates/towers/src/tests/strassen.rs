@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::further;
 use super::kernels::{block, furthest_product, matrix, rows};
 use crate::blocks::{Blocks, Extent};
 use crate::kernel::Kernel;
@@ -73,8 +74,7 @@ fn furthest_in_halves<T: Operand>(
                 Start::Residual => before[row].iter().zip(&bias).map(|(x, b)| x + b).collect(),
             };
             let wrong = furthest_product(&left[row..=row], &right, &begin, std::slice::from_ref(found));
-            // What is no number is further than anything.
-            furthest = if wrong <= furthest { furthest } else { wrong };
+            furthest = further(furthest, wrong);
         }
     }
     furthest
