@@ -172,12 +172,8 @@ async fn info(State(api): State<Api>) -> Json<Info> {
     responses((status = 200, description = "Metrics", body = String, content_type = "text/plain")))]
 async fn prometheus(State(api): State<Api>) -> impl IntoResponse {
     let (interactive, background) = api.engine.queue_depth();
-    for (priority, depth) in [
-        (Priority::Interactive, interactive),
-        (Priority::Background, background),
-    ] {
-        metrics::queue_depth(priority.as_str(), depth);
-    }
+    metrics::queue_depth(Priority::Interactive.as_str(), interactive);
+    metrics::queue_depth(Priority::Background.as_str(), background);
     (
         StatusCode::OK,
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],

@@ -98,35 +98,38 @@ impl Encode {
         } else {
             None
         };
+        let place = |batch: &[&[f32]]| -> anyhow::Result<Option<Tensor>> {
+            let shape = (batch.len(), 3, side, side);
+            let placed = self
+                .resident
+                .then(|| Tensor::from_vec(batch.concat(), shape, backbone.device()));
+            Ok(placed.transpose()?)
+        };
+        // A device works on while its host goes on: what counts is when the features are here.
+        let encode = |batch: &[&[f32]], placed: Option<&Tensor>| -> anyhow::Result<Tensor> {
+            let features = match placed {
+                Some(pixels) => backbone.encode_images(pixels)?,
+                None => backbone.encode_pixels(batch, Reads::Features, None)?.0,
+            };
+            Ok(features.to_device(&Device::Cpu)?)
+        };
         for images in self.batch.iter().map(|batch| *batch as usize) {
-            let pixels: Vec<&[f32]> = few.iter().copied().cycle().take(images).collect();
-            let resident = if self.resident {
-                let shape = (images, 3, side, side);
-                Some(Tensor::from_vec(pixels.concat(), shape, backbone.device())?)
-            } else {
-                None
+            let batch = |number| -> Vec<&[f32]> {
+                let over_and_over = few.iter().copied().cycle();
+                over_and_over.skip(number * images).take(images).collect()
             };
-            // A device works on while its host goes on: what counts is when the features are here.
-            let encode = || -> anyhow::Result<Tensor> {
-                let features = match &resident {
-                    Some(pixels) => backbone.encode_images(pixels)?,
-                    None => backbone.encode_pixels(&pixels, Reads::Features, None)?.0,
-                };
-                Ok(features.to_device(&Device::Cpu)?)
+            let first = batch(0);
+            let placed = place(&first)?;
+            let times = timing::times(self.seconds, WARM_UP, || {
+                encode(&first, placed.as_ref()).map(drop)
+            })?;
+            let found = |wanted: &Tensor| {
+                let batches = (0..few.len().div_ceil(images)).map(batch);
+                let features = batches.map(|batch| encode(&batch, place(&batch)?.as_ref()));
+                let features: Vec<Tensor> = features.collect::<anyhow::Result<_>>()?;
+                least_cosine(wanted, &Tensor::cat(&features, 0)?.narrow(0, 0, few.len())?)
             };
-            let times = timing::times(self.seconds, WARM_UP, || encode().map(drop))?;
-            let features = |batch: &[&[f32]]| Ok(backbone.encode_pixels(batch, Reads::Features, None)?.0);
-            let cosine = match &wanted {
-                Some(wanted) => {
-                    // What was timed, and what was not in it.
-                    let both = images.min(few.len());
-                    let timed = [encode()?.narrow(0, 0, both)?];
-                    let timed = least_cosine(&wanted.narrow(0, 0, both)?, timed.map(Ok).into_iter())?;
-                    let all = least_cosine(wanted, few.chunks(images).map(features))?;
-                    Some(lesser(timed, all))
-                }
-                None => None,
-            };
+            let cosine = wanted.as_ref().map(found).transpose()?;
             let median = milliseconds(median(&times));
             let measured = Measured {
                 backbone: backbone.name().to_owned(),
@@ -176,20 +179,19 @@ impl Encode {
     }
 }
 
-/// The smallest cosine of wanted features with those that are found, batch by batch.
-fn least_cosine(wanted: &Tensor, found: impl Iterator<Item = anyhow::Result<Tensor>>) -> anyhow::Result<f64> {
-    let found: Vec<Tensor> = found.collect::<anyhow::Result<_>>()?;
-    let found = Tensor::cat(&found, 0)?.to_device(&Device::Cpu)?;
+/// The smallest cosine of two rows with one number. What is no number is smaller than anything.
+fn least_cosine(wanted: &Tensor, found: &Tensor) -> anyhow::Result<f64> {
     let dot = |a: &Tensor, b: &Tensor| (a * b)?.sum(D::Minus1);
-    let lengths = (dot(wanted, wanted)?.sqrt()? * dot(&found, &found)?.sqrt()?)?;
-    let cosines = (dot(wanted, &found)? / lengths)?.to_vec1::<f32>()?;
-    let least = cosines.into_iter().map(f64::from).reduce(lesser);
-    Ok(least.unwrap_or(f64::NAN))
-}
-
-/// The smaller one; what is no number is smaller than anything.
-fn lesser(one: f64, other: f64) -> f64 {
-    if one.is_nan() || one <= other { one } else { other }
+    let lengths = (dot(wanted, wanted)?.sqrt()? * dot(found, found)?.sqrt()?)?;
+    let cosines = (dot(wanted, found)? / lengths)?.to_vec1::<f32>()?;
+    let least = cosines.into_iter().reduce(|least, cosine| {
+        if least.is_nan() || least <= cosine {
+            least
+        } else {
+            cosine
+        }
+    });
+    Ok(f64::from(least.unwrap_or(f32::NAN)))
 }
 
 /// So many numbers, normally distributed: always the same.
