@@ -6,10 +6,10 @@
 //!
 //! Invariant: whatever happens to a batch, everyone in it is answered, or sees an engine that has stopped.
 
-use std::cell::Cell;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
@@ -64,8 +64,18 @@ impl Begun {
 /// What came between a batch.
 #[derive(Default)]
 struct Between {
-    time: Cell<Duration>,
-    lost: Cell<bool>,
+    time: Mutex<Duration>,
+    lost: AtomicBool,
+}
+
+impl Between {
+    fn time(&self) -> MutexGuard<'_, Duration> {
+        self.time.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
 }
 
 impl Worker {
@@ -114,7 +124,7 @@ impl Worker {
             Priority::Background => Some(&serve),
         };
         let encoded = caught(|| Encoded::of(&self.backbone, inputs, &asks, pause));
-        if between.lost.get() {
+        if between.has_lost() {
             return Err(Lost);
         }
         match encoded {
@@ -124,7 +134,7 @@ impl Worker {
                 are_images: inputs.are_images(),
                 priority,
                 started,
-                paused: between.time.get(),
+                paused: *between.time(),
             })),
             Err(reason) => self.refuse(asks, &reason).map(|()| None),
         }
@@ -132,14 +142,14 @@ impl Worker {
 
     /// Runs what is urgent between the steps of a background batch.
     fn serve_between(&self, between: &Between) {
-        while !between.lost.get()
+        while !between.has_lost()
             && let Some(batch) = self.queue.next_beside(Priority::Background)
         {
             let started = Instant::now();
             let mut begun = None;
             let went = self.follow(batch, &mut begun).and_then(|()| self.finish(begun));
-            between.lost.set(went.is_err());
-            between.time.set(between.time.get() + started.elapsed());
+            between.lost.store(went.is_err(), Ordering::Relaxed);
+            *between.time() += started.elapsed();
         }
     }
 

@@ -151,9 +151,14 @@ pub enum Activation {
 /// those of Hugging Face's checkpoints.
 pub type Take<'a, E> = dyn FnMut(&str, &[usize]) -> Result<Cow<'a, [f32]>, E> + 'a;
 
-/// What is called now and then while a tower computes, on the caller's thread: it may have forwards of its own, each with memory
+/// What is called now and then while a tower computes, on a thread of the pool: it may have forwards of its own, each with memory
 /// of its own, which the tower keeps.
-pub type Pause<'a> = &'a dyn Fn();
+pub type Pause<'a> = &'a (dyn Fn() + Sync);
+
+/// Does `work` on a thread of the pool: from elsewhere every step of it would be handed over to one, and waited for asleep.
+fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}
 
 /// What a tower's instructions were.
 struct Chosen {
@@ -225,7 +230,7 @@ impl ImageTower {
             images.iter().all(|image| image.len() == pixels),
             "images of another size"
         );
-        self.packed.forward(images, states, pause)
+        in_pool(|| self.packed.forward(images, states, pause))
     }
 
     /// The dimensions.
@@ -281,7 +286,7 @@ impl TextTower {
         lengths: &[usize],
         pause: Option<Pause<'_>>,
     ) -> Vec<f32> {
-        self.packed.forward(embeddings, lengths, pause)
+        in_pool(|| self.packed.forward(embeddings, lengths, pause))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Towers by all kinds of instructions against one another, and against themselves in other company.
 
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::noise;
 use crate::{Activation, ImageShape, ImageTower, Instructions, Precision, TextShape, TextTower, Transformer};
@@ -193,14 +193,16 @@ fn forwards_in_a_pause_change_nothing() {
     let images: Vec<&[f32]> = images.chunks(PIXELS).collect();
     for tower in all_towers() {
         let wanted = tower.forward(others, None);
-        let pauses = Cell::new(0);
+        let pauses = AtomicUsize::new(0);
         let pause = || {
-            pauses.set(pauses.get() + 1);
+            pauses.fetch_add(1, Ordering::Relaxed);
+            assert!(rayon::current_thread_index().is_some(), "a thread of the pool");
             assert_eq!(tower.forward(others, None), wanted, "{tower}");
         };
         let found = tower.forward_pausing(&images, None, Some(&pause));
         assert_eq!(found, tower.forward(&pixels[..3 * PIXELS], None), "{tower}");
-        assert!(pauses.get() > TRANSFORMER.layers, "{tower}: {}", pauses.get());
+        let pauses = pauses.into_inner();
+        assert!(pauses > TRANSFORMER.layers, "{tower}: {pauses}");
     }
 }
 
@@ -210,14 +212,16 @@ fn texts_in_a_pause_of_others_change_nothing() {
     let (texts, others) = (embeddings(6, &lengths), embeddings(7, &few));
     for tower in all_text_towers() {
         let wanted = tower.forward(&others, &few);
-        let pauses = Cell::new(0);
+        let pauses = AtomicUsize::new(0);
         let pause = || {
-            pauses.set(pauses.get() + 1);
+            pauses.fetch_add(1, Ordering::Relaxed);
+            assert!(rayon::current_thread_index().is_some(), "a thread of the pool");
             assert_eq!(tower.forward(&others, &few), wanted, "{tower}");
         };
         let found = tower.forward_pausing(&texts, &lengths, Some(&pause));
         assert_eq!(found, tower.forward(&texts, &lengths), "{tower}");
-        assert!(pauses.get() > TRANSFORMER.layers, "{tower}: {}", pauses.get());
+        let pauses = pauses.into_inner();
+        assert!(pauses > TRANSFORMER.layers, "{tower}: {pauses}");
     }
 }
 
