@@ -1,7 +1,7 @@
 //! The bounded queue between the callers and the device thread.
 //!
-//! Callers push and never block: a full lane is an error they pass on. The device thread alone takes. Work whose
-//! caller went away is dropped here, before it costs a forward.
+//! Callers push and never block: a full lane is an error they pass on. Only the device thread takes, or, while it waits for a
+//! forward, the thread that runs this one. Work whose caller went away is dropped here, before it costs a forward.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

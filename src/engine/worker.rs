@@ -4,6 +4,8 @@
 //! image tower computes by itself, on a GPU, the next images are rounded and sent to it meanwhile, and then those before are
 //! answered.
 //!
+//! The device thread does it, or, while it waits for a forward that has pauses, the thread of the pool that runs this one.
+//!
 //! Invariant: whatever happens to a batch, everyone in it is answered, or sees an engine that has stopped.
 
 use std::error::Error;

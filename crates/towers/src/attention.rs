@@ -185,7 +185,7 @@ impl<A: Piecewise> Attention<A> {
         let outputs = out.values[..blocks * layout.len()].par_chunks_mut(head_len);
         let sides = self.sides.par_chunks_mut(Self::sides_len(layout, heads));
         let scores = self.scores.par_chunks_mut(Self::scores_len(layout));
-        let heads_of_blocks = outputs.zip(sides).zip(scores).enumerate();
+        let heads_of_blocks = outputs.zip(sides).zip(scores).enumerate().with_max_len(1);
         heads_of_blocks.for_each(|(index, ((output, sides), scores))| {
             let (block, number) = (index / heads, index % heads);
             let part = |which: usize| &qkv.block(block)[(which * heads + number) * head_len..][..head_len];

@@ -204,8 +204,8 @@ impl<T: Operand> Blocks<T> {
         panels.map(move |panel| &panel[self.layout.row(row)])
     }
 
-    /// Computes blocks in pieces of so many panels, on threads that are free. A thread does the same piece of `together` blocks in
-    /// turn: what is read for it is read once.
+    /// Computes blocks in pieces of so many panels, on threads that are free: one by one, so that a thread that is held up has the
+    /// others wait for a piece at most. A thread does the same piece of `together` blocks in turn: what is read for it is read once.
     pub(crate) fn fill(
         &mut self,
         extent: Extent,
@@ -225,7 +225,9 @@ impl<T: Operand> Blocks<T> {
             };
             if turns == 1 {
                 let pieces = blocks.par_chunks_mut(piece_len).enumerate();
-                return pieces.for_each(|(number, output)| piece(at(0, number), output));
+                return pieces
+                    .with_max_len(1)
+                    .for_each(|(number, output)| piece(at(0, number), output));
             }
             for number in 0..len / piece_len {
                 for (turn, block) in blocks.chunks_exact_mut(len).enumerate() {

@@ -34,7 +34,8 @@
 //!
 //! Invariants: weights of towers never change. On the CPU the features of an image or of a text depend on it alone, bit for bit, whatever
 //! shares its batch and however many threads there are; slices bound every access, and in `amx` lengths that are asserted; a prefetch is
-//! a hint. Threads are those of the rayon pool that the caller runs in. What holds on a GPU stands in `cuda`.
+//! a hint. Threads are those of the rayon pool that the caller runs in, or of the global one; towers compute on one of them, whoever
+//! calls. What holds on a GPU stands in `cuda`.
 
 mod adapter;
 #[cfg(target_arch = "x86_64")]

@@ -90,7 +90,8 @@ impl<P: Piecewise> Lefts<P> {
         assert_eq!(lefts.layout, layout, "as many rows as before");
         let of_products =
             lefts.values[..extent.blocks * layout.len()].par_chunks_mut(layout.len() / PRODUCTS);
-        of_products.enumerate().for_each(|(number, left)| {
+        let of_products = of_products.enumerate().with_max_len(1);
+        of_products.for_each(|(number, left)| {
             let (block, (one, other)) = (number / PRODUCTS, LEFT[number % PRODUCTS]);
             for (number, left) in left.chunks_exact_mut(layout.panel_len()).enumerate() {
                 let quarter = |(lower, right)| {

@@ -177,11 +177,11 @@ fn features_depend_on_neither_neighbours_nor_the_number_of_threads() {
         let (images, mut in_step) = (pixels.chunks(PIXELS).collect::<Vec<_>>(), Vec::new());
         let found = tower.forward_pausing(&images, Some(&mut in_step), Some(&|| ()));
         assert!(found == alone && in_step == states, "{tower}: in step");
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(3)
-            .build()
-            .expect("threads");
-        assert_eq!(pool.install(|| tower.forward(&pixels, None)), together, "{tower}");
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let found = pool.expect("threads").install(|| tower.forward(&pixels, None));
+            assert!(found == together, "{tower}: {threads} threads");
+        }
         assert!(tower.forward(&[], None).is_empty());
     }
 }
@@ -204,6 +204,21 @@ fn forwards_in_a_pause_change_nothing() {
         let pauses = pauses.into_inner();
         assert!(pauses > TRANSFORMER.layers, "{tower}: {pauses}");
     }
+}
+
+#[test]
+fn a_panic_in_a_pause_is_the_callers_and_costs_its_forward_alone() {
+    let pixels = noise(8, 3 * PIXELS);
+    let images: Vec<&[f32]> = pixels.chunks(PIXELS).collect();
+    let tower = &towers(Precision::F32)[0];
+    let wanted = tower.forward(&pixels, None);
+    let panics = || std::panic::panic_any("enough");
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        tower.forward_pausing(&images, None, Some(&panics))
+    }));
+    let reason = ended.expect_err("a panic");
+    assert_eq!(reason.downcast_ref(), Some(&"enough"));
+    assert_eq!(tower.forward_pausing(&images, None, Some(&|| ())), wanted);
 }
 
 #[test]
