@@ -9,8 +9,6 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use pulp::Arch;
-
 #[cfg(test)]
 mod tests;
 
@@ -208,13 +206,13 @@ fn resize_strip<const CHANNELS: usize>(
     rows: impl Iterator<Item = Tap>,
     mut write: impl FnMut(usize, &[u8]),
 ) {
-    let arch = Arch::new();
     let mut waiting = rows.enumerate().peekable();
     let first = waiting.peek().map_or(size.height, |(_, tap)| tap.start);
     let mut open: VecDeque<Row> = VecDeque::new();
     let mut narrowed = vec![0; strip.columns.len() * CHANNELS];
     let mut finished = Vec::with_capacity(strip.width);
-    for y in first..size.height {
+    let source = pixels.chunks_exact(size.width * CHANNELS).enumerate();
+    for (y, source) in source.skip(first) {
         // Starts and ends of the taps never fall from one row to the next.
         while let Some((index, tap)) = waiting.next_if(|(_, tap)| tap.start <= y) {
             let sums = vec![HALF; narrowed.len()];
@@ -227,17 +225,13 @@ fn resize_strip<const CHANNELS: usize>(
             }
             break;
         }
-        let add = || {
-            let from_here = &pixels[y * size.width * CHANNELS..];
-            horizontal::<CHANNELS>(from_here, &strip.columns, &mut narrowed);
-            for Row { tap, sums, .. } in &mut open {
-                let weight = tap.weights[y - tap.start];
-                for (sum, value) in sums.iter_mut().zip(&narrowed) {
-                    *sum += i32::from(*value) * weight;
-                }
+        horizontal::<CHANNELS>(source, &strip.columns, &mut narrowed);
+        for Row { tap, sums, .. } in &mut open {
+            let weight = tap.weights[y - tap.start];
+            for (sum, value) in sums.iter_mut().zip(&narrowed) {
+                *sum += i32::from(*value) * weight;
             }
-        };
-        arch.dispatch(add);
+        }
         while let Some(row) = open.pop_front_if(|row| row.tap.end() <= y + 1) {
             finished.clear();
             let pixels = row.sums.as_chunks::<CHANNELS>().0;
@@ -250,40 +244,18 @@ fn resize_strip<const CHANNELS: usize>(
     }
 }
 
-/// Bytes of a row that are multiplied together: a pixel's, and what follows them, which is left out.
-const TOGETHER: usize = 4;
-
-/// Narrows the first row of `pixels`.
-#[expect(
-    clippy::inline_always,
-    reason = "it is compiled for the instructions of whoever calls it, which it has to be part of"
-)]
-#[inline(always)]
-fn horizontal<const CHANNELS: usize>(pixels: &[u8], columns: &[(Tap, usize)], out: &mut [u8]) {
-    const { assert!(CHANNELS <= TOGETHER) };
+fn horizontal<const CHANNELS: usize>(row: &[u8], columns: &[(Tap, usize)], out: &mut [u8]) {
+    let (row, _) = row.as_chunks::<CHANNELS>();
     let (out, _) = out.as_chunks_mut::<CHANNELS>();
     for ((tap, _), out) in columns.iter().zip(out) {
-        let mut sums = [HALF; TOGETHER];
-        let values = &pixels[tap.start * CHANNELS..];
-        for (pixel, weight) in (0..).step_by(CHANNELS).zip(&tap.weights) {
-            let values = &values[pixel..];
-            // Nothing follows the last pixel.
-            let values = values.first_chunk().copied().unwrap_or_else(|| padded(values));
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum += i32::from(value) * weight;
+        let mut sums = [HALF; CHANNELS];
+        for (pixel, weight) in row[tap.start..].iter().zip(&tap.weights) {
+            for (sum, value) in sums.iter_mut().zip(pixel) {
+                *sum += i32::from(*value) * weight;
             }
         }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = to_byte(sum);
-        }
+        *out = sums.map(to_byte);
     }
-}
-
-/// With zeros behind.
-fn padded(values: &[u8]) -> [u8; TOGETHER] {
-    let mut padded = [0; TOGETHER];
-    padded[..values.len()].copy_from_slice(values);
-    padded
 }
 
 /// One half, in fixed point: sums start with it so that cutting off rounds.
