@@ -8,7 +8,7 @@
 use std::hint::black_box;
 use std::io::Cursor;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clipkeep::adapter::Head;
 use clipkeep::clip::{Backbone, BackboneSource, Limits};
 use clipkeep::domain::Digest;
@@ -35,7 +35,8 @@ fn images(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group(format!("images/{}", backbone.name()));
     group.sample_size(10);
     for batch in [1, 8, 32] {
-        let pixels = Tensor::randn(0_f32, 1.0, (batch, 3, size, size), &Device::Cpu).unwrap();
+        let pixels = Tensor::rand(0_f32, 256.0, (batch, 3, size, size), &Device::Cpu);
+        let pixels = pixels.and_then(|pixels| pixels.to_dtype(DType::U8)).unwrap();
         group.throughput(Throughput::Elements(batch as u64));
         group.bench_with_input(BenchmarkId::from_parameter(batch), &pixels, |bench, pixels| {
             bench.iter(|| backbone.encode_images(black_box(pixels)).unwrap());

@@ -69,7 +69,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!(
         DECODE,
         Unit::Seconds,
-        "Time to decode, resize and normalise one image, by who waits for it"
+        "Time to decode and resize one image, by who waits for it"
     );
     describe_counter!(
         FEATURE_CACHE,
@@ -132,7 +132,7 @@ pub fn decode_waited(priority: &'static str, time: Duration) {
     histogram!(DECODE_WAIT, "priority" => priority).record(time);
 }
 
-/// An image of some priority was decoded, resized and normalised.
+/// An image of some priority was decoded and resized.
 pub fn image_decoded(priority: &'static str, took: Duration) {
     histogram!(DECODE, "priority" => priority).record(took);
 }

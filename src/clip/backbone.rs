@@ -8,21 +8,23 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clipkeep_towers::{self as packed, Pause};
 
 use super::config::ClipConfig;
 use super::dtype::Dtype;
 use super::error::{BackboneError, EncodeError};
+use super::folded::fold;
 use super::hub;
 use super::image_processor::ImageProcessor;
 use super::images::Images;
 use super::prompt::PromptTower;
-use super::rows::{self, values};
+use super::rows::{self, bytes, values};
 use super::source::{BackboneFiles, BackboneSource};
 use super::text::TextTower;
 use super::tokenizer::ClipTokenizer;
 use super::vision::ImageReadout;
+use super::weights::Weights;
 use crate::domain::{Digest, Reads};
 
 /// The embedded backbone's name.
@@ -61,12 +63,11 @@ struct Parts {
 
 impl Parts {
     fn load(
-        files: &BackboneFiles,
+        mut weights: Weights<'_>,
         config: &ClipConfig,
         device: &Device,
         dtype: Dtype,
     ) -> Result<Self, BackboneError> {
-        let mut weights = files.tensors(device)?;
         let images = Images::load(&mut weights, config, device, dtype)?;
         let text = TextTower::load(&mut weights, config)?;
         let mut packed_text = None;
@@ -137,8 +138,13 @@ impl Backbone {
         let tokenizer = ClipTokenizer::parse(&files.tokenizer, &config.text)?;
         let (file, preprocessor) = &files.preprocessor;
         let image_processor = ImageProcessor::parse(file, preprocessor, config.vision.image_size)?;
+        let load = || {
+            let mut weights = files.tensors(&device)?;
+            fold(&mut weights, &config, image_processor.normalisation())?;
+            Parts::load(weights, &config, &device, dtype)
+        };
         // Beside one another: each takes about a second for a large model.
-        let (digest, parts) = rayon::join(|| files.digest(), || Parts::load(files, &config, &device, dtype));
+        let (digest, parts) = rayon::join(|| files.digest(), load);
         let Parts {
             images,
             packed_text,
@@ -205,7 +211,8 @@ impl Backbone {
         Arc::clone(&self.image_processor)
     }
 
-    /// Features of images, not normalised: `(n, 3, image_size, image_size)` f32 pixels to `(n, dim)` f32.
+    /// Features of images, not normalised: `(n, 3, image_size, image_size)` bytes, as [`ImageProcessor::process`] gives them, to
+    /// `(n, dim)` f32.
     pub fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, EncodeError> {
         Ok(self.encode_tensor(pixels, Reads::Features)?.0)
     }
@@ -225,20 +232,23 @@ impl Backbone {
                 size,
             });
         }
+        if pixels.dtype() != DType::U8 {
+            return Err(EncodeError::PixelType(pixels.dtype()));
+        }
         if let Some(encoded) = self.images.encode_resident(pixels, reads)? {
             return Ok(encoded);
         }
-        let pixels = values(pixels)?;
-        let images: Vec<&[f32]> = pixels.chunks_exact(3 * size * size).collect();
+        let pixels = bytes(pixels)?;
+        let images: Vec<&[u8]> = pixels.chunks_exact(3 * size * size).collect();
         self.encode_pixels(&images, reads, None)
     }
 
-    /// Features of images `(3, image_size, image_size)`, wherever they are, `(n, dim)`, and what the tower made of their tokens,
+    /// Features of images, `(3, image_size, image_size)` bytes wherever they are, `(n, dim)`, and what the tower made of their tokens,
     /// `(n, t · width)`, if that is read. With a `pause` now and then, if there is one, where packed weights compute, in which
     /// others may be encoded.
     pub fn encode_pixels(
         &self,
-        images: &[&[f32]],
+        images: &[&[u8]],
         reads: Reads,
         pause: Option<Pause<'_>>,
     ) -> Result<(Tensor, Option<Tensor>), EncodeError> {

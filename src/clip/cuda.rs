@@ -13,7 +13,7 @@ mod there {
     use std::fmt;
 
     use candle_core::op::BackpropOp;
-    use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Storage, Tensor, bail};
+    use candle_core::{CudaDevice, CudaStorage, Device, Result, Storage, Tensor, bail};
     use clipkeep_towers::cuda::{Error, ImageTower, Pixels};
     use clipkeep_towers::{ImageShape, Take};
 
@@ -48,32 +48,31 @@ mod there {
             }))
         }
 
-        /// Images to features `(n, dim)`, not normalised, and, if tokens are read, the last layer's hidden states,
+        /// Bytes of images to features `(n, dim)`, not normalised, and, if tokens are read, the last layer's hidden states,
         /// `(n, t · width)`. Nobody waits for it here.
         pub(in crate::clip) fn forward(
             &self,
-            images: &[&[f32]],
+            images: &[&[u8]],
             reads: Reads,
         ) -> Result<(Tensor, Option<Tensor>)> {
             self.encode(&Pixels::Host(images), images.len(), reads)
         }
 
-        /// As [`Self::forward`], of pixels `(n, 3, image_size, image_size)` that are on the device.
+        /// As [`Self::forward`], of bytes `(n, 3, image_size, image_size)` that are on the device.
         pub(in crate::clip) fn forward_resident(
             &self,
             pixels: &Tensor,
             reads: Reads,
         ) -> Result<(Tensor, Option<Tensor>)> {
-            let pixels = pixels.to_dtype(DType::F32)?;
             // Views may begin anywhere, and kernels read several values at a time.
             let pixels = match pixels.layout().contiguous_offsets() {
-                Some((0, _)) => pixels,
+                Some((0, _)) => pixels.clone(),
                 _ => pixels.force_contiguous()?,
             };
             let (storage, _) = pixels.storage_and_layout();
             match &*storage {
                 Storage::Cuda(values) => {
-                    let values = values.as_cuda_slice::<f32>()?.slice(..pixels.elem_count());
+                    let values = values.as_cuda_slice::<u8>()?.slice(..pixels.elem_count());
                     self.encode(&Pixels::Device(values), pixels.dim(0)?, reads)
                 }
                 _ => bail!("pixels are on another device"),
@@ -144,7 +143,7 @@ mod nowhere {
             Ok(None)
         }
 
-        pub(in crate::clip) fn forward(&self, _: &[&[f32]], _: Reads) -> Result<(Tensor, Option<Tensor>)> {
+        pub(in crate::clip) fn forward(&self, _: &[&[u8]], _: Reads) -> Result<(Tensor, Option<Tensor>)> {
             match *self {}
         }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use candle_core::{DType, Device, Tensor};
 use clipkeep_towers::{
-    ImageShape, ImageTower, Instructions, Precision, Take, TextShape, TextTower, Transformer,
+    ImageShape, ImageTower, Instructions, MIDDLE, Precision, Take, TextShape, TextTower, Transformer,
 };
 
 /// What features that are rounded on the way must at least have for a cosine with f32's to be chosen.
@@ -80,7 +80,7 @@ impl Dtype {
 
     /// An image tower for whatever computes beside the processor, in f32 where that cannot have the type, as `load` makes it of
     /// either type. `fast` is the type that it multiplies fastest. Where a choice is to be made, `exact` is one in f32,
-    /// wherever it computes, and `features` are of images `(n, 3, image_size, image_size)` as rows of `shape.dim`.
+    /// wherever it computes, and `features` are of bytes `(n, 3, image_size, image_size)` as rows of `shape.dim`.
     pub(super) fn tower<T, E>(
         self,
         fast: DType,
@@ -99,7 +99,7 @@ impl Dtype {
             Self::Auto if fast == DType::F32 => load(fast),
             Self::Auto => {
                 let size = shape.image_size;
-                let images = numbers(IMAGES * 3 * size.pow(2));
+                let images = noise(IMAGES * 3 * size.pow(2));
                 let images = Tensor::from_vec(images, (IMAGES, 3, size, size), &Device::Cpu)?;
                 let exact = exact()?;
                 let wanted = features(&exact, &images)?;
@@ -123,7 +123,7 @@ impl Dtype {
         take: &mut Take<'_, E>,
     ) -> Result<Option<ImageTower>, E> {
         let load = |instructions| ImageTower::load(shape, instructions, take);
-        let images = || numbers(IMAGES * 3 * shape.image_size.pow(2));
+        let images = || noise(IMAGES * shape.bytes());
         let made_for: MadeFor = Instructions::made_for;
         self.best((&shape.transformer, made_for), load, shape.dim, |tower| {
             tower.forward(&images(), None)
@@ -183,6 +183,12 @@ impl Dtype {
         }
         Ok(Some(exact))
     }
+}
+
+/// So many bytes without a pattern.
+pub(super) fn noise(count: usize) -> Vec<u8> {
+    let byte = |number: f32| (f32::from(MIDDLE) * (1.0 + number)) as u8;
+    numbers(count).into_iter().map(byte).collect()
 }
 
 /// So many numbers without a pattern.
@@ -287,7 +293,7 @@ mod tests {
         let choice = |size| {
             let towers = [(Dtype::F32, 0.1), (Dtype::Bf16, size)];
             let [exact, rounded] = towers.map(|(dtype, size)| image_tower(dtype, size));
-            let pixels = numbers(3 * 32 * 32);
+            let pixels = noise(3 * 32 * 32);
             let [wanted, found] = [&exact, &rounded].map(|tower| tower.forward(&pixels, None));
             is_better((&exact, &wanted), (&rounded, &found), 24)
         };

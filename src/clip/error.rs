@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use candle_core::DType;
 use thiserror::Error;
 
 use super::hub::HubError;
@@ -139,6 +140,9 @@ pub enum EncodeError {
         /// The backbone's image size.
         size: usize,
     },
+    /// The pixel tensor is not of bytes.
+    #[error("pixels are {0:?}; bytes are needed")]
+    PixelType(DType),
     /// A text is empty or longer than the context.
     #[error("text {row} has {found} tokens; 1 to {limit} can be encoded")]
     TokenCount {

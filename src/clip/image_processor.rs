@@ -1,8 +1,9 @@
-//! Encoded images to normalised pixels, as `preprocessor_config.json` says, or the part of
+//! Encoded images to the bytes that the image tower takes, as `preprocessor_config.json` says, or the part of
 //! `processor_config.json` that stands in its place.
 //!
 //! Owner: shared by the threads that decode; it has no state. Source: `transformers`' `CLIPImageProcessor`: to RGB,
-//! resize, centre crop, rescale, normalise. Invariant: the output has the size that the image tower takes; this is
+//! resize, centre crop. What that does then, to rescale and to normalise, is one product and one sum for each channel: they are
+//! part of the tower's weights (see [`super::folded`]). Invariant: the output has the size that the image tower takes; this is
 //! checked at load, so no request can fail over it.
 
 use serde::Deserialize;
@@ -24,8 +25,14 @@ pub struct ImageProcessor {
     filter: Filter,
     /// What is kept around the centre.
     crop: Size,
-    /// The output for each byte, per channel.
-    levels: Box<[[f32; 256]; 3]>,
+    normalisation: Normalisation,
+}
+
+/// What a byte of each channel stands for: `scale · byte + shift`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Normalisation {
+    pub(super) scale: [f64; 3],
+    pub(super) shift: [f64; 3],
 }
 
 /// The size that a picture is brought to before the crop.
@@ -87,9 +94,14 @@ impl ImageProcessor {
         open(bytes, limits).map(drop)
     }
 
-    /// Decodes one image and returns its normalised pixels, channel by channel, row by row: `3 · height · width`
-    /// numbers. A picture smaller than the crop is centred on black.
-    pub fn process(&self, bytes: &[u8], limits: Limits) -> Result<Vec<f32>, ImageError> {
+    /// What the bytes that come out stand for.
+    pub(super) fn normalisation(&self) -> Normalisation {
+        self.normalisation
+    }
+
+    /// Decodes one image and returns what the tower sees of it, channel by channel, row by row: `3 · height · width`
+    /// bytes. A picture smaller than the crop is centred on black.
+    pub fn process(&self, bytes: &[u8], limits: Limits) -> Result<Vec<u8>, ImageError> {
         let (image, target) = decode(bytes, limits, |size| self.resize.target(size))?;
         let size = Size {
             width: image.width() as usize,
@@ -102,19 +114,18 @@ impl ImageProcessor {
             rows: rows.kept(),
         };
         let kept = resize::<3>(&image, size, target, &window, self.filter);
-        Ok(self.normalise(&kept, &columns, &rows))
+        Ok(self.planes(&kept, &columns, &rows))
     }
 
-    fn normalise(&self, kept: &[u8], columns: &Cut, rows: &Cut) -> Vec<f32> {
+    /// Channel by channel, with black around what was kept.
+    fn planes(&self, kept: &[u8], columns: &Cut, rows: &Cut) -> Vec<u8> {
         let area = self.crop.width * self.crop.height;
-        let mut out = Vec::with_capacity(3 * area);
-        for (channel, levels) in self.levels.iter().enumerate() {
-            out.resize(out.len() + area, levels[0]);
-            let plane = &mut out[channel * area..];
+        let mut out = vec![0; 3 * area];
+        for (channel, plane) in out.chunks_exact_mut(area).enumerate() {
             let lines = plane.chunks_exact_mut(self.crop.width).skip(rows.padding);
             for (line, row) in lines.zip(kept.chunks_exact(columns.length.max(1) * 3)) {
-                for (out, pixel) in line[columns.padding..].iter_mut().zip(row.chunks_exact(3)) {
-                    *out = levels[usize::from(pixel[channel])];
+                for (out, pixel) in line[columns.padding..].iter_mut().zip(row.as_chunks::<3>().0) {
+                    *out = pixel[channel];
                 }
             }
         }
@@ -224,7 +235,7 @@ impl PreprocessorFile {
             resize,
             filter,
             crop,
-            levels: self.levels()?,
+            normalisation: self.normalisation()?,
         })
     }
 
@@ -252,7 +263,7 @@ impl PreprocessorFile {
         }
     }
 
-    fn levels(&self) -> Result<Box<[[f32; 256]; 3]>, BackboneError> {
+    fn normalisation(&self) -> Result<Normalisation, BackboneError> {
         let factor = if self.do_rescale.unwrap_or(true) {
             self.rescale_factor.unwrap_or(1.0 / 255.0)
         } else {
@@ -266,16 +277,25 @@ impl PreprocessorFile {
         } else {
             ([0.0; 3], [1.0; 3])
         };
-        let level =
-            |channel: usize, byte: usize| ((byte as f64 * factor - mean[channel]) / std[channel]) as f32;
-        let levels: [[f32; 256]; 3] =
-            std::array::from_fn(|channel| std::array::from_fn(|byte| level(channel, byte)));
-        if levels.iter().flatten().any(|level| !level.is_finite()) {
-            return Err(invalid(format!(
-                "rescale_factor {factor}, image_mean {mean:?} and image_std {std:?} give pixels that are not finite"
-            )));
+        let normalisation = Normalisation {
+            scale: std.map(|std| factor / std),
+            shift: std::array::from_fn(|channel| -mean[channel] / std[channel]),
+        };
+        if normalisation.is_finite() {
+            return Ok(normalisation);
         }
-        Ok(Box::new(levels))
+        Err(invalid(format!(
+            "rescale_factor {factor}, image_mean {mean:?} and image_std {std:?} give pixels that are not finite"
+        )))
+    }
+}
+
+impl Normalisation {
+    /// Whether all that bytes stand for is finite in f32.
+    fn is_finite(&self) -> bool {
+        let of_channels = self.scale.iter().zip(&self.shift);
+        let mut ends = of_channels.flat_map(|(scale, shift)| [*shift, 255.0 * scale + shift]);
+        ends.all(|value| (value as f32).is_finite())
     }
 }
 
@@ -348,4 +368,47 @@ fn square(edge: usize) -> Size {
 
 fn invalid(reason: String) -> BackboneError {
     BackboneError::Invalid { file: FILE, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What bytes stand for, as `transformers` would have it: rescaled, then normalised.
+    fn assert_stands_for(config: &str, factor: f64, mean: [f64; 3], std: [f64; 3]) {
+        let processor = ImageProcessor::from_json(config.as_bytes()).expect(config);
+        let Normalisation { scale, shift } = processor.normalisation();
+        for channel in 0..3 {
+            for byte in [0.0, 1.0, 128.0, 255.0] {
+                let wanted = (byte * factor - mean[channel]) / std[channel];
+                let found = scale[channel] * byte + shift[channel];
+                assert!((found - wanted).abs() < 1e-9, "{config}: {found}, not {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_stand_for_what_the_configuration_says() {
+        assert_stands_for("{}", 1.0 / 255.0, OPENAI_MEAN, OPENAI_STD);
+        assert_stands_for(r#"{"do_normalize": false}"#, 1.0 / 255.0, [0.0; 3], [1.0; 3]);
+        let config =
+            r#"{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7], "rescale_factor": 0.0078}"#;
+        assert_stands_for(config, 0.0078, [0.5, 0.4, 0.3], [0.5, 0.6, 0.7]);
+        let config =
+            r#"{"do_rescale": false, "rescale_factor": 7, "image_mean": 120, "image_std": [60, 70, 80]}"#;
+        assert_stands_for(config, 1.0, [120.0; 3], [60.0, 70.0, 80.0]);
+    }
+
+    #[test]
+    fn bytes_that_would_stand_for_nothing_finite_are_refused() {
+        for config in [
+            r#"{"image_std": [0.3, 0.0, 0.3]}"#,
+            r#"{"image_mean": 0, "image_std": 0}"#,
+            r#"{"rescale_factor": 1e37, "image_std": 0.001}"#,
+            r#"{"rescale_factor": 0, "image_mean": 1e30, "image_std": 1e-30}"#,
+        ] {
+            let error = ImageProcessor::from_json(config.as_bytes()).expect_err(config);
+            assert!(error.to_string().contains("not finite"), "{config}: {error}");
+        }
+    }
 }

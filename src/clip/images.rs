@@ -13,7 +13,7 @@ use super::config::ClipConfig;
 use super::cuda::CudaTower;
 use super::dtype::Dtype;
 use super::error::BackboneError;
-use super::rows::{self, values};
+use super::rows::{self, bytes, values};
 use super::vision::{ImageReadout, VisionTower};
 use super::weights::Weights;
 use crate::domain::Reads;
@@ -39,7 +39,7 @@ enum Tower {
 pub(super) type Encoded = (Tensor, Option<Tensor>);
 
 impl Images {
-    /// Takes `vision_model.…` and `visual_projection`.
+    /// Takes `vision_model.…` and `visual_projection`, folded (see [`super::folded`]).
     pub(super) fn load(
         weights: &mut Weights<'_>,
         config: &ClipConfig,
@@ -76,14 +76,9 @@ impl Images {
         &self.readout
     }
 
-    /// Encodes images `(3, image_size, image_size)`, wherever they are. With a `pause` now and then, if there is one, where
+    /// Encodes images, `(3, image_size, image_size)` bytes wherever they are. With a `pause` now and then, if there is one, where
     /// packed weights compute.
-    pub(super) fn encode(
-        &self,
-        images: &[&[f32]],
-        reads: Reads,
-        pause: Option<Pause<'_>>,
-    ) -> Result<Encoded> {
+    pub(super) fn encode(&self, images: &[&[u8]], reads: Reads, pause: Option<Pause<'_>>) -> Result<Encoded> {
         let (n, size) = (images.len(), self.shape.image_size);
         let width = self.shape.tokens() * self.shape.transformer.width;
         let are_tokens_read = reads == Reads::Tokens;
@@ -120,7 +115,7 @@ impl Images {
         }
     }
 
-    /// Encodes `(n, 3, image_size, image_size)` that lie on the device; `None` where there is no tower for those.
+    /// Encodes bytes `(n, 3, image_size, image_size)` that lie on the device; `None` where there is no tower for those.
     pub(super) fn encode_resident(&self, pixels: &Tensor, reads: Reads) -> Result<Option<Encoded>> {
         match &self.tower {
             Tower::Cuda(tower) if !pixels.device().is_cpu() => {
@@ -161,8 +156,8 @@ impl Tower {
             }
         };
         let features = |tower: &Self, pixels: &Tensor| match tower {
-            Self::Packed(tower) => Ok(tower.forward(&values(pixels)?, None)),
-            Self::Cuda(tower) => values(&tower.forward(&[&values(pixels)?], Reads::Features)?.0),
+            Self::Packed(tower) => Ok(tower.forward(&bytes(pixels)?, None)),
+            Self::Cuda(tower) => values(&tower.forward(&[&bytes(pixels)?], Reads::Features)?.0),
             Self::Tensors(tower) => values(&readout.features(&tower.states(&pixels.to_device(device)?)?)?),
         };
         let fast = if device.is_cpu() { DType::F32 } else { DType::BF16 };

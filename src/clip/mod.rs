@@ -6,9 +6,9 @@
 //! files are read and hashed once, checked field by field and tensor by tensor, and only then is there a backbone.
 //!
 //! ```text
-//! image bytes ─ decode ─ resize ─ crop ─ normalise ─┐            ┌─ vision ─ features (n, dim)
-//!              └──────── ImageProcessor ───────────┘  Backbone ─┤
-//! prompt ──────────────── ClipTokenizer ─────────────           └─ text ─── features (n, dim)
+//! image file ─ decode ─ resize ─ crop ─ bytes ─┐            ┌─ vision ─ features (n, dim)
+//!             └─────── ImageProcessor ────────┘  Backbone ─┤
+//! prompt ────────────── ClipTokenizer ─────────           └─ text ─── features (n, dim)
 //! ```
 //!
 //! Invariants: nothing is silently initialised; every error names the file, field or tensor; weights never change;
@@ -21,6 +21,7 @@ mod decode;
 mod dtype;
 mod encoder;
 mod error;
+mod folded;
 mod frozen;
 mod fused;
 mod hub;

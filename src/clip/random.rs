@@ -280,7 +280,7 @@ mod tests {
             (backbone.dim(), backbone.image_size(), backbone.context_length()),
             (512, 224, 77)
         );
-        let pixels = Tensor::ones((1, 3, 224, 224), DType::F32, &Device::Cpu).expect("pixels");
+        let pixels = Tensor::ones((1, 3, 224, 224), DType::U8, &Device::Cpu).expect("pixels");
         let ids = backbone.tokenizer().encode("a photo of an owl.").expect("ids");
         for features in [backbone.encode_images(&pixels), backbone.encode_tokens(&[ids])] {
             let row: Vec<f32> = features

@@ -31,6 +31,11 @@ pub(super) fn stacked(parts: &[Tensor], width: usize, device: &Device) -> Result
     Tensor::cat(parts, 0)
 }
 
+/// All bytes of a tensor of them, in order, on the processor.
+pub(super) fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    tensor.flatten_all()?.to_vec1()
+}
+
 /// All values of a tensor, in order, on the processor.
 pub(super) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()

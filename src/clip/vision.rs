@@ -1,4 +1,4 @@
-//! The image tower in tensors, pixels to features: where [`clipkeep_towers`] does not suit its shape, and on a GPU in f32.
+//! The image tower in tensors, bytes to features: where [`clipkeep_towers`] does not suit its shape, and on a GPU in f32.
 //!
 //! Owner: the backbone. Source: `transformers`' `CLIPVisionModel` with `visual_projection`. Invariant: an image's
 //! features do not depend on the images that share its batch; on the CPU bit for bit, because each image is computed
@@ -7,6 +7,7 @@
 use std::fmt;
 
 use candle_core::{DType, Result, Tensor};
+use clipkeep_towers::MIDDLE;
 
 use super::config::ClipConfig;
 use super::encoder::{Encoder, LayerNorm};
@@ -101,11 +102,11 @@ impl VisionTower {
         self.patch_weight.dtype()
     }
 
-    /// `(n, 3, image_size, image_size)` f32 pixels to the last layer's hidden states `(n, t, width)`, class token first, in f32
+    /// `(n, 3, image_size, image_size)` bytes to the last layer's hidden states `(n, t, width)`, class token first, in f32
     /// whatever the weights are in.
     pub(super) fn states(&self, pixels: &Tensor) -> Result<Tensor> {
         let n = pixels.dim(0)?;
-        let pixels = &pixels.to_dtype(self.dtype())?;
+        let pixels = &(pixels.to_dtype(self.dtype())? - f64::from(MIDDLE))?;
         let patches = self.unfold(pixels)?.broadcast_matmul(&self.patch_weight)?;
         let patches = fused::add_repeated(patches, &self.positions)?;
         let class = self.class_token.broadcast_as((n, 1, self.class_token.dim(2)?))?;
@@ -141,19 +142,31 @@ mod tests {
     use clipkeep_towers::{ImageTower, Instructions, Precision};
 
     use super::*;
-    use crate::clip::dtype::Dtype;
+    use crate::clip::dtype::{Dtype, noise};
+    use crate::clip::folded::fold;
+    use crate::clip::image_processor::Normalisation;
     use crate::clip::source::BackboneFiles;
+
+    /// Weights as a tower takes them.
+    fn weights<'a>(files: &'a BackboneFiles, config: &ClipConfig) -> Weights<'a> {
+        let mut weights = files.tensors(&Device::Cpu).expect("weights");
+        let of_range = Normalisation {
+            scale: [1.0 / 128.0; 3],
+            shift: [-1.0; 3],
+        };
+        fold(&mut weights, config, of_range).expect("as they should be");
+        weights
+    }
 
     /// As it is on a GPU that has no kernels for its shape, by candle's slow products.
     #[test]
     fn tensors_in_bfloat16_keep_the_directions_of_features_and_are_chosen_for_it() -> Result<()> {
         let files = BackboneFiles::embedded();
         let config = ClipConfig::parse(&files.config).expect("a configuration");
-        let mut weights = files.tensors(&Device::Cpu).expect("weights");
+        let mut weights = weights(&files, &config);
         let readout = ImageReadout::load(&mut weights, &config).expect("its end");
         let size = config.vision.image_size;
-        let pixels = (0..3 * 3 * size * size).map(|i| (i as f32 * 12.9898).sin());
-        let pixels = Tensor::from_iter(pixels, &Device::Cpu)?.reshape((3, 3, size, size))?;
+        let pixels = Tensor::from_vec(noise(3 * 3 * size * size), (3, 3, size, size), &Device::Cpu)?;
         let mut load = |dtype| {
             weights.in_dtype(dtype, |weights| {
                 VisionTower::load(weights, &config).expect("a tower")
@@ -193,13 +206,11 @@ mod tests {
     fn packed_towers_give_what_tensors_give() -> Result<()> {
         let files = BackboneFiles::embedded();
         let config = ClipConfig::parse(&files.config).expect("a configuration");
-        let mut weights = files.tensors(&Device::Cpu).expect("weights");
+        let mut weights = weights(&files, &config);
         let reference = VisionTower::load(&mut weights, &config).expect("a tower");
         let readout = ImageReadout::load(&mut weights, &config).expect("its end");
         let (count, size) = (5, config.vision.image_size);
-        let pixels: Vec<f32> = (0..count * 3 * size * size)
-            .map(|i| (i as f32 * 12.9898).sin())
-            .collect();
+        let pixels = noise(count * 3 * size * size);
         let wanted_states = reference.states(&Tensor::from_slice(
             &pixels,
             (count, 3, size, size),

@@ -22,6 +22,8 @@ pub(super) struct WeightsFile<'a> {
 /// All tensors of a checkpoint, in one file or several shards.
 pub(super) struct Weights<'a> {
     tensors: BTreeMap<String, Stored<'a>>,
+    /// What is given instead of what is stored.
+    replaced: BTreeMap<String, Vec<f32>>,
     /// What was taken, and so found to be finite.
     taken: BTreeSet<String>,
     device: Device,
@@ -44,6 +46,7 @@ impl<'a> Weights<'a> {
         }
         Ok(Self {
             tensors,
+            replaced: BTreeMap::new(),
             taken: BTreeSet::new(),
             device: device.clone(),
             dtype: DType::F32,
@@ -71,6 +74,15 @@ impl<'a> Weights<'a> {
             _ => &[],
         };
         Ok(self.values(key, shape)?[0])
+    }
+
+    /// Gives `values`, as many, for the tensor `key` from now on.
+    pub(super) fn replace(&mut self, key: String, values: Vec<f32>) -> Result<(), BackboneError> {
+        if !are_finite(&values) {
+            return Err(BackboneError::NotFinite(key));
+        }
+        self.replaced.insert(key, values);
+        Ok(())
     }
 
     /// Checks that nothing of importance was left behind: a layer that nobody took means that the configuration
@@ -101,19 +113,26 @@ impl<'a> Weights<'a> {
                 found: stored.shape.clone(),
             });
         }
+        if let Some(values) = self.replaced.get(key) {
+            return Ok(values.clone().into());
+        }
         let values = decode(stored.dtype, stored.bytes).ok_or_else(|| BackboneError::Dtype {
             tensor: key.to_owned(),
             dtype: format!("{:?}", stored.dtype),
         })?;
         if !self.taken.contains(key) {
-            // All of them, without a way out in between: so they are looked at by vectors.
-            if !values.iter().fold(true, |all, value| all & value.is_finite()) {
+            if !are_finite(&values) {
                 return Err(BackboneError::NotFinite(key.to_owned()));
             }
             self.taken.insert(key.to_owned());
         }
         Ok(values)
     }
+}
+
+/// All of them are looked at, without a way out in between: so it is done by vectors.
+fn are_finite(values: &[f32]) -> bool {
+    values.iter().fold(true, |all, value| all & value.is_finite())
 }
 
 /// The tensors that a file's header lists, each with its bytes.

@@ -141,7 +141,7 @@ mod tests {
 
     /// `None` where nobody answers.
     async fn ask(thread: &DeviceThread) -> Option<Result<Output, EngineError>> {
-        let (work, answer) = work(7, 0.5);
+        let (work, answer) = work(7, 190);
         thread.push(vec![work], Priority::Interactive).ok()?;
         answer.await.ok()
     }

@@ -13,8 +13,8 @@ use crate::domain::{Digest, Reads};
 
 /// What is encoded at a time.
 pub(super) enum Inputs {
-    /// Pixels `(3, image_size, image_size)` each.
-    Images(Vec<Vec<f32>>),
+    /// Bytes `(3, image_size, image_size)` each.
+    Images(Vec<Vec<u8>>),
     /// Tokens.
     Texts(Vec<Vec<u32>>),
 }
@@ -46,10 +46,10 @@ pub(super) fn by_kind(work: Vec<Work>) -> impl Iterator<Item = (Inputs, Vec<Ask>
     {
         let (asks, asked, image) = match input {
             Input::Image {
-                pixels: Pixels { values, image },
+                pixels: Pixels { bytes, image },
                 asked,
             } => {
-                images.push(values);
+                images.push(bytes);
                 (&mut of_images, asked, image)
             }
             Input::Text { tokens } => {
@@ -107,15 +107,15 @@ impl Encoded {
         pause: Option<Pause<'_>>,
     ) -> Result<Self, EncodeError> {
         let (features, tokens) = match inputs {
-            Inputs::Images(pixels) => {
-                let pixels: Vec<&[f32]> = pixels.iter().map(Vec::as_slice).collect();
+            Inputs::Images(images) => {
+                let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
                 let are_tokens_read = asks.iter().any(|ask| ask.asked.reads() == Reads::Tokens);
                 let reads = if are_tokens_read {
                     Reads::Tokens
                 } else {
                     Reads::Features
                 };
-                backbone.encode_pixels(&pixels, reads, pause)?
+                backbone.encode_pixels(&images, reads, pause)?
             }
             Inputs::Texts(tokens) => (backbone.encode_tokens_pausing(tokens, pause)?, None),
         };

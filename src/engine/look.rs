@@ -13,10 +13,10 @@ use crate::clip::ImageError;
 use crate::domain::{Digest, Reads};
 use crate::metrics;
 
-/// A decoded, resized and normalised image.
+/// A decoded and resized image.
 pub struct Pixels {
     /// 3·s·s, channel first.
-    pub(super) values: Vec<f32>,
+    pub(super) bytes: Vec<u8>,
     /// Of the image's bytes, where its features are to be remembered.
     pub(super) image: Option<Digest>,
 }
@@ -30,7 +30,7 @@ pub enum Looked {
 }
 
 impl Engine {
-    /// Decodes, resizes and normalises one image on the CPU pool.
+    /// Decodes and resizes one image on the CPU pool.
     ///
     /// # Errors
     /// [`EngineError::Image`], or [`EngineError::Overloaded`] when interactive work finds the pool full; background
@@ -77,13 +77,13 @@ impl Shared {
         }
     }
 
-    /// Decodes, resizes and normalises an image.
+    /// Decodes and resizes an image.
     fn pixels(&self, bytes: &[u8], image: Option<Digest>, priority: Priority) -> Result<Pixels, EngineError> {
         let started = Instant::now();
-        let values = self.processor.process(bytes, self.limits);
+        let pixels = self.processor.process(bytes, self.limits);
         metrics::image_decoded(priority.as_str(), started.elapsed());
         Ok(Pixels {
-            values: values?,
+            bytes: pixels?,
             image,
         })
     }

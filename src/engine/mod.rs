@@ -299,7 +299,7 @@ impl Engine {
         }
         let side = self.shared.info.image_size;
         let grey = Pixels {
-            values: vec![0.0; 3 * side * side],
+            bytes: vec![128; 3 * side * side],
             image: None,
         };
         self.encode(vec![grey], Asked::Row(Reads::Features), Priority::Interactive)

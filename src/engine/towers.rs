@@ -128,7 +128,9 @@ mod tests {
     fn pixels(engine: &Engine) -> Vec<Pixels> {
         let side = engine.info().image_size;
         let picture = |seed: usize| Pixels {
-            values: (0..3 * side * side).map(|n| ((n * seed) as f32).sin()).collect(),
+            bytes: (0..3 * side * side)
+                .map(|n| (128.0 + 127.0 * ((n * seed) as f32).sin()) as u8)
+                .collect(),
             image: None,
         };
         vec![picture(3), picture(7)]

@@ -23,7 +23,7 @@ fn the_embedded_backbone_loads_and_encodes() {
     let [channels, height, width] = backbone.image_processor().output_shape();
     let pixels = candle_core::Tensor::zeros(
         (2, channels, height, width),
-        candle_core::DType::F32,
+        candle_core::DType::U8,
         backbone.device(),
     );
     let images = rows(&backbone.encode_images(&pixels.unwrap()).unwrap());
@@ -96,7 +96,7 @@ fn answers(backbone: &Backbone, pictures: &BTreeMap<String, Vec<Vec<u8>>>) -> Ve
     let [channels, height, width] = processor.output_shape();
     let best = |pictures: &Vec<Vec<u8>>| {
         let limits = Limits { max_pixels: 1 << 20 };
-        let pixels: Vec<f32> = pictures
+        let pixels: Vec<u8> = pictures
             .iter()
             .flat_map(|picture| processor.process(picture, limits).unwrap())
             .collect();

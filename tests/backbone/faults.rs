@@ -192,13 +192,16 @@ fn an_absent_shard_is_named_and_none_leaves_the_directory() {
 fn what_cannot_be_encoded_is_an_error() {
     let backbone = load(&pinned(MODEL)).unwrap();
     for shape in [[1, 3, 8, 9], [1, 1, 8, 8], [2, 3, 224, 224]] {
-        let pixels = Tensor::zeros(&shape, DType::F32, &Device::Cpu).unwrap();
+        let pixels = Tensor::zeros(&shape, DType::U8, &Device::Cpu).unwrap();
         let error = backbone.encode_images(&pixels).unwrap_err();
         assert!(
             matches!(&error, EncodeError::PixelShape { size: 8, found } if *found == shape),
             "{error:?}"
         );
     }
+    let floats = Tensor::zeros((1, 3, 8, 8), DType::F32, &Device::Cpu).unwrap();
+    let error = backbone.encode_images(&floats).unwrap_err();
+    assert!(matches!(error, EncodeError::PixelType(DType::F32)), "{error:?}");
     let text = backbone.tokenizer().encode("a cat").unwrap();
     let encode = |ids: Vec<u32>| backbone.encode_tokens(&[text.clone(), ids]).unwrap_err();
     assert!(matches!(

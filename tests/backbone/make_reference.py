@@ -57,20 +57,21 @@ def write_model(directory, config, tokenizer, texts, seed, dtype=torch.float32, 
     model.to(dtype).save_pretrained(directory, max_shard_size=shard)
     tokenizer.save_pretrained(directory)
     size = config.vision_config.image_size
-    CLIPImageProcessor(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    ).save_pretrained(directory)
+    processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    processor.save_pretrained(directory)
     for path in directory.iterdir():
         path.chmod(0o644)
 
     # The stored weights, not the ones they were rounded from.
     model = CLIPModel.from_pretrained(directory, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed + 1)
-    pixels = torch.randn((BATCH, 3, size, size), generator=generator)
+    pixels = torch.randint(0, 256, (BATCH, 3, size, size), generator=generator, dtype=torch.uint8)
+    of_channels = [torch.tensor(values).reshape(3, 1, 1) for values in (processor.image_mean, processor.image_std)]
+    normalised = (pixels * processor.rescale_factor - of_channels[0]) / of_channels[1]
     length = config.text_config.max_position_embeddings
     tokens = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
     with torch.inference_mode():
-        images = model.get_image_features(pixel_values=pixels)
+        images = model.get_image_features(pixel_values=normalised)
         text = model.get_text_features(**tokens)
     images, text = (getattr(x, "pooler_output", x) for x in (images, text))
     save_file(

@@ -69,7 +69,7 @@ fn read_out(readout: &ImageReadout, tokens: &Tensor) -> Tensor {
 #[test]
 fn an_empty_batch_has_no_tokens() {
     let backbone = load_source(&BackboneSource::Embedded).unwrap();
-    let pixels = Tensor::zeros((0, 3, 36, 36), DType::F32, &Device::Cpu).unwrap();
+    let pixels = Tensor::zeros((0, 3, 36, 36), DType::U8, &Device::Cpu).unwrap();
     let states = backbone.encode_images_and_tokens(&pixels).unwrap();
     let readout = backbone.image_readout();
     assert_eq!((readout.tokens, readout.heads), (37, 6));

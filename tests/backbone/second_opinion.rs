@@ -33,7 +33,8 @@ fn towers_agree_with_another_implementation() {
     )
     .unwrap();
 
-    let pixels = noise("pixels", &[7, 3, 224, 224], 2.0).unwrap();
+    let pixels = noise("pixels", &[7, 3, 224, 224], 128.0).unwrap();
+    let pixels = (pixels + 128.0).unwrap().to_dtype(DType::U8).unwrap();
     let ids: Vec<Vec<u32>> = (0..7)
         .map(|n| {
             let text = "a photo of a heron ".repeat(1 + 2 * n);
@@ -46,7 +47,7 @@ fn towers_agree_with_another_implementation() {
         assert_close(
             &format!("{batch} images"),
             &rows(&ours.encode_images(&pixels).unwrap()),
-            &rows(&theirs.get_image_features(&pixels).unwrap()),
+            &rows(&theirs.get_image_features(&normalised(&pixels)).unwrap()),
         );
         assert_close(
             &format!("{batch} texts"),
@@ -54,6 +55,18 @@ fn towers_agree_with_another_implementation() {
             &rows(&theirs.get_text_features(&padded(&ids[..batch])).unwrap()),
         );
     }
+}
+
+/// As `CLIPImageProcessor` does of itself.
+fn normalised(pixels: &Tensor) -> Tensor {
+    let of_channels = |values: [f32; 3]| Tensor::new(&values, &Device::Cpu)?.reshape((1, 3, 1, 1));
+    let normalised = || {
+        let values = (pixels.to_dtype(DType::F32)? / 255.0)?;
+        let mean = of_channels([0.481_454_66, 0.457_827_5, 0.408_210_73])?;
+        let deviation = of_channels([0.268_629_54, 0.261_302_6, 0.275_777_1])?;
+        values.broadcast_sub(&mean)?.broadcast_div(&deviation)
+    };
+    normalised().unwrap()
 }
 
 /// Zeros behind the end: attention is causal, and the end has the largest id.

@@ -1,16 +1,16 @@
-//! An image tower whose weights are of one type, from pixels to features. Source: `transformers`' `CLIPVisionModel` with
+//! An image tower whose weights are of one type, from bytes to features. Source: `transformers`' `CLIPVisionModel` with
 //! `visual_projection`. Each thread has images of its own where there are enough; otherwise all compute in step, in every product.
 
 use rayon::prelude::*;
 
 use crate::attention::{Asked, Sequences, Sight};
-use crate::blocks::{Blocks, Extent, copy_columns, in_panels, read_row};
+use crate::blocks::{Blocks, Extent, in_panels, read_row};
 use crate::kernel::{Kernel, groups};
 use crate::layers::{Attending, LayerNorm, Layers, Pass, Stream};
 use crate::matrix::{Matrix, Output};
-use crate::operand::{Left, Operand};
+use crate::operand::{Left, Operand, Piecewise as _};
 use crate::rooms::Rooms;
-use crate::{ImageShape, Pause, TOKENS, Take};
+use crate::{ImageShape, MIDDLE, Pause, TOKENS, Take};
 
 /// The weights, packed, and room for activations.
 pub(crate) struct Packed<T: Operand> {
@@ -53,7 +53,7 @@ struct Room<T: Operand> {
 
 /// Images, and where what becomes of them goes.
 struct Part<'a> {
-    images: &'a [&'a [f32]],
+    images: &'a [&'a [u8]],
     /// `(n, dim)`.
     features: &'a mut [f32],
     /// `(n, t, width)`, if they are wanted.
@@ -94,17 +94,11 @@ impl<'a> Part<'a> {
 /// The tower, whatever the type of its weights.
 pub(crate) trait Forward: Send + Sync {
     /// See [`ImageTower::forward_pausing`](crate::ImageTower::forward_pausing).
-    fn forward(&self, images: &[&[f32]], states: Option<&mut Vec<f32>>, pause: Option<Pause<'_>>)
-    -> Vec<f32>;
+    fn forward(&self, images: &[&[u8]], states: Option<&mut Vec<f32>>, pause: Option<Pause<'_>>) -> Vec<f32>;
 }
 
 impl<T: Operand> Forward for Packed<T> {
-    fn forward(
-        &self,
-        images: &[&[f32]],
-        states: Option<&mut Vec<f32>>,
-        pause: Option<Pause<'_>>,
-    ) -> Vec<f32> {
+    fn forward(&self, images: &[&[u8]], states: Option<&mut Vec<f32>>, pause: Option<Pause<'_>>) -> Vec<f32> {
         let (n, threads) = (images.len(), rayon::current_num_threads());
         let mut features = vec![0.0; n * self.shape.dim];
         let states = states.map(|states| {
@@ -262,21 +256,43 @@ impl<T: Operand> Packed<T> {
         }
     }
 
-    /// Patches as rows behind an empty one for the class token, each in the order of the convolution's weights.
-    fn unfold(&self, images: &[&[f32]], patches: &mut Blocks<T::Piece>) {
-        let (size, patch, grid) = (self.shape.image_size, self.shape.patch_size, self.shape.grid());
+    /// Patches as rows behind an empty one for the class token, each in the order of the convolution's weights: panel by panel.
+    fn unfold(&self, images: &[&[u8]], patches: &mut Blocks<T::Piece>) {
         let layout = patches.layout;
+        let (width, rows) = (
+            self.kernel.columns(),
+            layout.row(1).start..layout.row(self.shape.tokens()).start,
+        );
         let blocks = patches.values.par_chunks_mut(layout.len());
         blocks.zip(images.par_iter()).for_each(|(block, image)| {
-            for (channel, plane) in image.chunks_exact(size * size).enumerate() {
-                for (y, line) in plane.chunks_exact(size).take(grid * patch).enumerate() {
-                    let first = (channel * patch + y % patch) * patch;
-                    for (x, piece) in line.chunks_exact(patch).enumerate() {
-                        let token = 1 + y / patch * grid + x;
-                        copy_columns(block, layout, token, first, piece);
-                    }
-                }
+            for (number, panel) in block.chunks_exact_mut(layout.panel_len()).enumerate() {
+                T::Piece::filled(&mut panel[rows.clone()], self.kernel.vectors.as_ref(), |values| {
+                    self.read_patches(image, number * width, width, values);
+                });
             }
         });
+    }
+
+    /// Reads `width` columns of all patches of an image, those from `first` on, and zeros behind their last.
+    fn read_patches(&self, image: &[u8], first: usize, width: usize, values: &mut [f32]) {
+        let (size, patch, grid) = (self.shape.image_size, self.shape.patch_size, self.shape.grid());
+        let columns = first..(first + width).min(3 * patch * patch);
+        for (place, values) in values.chunks_exact_mut(width).enumerate() {
+            let (top, left) = (place / grid * patch, place % grid * patch);
+            let (mut column, mut rest) = (columns.start, values);
+            while column < columns.end {
+                // As far as a line of a patch reaches.
+                let (line, x) = (column / patch, column % patch);
+                let len = (patch - x).min(columns.end - column);
+                let (channel, y) = (line / patch, line % patch);
+                let from = &image[(channel * size + top + y) * size + left + x..][..len];
+                let (to, after) = rest.split_at_mut(len);
+                to.iter_mut()
+                    .zip(from)
+                    .for_each(|(to, byte)| *to = f32::from(*byte) - f32::from(MIDDLE));
+                (column, rest) = (column + len, after);
+            }
+            rest.fill(0.0);
+        }
     }
 }

@@ -25,7 +25,7 @@
 //! | `attention` | the heads of a layer, on threads that are free |
 //! | `layers` | the transformer |
 //! | `rooms` | memory that forwards use again |
-//! | `image` | the image tower, from pixels to features |
+//! | `image` | the image tower, from bytes to features |
 //! | `text` | the text tower, from token embeddings to features |
 //! | `objective` | the steps of a loss and its gradient |
 //! | `adapter` | the gradient of a linear adapter |
@@ -117,8 +117,8 @@ impl ImageShape {
         self.image_size / self.patch_size
     }
 
-    /// Values an image: red, green and blue.
-    pub fn pixels(&self) -> usize {
+    /// Bytes an image: red, green and blue.
+    pub fn bytes(&self) -> usize {
         3 * self.image_size.pow(2)
     }
 
@@ -127,6 +127,10 @@ impl ImageShape {
         self.grid().pow(2) + 1
     }
 }
+
+/// What image towers count bytes from: they multiply a byte less this, which all types that products are in hold exactly. So what
+/// they take for `patch_embedding` are weights for that, and for `position_embedding` positions with what those make of this.
+pub const MIDDLE: u8 = 128;
 
 /// The dimensions of a text tower.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -208,10 +212,10 @@ impl ImageTower {
         self.chosen.precision
     }
 
-    /// `(n, 3, image_size, image_size)` pixels, one after another, to features `(n, dim)`, not normalised. Where `states` is
+    /// `(n, 3, image_size, image_size)` bytes, one after another, to features `(n, dim)`, not normalised. Where `states` is
     /// given, the last layer's hidden states `(n, t, width)`, class token first, are put behind what it holds.
-    pub fn forward(&self, pixels: &[f32], states: Option<&mut Vec<f32>>) -> Vec<f32> {
-        let images: Vec<&[f32]> = pixels.chunks(self.shape.pixels()).collect();
+    pub fn forward(&self, bytes: &[u8], states: Option<&mut Vec<f32>>) -> Vec<f32> {
+        let images: Vec<&[u8]> = bytes.chunks(self.shape.bytes()).collect();
         self.forward_pausing(&images, states, None)
     }
 
@@ -219,16 +223,16 @@ impl ImageTower {
     /// threads compute in step, and otherwise each has images of its own, as far as there are enough.
     ///
     /// # Panics
-    /// When an image has not as many pixels as it should.
+    /// When an image has not as many bytes as it should.
     pub fn forward_pausing(
         &self,
-        images: &[&[f32]],
+        images: &[&[u8]],
         states: Option<&mut Vec<f32>>,
         pause: Option<Pause<'_>>,
     ) -> Vec<f32> {
-        let pixels = self.shape.pixels();
+        let bytes = self.shape.bytes();
         assert!(
-            images.iter().all(|image| image.len() == pixels),
+            images.iter().all(|image| image.len() == bytes),
             "images of another size"
         );
         in_pool(|| self.packed.forward(images, states, pause))

@@ -15,6 +15,12 @@ fn noise(seed: usize, len: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Bytes without a pattern.
+fn bytes(seed: usize, len: usize) -> Vec<u8> {
+    let of_number = |number: f32| (128.0 * (1.0 + number)) as u8;
+    noise(seed, len).into_iter().map(of_number).collect()
+}
+
 /// The larger of two distances; what is no number is further than anything.
 fn further(one: f64, other: f64) -> f64 {
     if one.is_nan() || other.is_nan() {

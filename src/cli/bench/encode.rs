@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use candle_core::{D, Device, Tensor};
 use clap::Args;
-use rand::SeedableRng as _;
+use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution as _, StandardNormal};
 use serde::Serialize;
 
 use super::photographs::photographs;
@@ -91,14 +90,14 @@ impl Encode {
         // A few, over and over.
         let (processor, limits) = (backbone.image_processor(), self.backbone.offline_engine().limits);
         let few = self.pixels(side, |bytes| Ok(processor.process(bytes, limits)?))?;
-        let few: Vec<&[f32]> = few.iter().map(Vec::as_slice).collect();
+        let few: Vec<&[u8]> = few.iter().map(Vec::as_slice).collect();
         let wanted = if self.cosine {
             let exact = app::load_backbone(&self.backbone.exact()).await?;
             Some(exact.encode_pixels(&few, Reads::Features, None)?.0)
         } else {
             None
         };
-        let place = |batch: &[&[f32]]| -> anyhow::Result<Option<Tensor>> {
+        let place = |batch: &[&[u8]]| -> anyhow::Result<Option<Tensor>> {
             let shape = (batch.len(), 3, side, side);
             let placed = self
                 .resident
@@ -106,7 +105,7 @@ impl Encode {
             Ok(placed.transpose()?)
         };
         // A device works on while its host goes on: what counts is when the features are here.
-        let encode = |batch: &[&[f32]], placed: Option<&Tensor>| -> anyhow::Result<Tensor> {
+        let encode = |batch: &[&[u8]], placed: Option<&Tensor>| -> anyhow::Result<Tensor> {
             let features = match placed {
                 Some(pixels) => backbone.encode_images(pixels)?,
                 None => backbone.encode_pixels(batch, Reads::Features, None)?.0,
@@ -114,7 +113,7 @@ impl Encode {
             Ok(features.to_device(&Device::Cpu)?)
         };
         for images in self.batch.iter().map(|batch| *batch as usize) {
-            let batch = |number| -> Vec<&[f32]> {
+            let batch = |number| -> Vec<&[u8]> {
                 let over_and_over = few.iter().copied().cycle();
                 over_and_over.skip(number * images).take(images).collect()
             };
@@ -158,12 +157,12 @@ impl Encode {
     fn pixels(
         &self,
         side: usize,
-        process: impl Fn(&[u8]) -> anyhow::Result<Vec<f32>>,
-    ) -> anyhow::Result<Vec<Vec<f32>>> {
+        process: impl Fn(&[u8]) -> anyhow::Result<Vec<u8>>,
+    ) -> anyhow::Result<Vec<Vec<u8>>> {
         if self.images.is_empty() {
             let len = 3 * side * side;
             let noise = noise(NOISE * len);
-            return Ok(noise.chunks_exact(len).map(<[f32]>::to_vec).collect());
+            return Ok(noise.chunks_exact(len).map(<[u8]>::to_vec).collect());
         }
         let most = self.batch.iter().max().map_or(0, |most| *most as usize);
         let most = if self.cosine {
@@ -194,8 +193,9 @@ fn least_cosine(wanted: &Tensor, found: &Tensor) -> anyhow::Result<f64> {
     Ok(f64::from(least.unwrap_or(f32::NAN)))
 }
 
-/// So many numbers, normally distributed: always the same.
-fn noise(count: usize) -> Vec<f32> {
-    let numbers = StandardNormal.sample_iter(ChaCha8Rng::seed_from_u64(0));
-    numbers.take(count).collect()
+/// So many bytes: always the same.
+fn noise(count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    ChaCha8Rng::seed_from_u64(0).fill_bytes(&mut bytes);
+    bytes
 }

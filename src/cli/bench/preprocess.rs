@@ -1,4 +1,4 @@
-//! `clipkeep bench preprocess`: from an image file to normalised pixels.
+//! `clipkeep bench preprocess`: from an image file to what the image tower takes.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::app;
 use crate::cli::output;
 use crate::config::BackboneArgs;
 
-/// Time decoding, resizing and normalising of image files, on one thread.
+/// Time decoding, resizing and cropping of image files, on one thread.
 ///
 /// Example: clipkeep bench preprocess --backbone random:vit-b-32 photo.jpg
 #[derive(Debug, Clone, Args)]

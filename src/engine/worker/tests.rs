@@ -16,11 +16,11 @@ pub(in crate::engine) async fn backbone() -> Backbone {
 
 pub(in crate::engine) type Reply = oneshot::Receiver<Result<Output, EngineError>>;
 
-/// Work on an image of so many values, all the same.
-pub(in crate::engine) fn work(values: usize, value: f32) -> (Work, Reply) {
+/// Work on an image of so many bytes, all the same.
+pub(in crate::engine) fn work(len: usize, byte: u8) -> (Work, Reply) {
     let (reply, answer) = oneshot::channel();
     let pixels = Pixels {
-        values: vec![value; values],
+        bytes: vec![byte; len],
         image: None,
     };
     let asked = Asked::Row(Reads::Features);
@@ -52,8 +52,8 @@ async fn worker() -> Worker {
 }
 
 impl Worker {
-    /// How many values an image has.
-    fn values(&self) -> usize {
+    /// How many bytes an image has.
+    fn bytes(&self) -> usize {
         3 * self.backbone.image_size().pow(2)
     }
 }
@@ -70,7 +70,7 @@ fn row(answer: &mut Reply) -> Option<Vec<f32>> {
 #[tokio::test]
 async fn what_is_urgent_is_answered_in_the_pauses_of_a_job_s_batch() {
     let worker = worker().await;
-    let one = || work(worker.values(), 0.5);
+    let one = || work(worker.bytes(), 190);
     let (urgent, mut answers): (Vec<_>, Vec<_>) = (0..5).map(|_| one()).unzip();
     worker
         .queue
@@ -90,9 +90,8 @@ async fn what_is_urgent_is_answered_in_the_pauses_of_a_job_s_batch() {
 
 /// What becomes of images of these sizes, each a batch of its own.
 fn run(worker: &Worker, sizes: [usize; 4], priority: Priority) -> (Result<(), Lost>, Vec<Reply>) {
-    let values = (0..4).map(|place| place as f32 / 4.0);
-    let of_each = sizes.into_iter().zip(values);
-    let (mut all, answers): (Vec<_>, Vec<_>) = of_each.map(|(size, value)| work(size, value)).unzip();
+    let of_each = sizes.into_iter().zip([0, 60, 120, 180]);
+    let (mut all, answers): (Vec<_>, Vec<_>) = of_each.map(|(size, byte)| work(size, byte)).unzip();
     let enqueued = Instant::now();
     for work in &mut all {
         work.enqueued = enqueued;
@@ -108,7 +107,7 @@ async fn whoever_is_begun_early_has_the_same_answer() {
     for overlaps in [false, true] {
         let mut worker = worker().await;
         worker.overlaps = overlaps;
-        let right = worker.values();
+        let right = worker.bytes();
         let (ended, mut answers) = run(&worker, [right, right, 7, right], Priority::Interactive);
         assert!(ended.is_ok() && worker.queue.depth() == (0, 0));
         let refused = answers.remove(2).try_recv().expect("an answer");
@@ -131,7 +130,7 @@ async fn images_overlap_with_those_before_them_unless_both_are_a_job_s() {
         let mut worker = worker().await;
         worker.works = |_| false;
         worker.overlaps = overlaps;
-        let right = worker.values();
+        let right = worker.bytes();
         // The third ends it all as it is begun.
         let (ended, mut answers) = run(&worker, [right, right, 7, right], priority);
         assert!(ended.is_err());
@@ -145,7 +144,7 @@ async fn no_time_is_taken_for_that_of_two_forwards() {
     for overlaps in [false, true] {
         let mut worker = worker().await;
         worker.overlaps = overlaps;
-        let (right, started) = (worker.values(), Instant::now());
+        let (right, started) = (worker.bytes(), Instant::now());
         let (ended, mut answers) = run(&worker, [right; 4], Priority::Interactive);
         let took = started.elapsed();
         assert!(ended.is_ok());
@@ -165,8 +164,8 @@ async fn images_are_answered_before_the_texts_of_their_batch_are_begun() {
         let mut worker = worker().await;
         worker.works = |_| false;
         worker.overlaps = overlaps;
-        let (image, mut of_image) = work(worker.values(), 0.5);
-        let (mut text, mut of_text) = work(0, 0.5);
+        let (image, mut of_image) = work(worker.bytes(), 190);
+        let (mut text, mut of_text) = work(0, 190);
         // One of no tokens cannot be encoded.
         text.input = Input::Text { tokens: Vec::new() };
         let batch = Batch {

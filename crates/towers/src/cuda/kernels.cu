@@ -44,10 +44,11 @@ __device__ __forceinline__ void store(float *to, const float *from) {
     }
 }
 
-// Pixels (n, 3, size, size) to patches (n · grid², inputs), each in the order of the convolution's weights, and zeros behind
-// them. A block a patch; pairs of values, since patches and images are an even number of pixels wide.
-extern "C" __global__ void unfold(const bf16 *pixels, bf16 *patches, int size, int patch, int grid, int inputs) {
-    const __nv_bfloat162 *from = reinterpret_cast<const __nv_bfloat162 *>(pixels);
+// Bytes (n, 3, size, size) to patches (n · grid², inputs) of what they are more than `middle`, each in the order of the
+// convolution's weights, and zeros behind them. A block a patch; pairs of values, since patches and images are an even number of
+// pixels wide.
+extern "C" __global__ void unfold(const uint8_t *pixels, bf16 *patches, int size, int patch, int grid, int inputs, int middle) {
+    const uchar2 *from = reinterpret_cast<const uchar2 *>(pixels);
     __nv_bfloat162 *to = reinterpret_cast<__nv_bfloat162 *>(patches) + (size_t)blockIdx.x * (inputs / 2);
     int place = blockIdx.x % (grid * grid), image = blockIdx.x / (grid * grid);
     int top = place / grid * patch, left = place % grid * patch;
@@ -57,19 +58,10 @@ extern "C" __global__ void unfold(const bf16 *pixels, bf16 *patches, int size, i
         if (i < 3 * plane) {
             int channel = i / plane, y = i % plane / line, x = i % line;
             size_t row = ((size_t)image * 3 + channel) * size + top + y;
-            pair = from[row * (size / 2) + left / 2 + x];
+            uchar2 bytes = from[row * (size / 2) + left / 2 + x];
+            pair = __floats2bfloat162_rn(bytes.x - middle, bytes.y - middle);
         }
         to[i] = pair;
-    }
-}
-
-// f32 to bfloat16, eight values a thread.
-extern "C" __global__ void narrow(const float *from, bf16 *to, size_t count) {
-    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
-    if (at < count) {
-        float values[8];
-        load(from + at, values);
-        store(to + at, values);
     }
 }
 

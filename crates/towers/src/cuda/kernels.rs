@@ -15,7 +15,7 @@ use cudarc::nvrtc::Ptx;
 use half::bf16;
 
 use super::memory::{Matrix, Memory};
-use crate::{Activation, ImageShape};
+use crate::{Activation, ImageShape, MIDDLE};
 use Argument::{At, Real, Size};
 
 /// What they were compiled to, for processors of the build's compute capability and later ones.
@@ -45,7 +45,6 @@ pub(super) struct Norm {
 pub(super) struct Kernels {
     stream: Arc<CudaStream>,
     unfold: CudaFunction,
-    narrow: CudaFunction,
     widen: CudaFunction,
     embed: CudaFunction,
     layer_norm: CudaFunction,
@@ -73,7 +72,6 @@ impl Kernels {
         let head = shape.transformer.width / shape.transformer.heads;
         Ok(Self {
             unfold: module.load_function("unfold")?,
-            narrow: module.load_function("narrow")?,
             widen: module.load_function("widen")?,
             embed: module.load_function("embed")?,
             layer_norm: module.load_function("layer_norm")?,
@@ -87,11 +85,12 @@ impl Kernels {
         })
     }
 
-    /// Pixels `(n · 3 · size, size)` to patches `(n · grid², inputs)`, with zeros behind what a patch has.
+    /// Bytes `(n · 3 · size, size)` to patches `(n · grid², inputs)` of what they are more than [`MIDDLE`], with zeros behind what a
+    /// patch has.
     pub(super) fn unfold(
         &self,
         shape: &ImageShape,
-        pixels: Matrix<bf16>,
+        pixels: Matrix<u8>,
         patches: Matrix<bf16>,
     ) -> Result<(), DriverError> {
         let ImageShape {
@@ -105,18 +104,12 @@ impl Kernels {
         pixels.assert_dense();
         patches.assert_dense();
         let config = blocks(patches.rows, THREADS);
-        let of = [size, patch, shape.grid(), patches.columns].map(int);
+        let of = [size, patch, shape.grid(), patches.columns, MIDDLE.into()].map(int);
         self.launch(
             &self.unfold,
             config,
             [At(pixels.at), At(patches.at)].into_iter().chain(of),
         )
-    }
-
-    /// f32 to bfloat16, as many.
-    pub(super) fn narrow(&self, from: Matrix<f32>, to: Matrix<bf16>) -> Result<(), DriverError> {
-        let count = eights(from.count(), to.count());
-        self.launch(&self.narrow, over(count), [At(from.at), At(to.at), Size(count)])
     }
 
     /// bfloat16 to f32, as many.

@@ -30,10 +30,7 @@ use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{
     CudaContext, CudaGraph, CudaSlice, CudaStream, CudaView, DeviceSlice as _, DriverError,
 };
-use half::bf16;
-use pulp::Arch;
 
-use crate::operand::rounded;
 use crate::{ImageShape, Take};
 use memory::Matrix;
 use staging::Staging;
@@ -101,22 +98,12 @@ struct Graph(CudaGraph);
 #[expect(unsafe_code, reason = "the type has a pointer of the driver's")]
 unsafe impl Send for Graph {}
 
-/// To the nearest bfloat16, by whatever vectors the processor has.
-fn round(from: &[f32], to: &mut [bf16]) {
-    Arch::new().dispatch(|| {
-        let bits = |value: f32| (rounded(value) >> 16) as u16;
-        to.iter_mut()
-            .zip(from)
-            .for_each(|(to, from)| *to = bf16::from_bits(bits(*from)));
-    });
-}
-
-/// Images to be encoded, each `(3, image_size, image_size)`.
+/// Images to be encoded, each `(3, image_size, image_size)` bytes.
 pub enum Pixels<'a> {
     /// In the host's memory, wherever they are.
-    Host(&'a [&'a [f32]]),
+    Host(&'a [&'a [u8]]),
     /// On the device, one after another.
-    Device(CudaView<'a, f32>),
+    Device(CudaView<'a, u8>),
 }
 
 impl ImageTower {
@@ -175,14 +162,14 @@ impl ImageTower {
     /// What the device says, perhaps of what it computed before.
     ///
     /// # Panics
-    /// When an image has not as many pixels as it should, or there is no room for all results.
+    /// When an image has not as many bytes as it should, or there is no room for all results.
     pub fn forward(
         &self,
         pixels: &Pixels<'_>,
         features: &mut CudaSlice<f32>,
         mut states: Option<&mut CudaSlice<f32>>,
     ) -> Result<(), Error> {
-        let image = self.shape.pixels();
+        let image = self.shape.bytes();
         let images = match pixels {
             Pixels::Host(images) => images.len(),
             Pixels::Device(values) => {
@@ -209,12 +196,17 @@ impl ImageTower {
                 wanted,
             };
             match pixels {
-                Pixels::Host(images) => room.staging.send(&images[part.clone()])?,
+                Pixels::Host(images) => {
+                    room.staging.send(&images[part.clone()])?;
+                    let pixels = room.staging.pixels(kind.images);
+                    self.tower.unfold(pixels, &room.activations)?;
+                    room.staging.release()?;
+                }
                 Pixels::Device(values) => {
                     let values = values.slice(part.start * image..part.end * image);
                     let (values, _until_it_is_read) =
                         Matrix::lent(&self.stream, &values, self.shape.image_size);
-                    self.tower.narrow(values, room.staging.pixels(kind.images))?;
+                    self.tower.unfold(values, &room.activations)?;
                 }
             }
             self.compute(&mut room, kind)?;
@@ -230,15 +222,11 @@ impl ImageTower {
         Ok(())
     }
 
-    /// Puts the encoding of the images that were staged into the stream.
+    /// Puts the encoding of patches into the stream.
     fn compute(&self, room: &mut Room, kind: Kind) -> Result<(), Error> {
         let Room {
-            staging,
-            activations,
-            graphs,
+            activations, graphs, ..
         } = room;
-        self.tower.unfold(staging.pixels(kind.images), activations)?;
-        staging.release()?;
         if kind.images * self.shape.tokens() > GRAPH_TOKENS {
             return self.tower.forward(activations, kind);
         }

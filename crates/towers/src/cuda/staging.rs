@@ -1,7 +1,7 @@
 //! Pixels on their way to the device.
 //!
-//! They are rounded on all threads into memory that the device reads by itself, and copied in a stream of their own: the next
-//! images are on their way while those before them are computed.
+//! They are brought together on all threads in memory that the device reads by itself, and copied in a stream of their own: the
+//! next images are on their way while those before them are computed.
 //!
 //! Owner: the tower's room. Invariants: page-locked memory is written when it was copied, and pixels on the device when they were
 //! read.
@@ -14,21 +14,17 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, PinnedHostSlice};
-use half::bf16;
 use rayon::prelude::*;
 
+use super::Error;
 use super::memory::{Matrix, Memory};
-use super::{Error, round};
 use crate::ImageShape;
-
-/// Values that a thread rounds at a time.
-const ROUNDED: usize = 1 << 14;
 
 pub(super) struct Staging {
     /// Used in turn.
     staged: [Staged; 2],
     turn: usize,
-    pixels: Memory<bf16>,
+    pixels: Memory<u8>,
     /// Computes.
     stream: Arc<CudaStream>,
     /// Copies.
@@ -40,7 +36,7 @@ pub(super) struct Staging {
 
 /// Page-locked memory.
 struct Staged {
-    values: PinnedHostSlice<bf16>,
+    bytes: PinnedHostSlice<u8>,
     /// In `copying`: they were copied.
     copied: CudaEvent,
 }
@@ -48,10 +44,10 @@ struct Staged {
 impl Staged {
     fn new(stream: &CudaStream, len: usize) -> Result<Self, DriverError> {
         let context = stream.context();
-        // SAFETY: whatever its bytes are, they are numbers; and only what was written is copied.
-        let values = unsafe { context.alloc_pinned(len) }?;
+        // SAFETY: whatever is there, it is bytes; and only what was written is copied.
+        let bytes = unsafe { context.alloc_pinned(len) }?;
         Ok(Self {
-            values,
+            bytes,
             copied: context.new_event(None)?,
         })
     }
@@ -67,7 +63,7 @@ impl Drop for Staging {
 impl Staging {
     /// For so many images at a time.
     pub(super) fn new(shape: &ImageShape, stream: &Arc<CudaStream>, images: usize) -> Result<Self, Error> {
-        let len = images * shape.pixels();
+        let len = images * shape.bytes();
         let context = stream.context();
         Ok(Self {
             staged: [Staged::new(stream, len)?, Staged::new(stream, len)?],
@@ -81,30 +77,27 @@ impl Staging {
     }
 
     /// Sends images; what is put into the stream next finds them.
-    pub(super) fn send(&mut self, images: &[&[f32]]) -> Result<(), DriverError> {
+    pub(super) fn send(&mut self, images: &[&[u8]]) -> Result<(), DriverError> {
         self.turn = 1 - self.turn;
-        let Staged { values, copied } = &mut self.staged[self.turn];
+        let Staged { bytes, copied } = &mut self.staged[self.turn];
         // Once it was recorded, what it was recorded behind is over.
         copied.synchronize()?;
         let image = 3 * self.size.pow(2);
         assert!(
-            images.iter().all(|values| values.len() == image),
+            images.iter().all(|bytes| bytes.len() == image),
             "images of another size"
         );
-        let values = &mut values.as_mut_slice()?[..images.len() * image];
-        let parts = values.par_chunks_mut(image).zip(images);
-        parts.for_each(|(to, from)| {
-            let parts = to.par_chunks_mut(ROUNDED).zip(from.par_chunks(ROUNDED));
-            parts.for_each(|(to, from)| round(from, to));
-        });
+        let bytes = &mut bytes.as_mut_slice()?[..images.len() * image];
+        let of_images = bytes.par_chunks_mut(image).zip(images);
+        of_images.for_each(|(to, from)| to.copy_from_slice(from));
         self.copying.wait(&self.read)?;
-        self.copying.memcpy_htod(&*values, self.pixels.values_mut())?;
+        self.copying.memcpy_htod(&*bytes, self.pixels.values_mut())?;
         copied.record(&self.copying)?;
         self.stream.wait(copied)
     }
 
-    /// Where the pixels of so many images are, `(n · 3 · size, size)`; what is put into the stream may write them, too.
-    pub(super) fn pixels(&self, images: usize) -> Matrix<bf16> {
+    /// Where the pixels of so many images are, `(n · 3 · size, size)`.
+    pub(super) fn pixels(&self, images: usize) -> Matrix<u8> {
         self.pixels.matrix(images * 3 * self.size, self.size)
     }
 

@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, CudaView, DriverError};
 use half::bf16;
+use pulp::Arch;
 
 use super::kernels::{Kernels, Norm};
 use super::memory::{Matrix, Memory};
 use super::products::{Linear, Onto, Products};
-use super::{Error, Kind, Wanted, round};
+use super::{Error, Kind, Wanted};
+use crate::operand;
 use crate::{ImageShape, Take};
 
 pub(super) struct Tower {
@@ -140,13 +142,8 @@ impl Tower {
         })
     }
 
-    /// f32 to bfloat16.
-    pub(super) fn narrow(&self, from: Matrix<f32>, to: Matrix<bf16>) -> Result<(), DriverError> {
-        self.kernels.narrow(from, to)
-    }
-
-    /// Pixels `(n · 3 · size, size)` to patches.
-    pub(super) fn unfold(&self, pixels: Matrix<bf16>, to: &Activations) -> Result<(), DriverError> {
+    /// Bytes `(n · 3 · size, size)` to patches.
+    pub(super) fn unfold(&self, pixels: Matrix<u8>, to: &Activations) -> Result<(), DriverError> {
         let images = pixels.rows / (3 * self.shape.image_size);
         let patches = to
             .risen
@@ -257,8 +254,8 @@ impl<E: From<Error>> Weights<'_, '_, E> {
     }
 }
 
+/// To the nearest bfloat16, by whatever vectors the processor has.
 fn rounded(values: &[f32]) -> Vec<bf16> {
-    let mut rounded = vec![bf16::ZERO; values.len()];
-    round(values, &mut rounded);
-    rounded
+    let bits = |value: &f32| (operand::rounded(*value) >> 16) as u16;
+    Arch::new().dispatch(|| values.iter().map(|value| bf16::from_bits(bits(value))).collect())
 }

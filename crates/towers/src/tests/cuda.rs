@@ -3,7 +3,7 @@
 use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaContext, CudaSlice, DriverError};
 
-use super::noise;
+use super::bytes;
 use super::towers::{cosine, weights};
 use crate::cuda::{self, Pixels};
 use crate::{Activation, ImageShape, ImageTower, Instructions, Precision, Transformer};
@@ -65,10 +65,10 @@ fn a_gpu_gives_what_the_processor_gives() {
         };
         // The third time it is a graph that computes.
         for images in [1, 5, 5, 5, 200] {
-            let pixels = noise(images, images * shape.pixels());
+            let pixels = bytes(images, images * shape.bytes());
             let mut wanted_states = Vec::new();
             let wanted = exact.forward(&pixels, Some(&mut wanted_states));
-            let of_each: Vec<&[f32]> = pixels.chunks(shape.pixels()).collect();
+            let of_each: Vec<&[u8]> = pixels.chunks(shape.bytes()).collect();
             let resident = others.clone_htod(&pixels).expect("a copy");
             let room = |len| others.alloc_zeros::<f32>(len).expect("memory");
             for pixels in [Pixels::Host(&of_each), Pixels::Device(resident.as_view())] {
