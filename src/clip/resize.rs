@@ -9,8 +9,12 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+mod vectors;
+
 #[cfg(test)]
 mod tests;
+
+use vectors::{Column, Vectors};
 
 /// Bits behind the binary point: 32, less 8 for the pixel and 2 for sums above one.
 const PRECISION: u32 = 32 - 8 - 2;
@@ -139,6 +143,7 @@ pub(super) fn resize<const CHANNELS: usize>(
         window.columns.end <= target.width && window.rows.end <= target.height,
         "the window leaves the target"
     );
+    let vectors = Vectors::new();
     let stride = window.columns.len() * CHANNELS;
     let mut out = vec![0; window.rows.len() * stride];
     let mut columns = taps(filter, size.width, target.width, window.columns.clone());
@@ -149,7 +154,7 @@ pub(super) fn resize<const CHANNELS: usize>(
             return out;
         }
         let rows = taps(filter, size.height, target.height, window.rows.clone());
-        resize_strip::<CHANNELS>(pixels, size, &strip, rows, |row, pixels| {
+        resize_strip::<CHANNELS>(vectors, (pixels, size), &strip, rows, |row, pixels| {
             out[row * stride + left..][..pixels.len()].copy_from_slice(pixels);
         });
         left += strip.width * CHANNELS;
@@ -157,12 +162,12 @@ pub(super) fn resize<const CHANNELS: usize>(
 }
 
 /// Weights that a strip holds at a time, unless a single column has more.
-const STRIP_WEIGHTS: usize = 1 << 20;
+const STRIP_WEIGHTS: usize = 1 << 18;
 
 /// Columns of the window, side by side, that are computed together.
 struct Strip {
     /// Each column that differs from the one before it, and how many of its kind there are.
-    columns: Vec<(Tap, usize)>,
+    columns: Vec<(Column, usize)>,
     /// How many there are in all.
     width: usize,
 }
@@ -178,11 +183,12 @@ impl Strip {
         while weights < STRIP_WEIGHTS {
             let Some(tap) = columns.next() else { break };
             strip.width += 1;
+            let column = Column::new(tap.start, &tap.weights);
             match strip.columns.last_mut() {
-                Some((last, count)) if *last == tap => *count += 1,
+                Some((last, count)) if *last == column => *count += 1,
                 _ => {
                     weights += tap.weights.len();
-                    strip.columns.push((tap, 1));
+                    strip.columns.push((column, 1));
                 }
             }
         }
@@ -200,8 +206,8 @@ struct Row {
 /// Computes the window's `rows` of one strip and hands each to `write` with its index. Source rows are narrowed one
 /// after the other and added to the rows that look at them, so that none has to be kept.
 fn resize_strip<const CHANNELS: usize>(
-    pixels: &[u8],
-    size: Size,
+    vectors: Vectors,
+    (pixels, size): (&[u8], Size),
     strip: &Strip,
     rows: impl Iterator<Item = Tap>,
     mut write: impl FnMut(usize, &[u8]),
@@ -210,9 +216,9 @@ fn resize_strip<const CHANNELS: usize>(
     let first = waiting.peek().map_or(size.height, |(_, tap)| tap.start);
     let mut open: VecDeque<Row> = VecDeque::new();
     let mut narrowed = vec![0; strip.columns.len() * CHANNELS];
+    let mut rounded = narrowed.clone();
     let mut finished = Vec::with_capacity(strip.width);
-    let source = pixels.chunks_exact(size.width * CHANNELS).enumerate();
-    for (y, source) in source.skip(first) {
+    for y in first..size.height {
         // Starts and ends of the taps never fall from one row to the next.
         while let Some((index, tap)) = waiting.next_if(|(_, tap)| tap.start <= y) {
             let sums = vec![HALF; narrowed.len()];
@@ -225,49 +231,35 @@ fn resize_strip<const CHANNELS: usize>(
             }
             break;
         }
-        horizontal::<CHANNELS>(source, &strip.columns, &mut narrowed);
+        vectors.narrow::<CHANNELS>(
+            &pixels[y * size.width * CHANNELS..],
+            &strip.columns,
+            &mut narrowed,
+        );
         for Row { tap, sums, .. } in &mut open {
-            let weight = tap.weights[y - tap.start];
-            for (sum, value) in sums.iter_mut().zip(&narrowed) {
-                *sum += i32::from(*value) * weight;
-            }
+            vectors.add(sums, tap.weights[y - tap.start], &narrowed);
         }
         while let Some(row) = open.pop_front_if(|row| row.tap.end() <= y + 1) {
+            vectors.round(&row.sums, &mut rounded);
+            if strip.columns.len() == strip.width {
+                write(row.index, &rounded);
+                continue;
+            }
             finished.clear();
-            let pixels = row.sums.as_chunks::<CHANNELS>().0;
-            for (sums, (_, count)) in pixels.iter().zip(&strip.columns) {
-                let pixel = sums.map(to_byte);
-                finished.extend(std::iter::repeat_n(pixel, *count));
+            let pixels = rounded.as_chunks::<CHANNELS>().0;
+            for (pixel, (_, count)) in pixels.iter().zip(&strip.columns) {
+                finished.extend(std::iter::repeat_n(*pixel, *count));
             }
             write(row.index, finished.as_flattened());
         }
     }
 }
 
-fn horizontal<const CHANNELS: usize>(row: &[u8], columns: &[(Tap, usize)], out: &mut [u8]) {
-    let (row, _) = row.as_chunks::<CHANNELS>();
-    let (out, _) = out.as_chunks_mut::<CHANNELS>();
-    for ((tap, _), out) in columns.iter().zip(out) {
-        let mut sums = [HALF; CHANNELS];
-        for (pixel, weight) in row[tap.start..].iter().zip(&tap.weights) {
-            for (sum, value) in sums.iter_mut().zip(pixel) {
-                *sum += i32::from(*value) * weight;
-            }
-        }
-        *out = sums.map(to_byte);
-    }
-}
-
 /// One half, in fixed point: sums start with it so that cutting off rounds.
 const HALF: i32 = 1 << (PRECISION - 1);
 
-fn to_byte(sum: i32) -> u8 {
-    (sum >> PRECISION).clamp(0, 255) as u8
-}
-
 /// One target pixel's view of the source along one axis: the first source pixel it looks at, and the weights from
 /// there; at least one.
-#[derive(Debug, PartialEq, Eq)]
 struct Tap {
     start: usize,
     weights: Vec<i32>,

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::{Filter, Size, Window, resize};
+use super::vectors::{Column, Vectors};
+use super::{Filter, PRECISION, Size, Window, resize};
 
 proptest! {
     #[test]
@@ -42,6 +43,30 @@ proptest! {
         let (first, second) = (of(&pixels), of(&inverted));
         let both: Vec<u8> = first.iter().zip(&second).flat_map(|(a, b)| [*a, *b]).collect();
         prop_assert_eq!(resize::<2>(&pairs, size, target, &whole(target), filter), both);
+    }
+
+    /// Beginning and end of a picture, weights that sums go below zero and above 255 by.
+    #[test]
+    fn all_vectors_give_the_same(
+        row in prop::collection::vec(any::<[u8; 3]>(), 1..40),
+        columns in prop::collection::vec((any::<prop::sample::Index>(), prop::collection::vec(-1.0..1.5_f64, 1..9)), 1..20),
+        weight in -(1 << PRECISION)..(1 << PRECISION),
+    ) {
+        let columns: Vec<(Column, usize)> = columns.iter().map(|(start, weights)| {
+            let start = start.index(row.len());
+            let seen = weights.len().min(row.len() - start);
+            let weights: Vec<i32> = weights[..seen].iter().map(|weight| (weight * f64::from(1 << PRECISION)) as i32 / 8).collect();
+            (Column::new(start, &weights), 1)
+        }).collect();
+        let of = |vectors: Vectors| {
+            let (mut narrowed, mut sums) = (vec![7; 3 * columns.len()], vec![-12_345; 3 * columns.len()]);
+            let mut rounded = narrowed.clone();
+            vectors.narrow::<3>(row.as_flattened(), &columns, &mut narrowed);
+            vectors.add(&mut sums, weight, &narrowed);
+            vectors.round(&sums, &mut rounded);
+            (narrowed, sums, rounded)
+        };
+        prop_assert_eq!(of(Vectors::new()), of(Vectors::portable()));
     }
 
     #[test]
