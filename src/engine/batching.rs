@@ -6,7 +6,8 @@
 //! count.
 //!
 //! An idle device waits for nobody unless told to: batches grow while it is busy, up to as many images as it encodes in
-//! [`Policy::batch_time`] at the pace that was measured.
+//! [`Policy::batch_time`] at the pace that was measured. While others wait, a batch has as many images for each thread: what is left
+//! over would be computed by all of them together, and slower.
 
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub struct Policy {
     pub background_every: u32,
     /// How long an interactive batch may take; a background one, a quarter of it. An image is always taken.
     pub batch_time: Duration,
+    /// Images that are computed side by side, each by a thread of its own; at least one.
+    pub abreast: usize,
 }
 
 /// Background batches go into an interactive one's time.
@@ -72,7 +75,7 @@ impl Policy {
         if waiting.background > 0 && waiting.since_background.saturating_add(1) >= self.background_every {
             return background;
         }
-        let batch = fitting(self.max_batch, self.batch_time);
+        let batch = in_rows(fitting(self.max_batch, self.batch_time), self.abreast);
         let left = self.max_wait.saturating_sub(waiting.oldest);
         if waiting.interactive < batch && !left.is_zero() {
             return Decision::Wait(left);
@@ -88,6 +91,15 @@ fn fitting(time: Duration, image_time: Duration) -> usize {
         one => usize::try_from(time.as_nanos() / one)
             .unwrap_or(usize::MAX)
             .max(1),
+    }
+}
+
+/// The most of `images` that are whole rows of so many; all of them, where they are not even one.
+fn in_rows(images: usize, abreast: usize) -> usize {
+    if images < abreast {
+        images
+    } else {
+        images - images % abreast
     }
 }
 
@@ -134,6 +146,7 @@ mod tests {
         background_batch: 4,
         background_every: 8,
         batch_time: Duration::from_millis(80),
+        abreast: 1,
     };
 
     fn waiting() -> impl Strategy<Value = Waiting> {
@@ -224,6 +237,30 @@ mod tests {
             taken,
             [4, 4, 2, 1].map(|n| Decision::Take(Priority::Background, n))
         );
+    }
+
+    #[test]
+    fn a_batch_that_others_wait_behind_has_as_many_images_for_each_thread() {
+        let policy = Policy {
+            max_batch: 32,
+            abreast: 4,
+            ..POLICY
+        };
+        let taken = |interactive, image_ms| {
+            let decision = policy.decide(Waiting {
+                interactive,
+                oldest: POLICY.max_wait,
+                image_time: Duration::from_millis(image_ms),
+                ..Waiting::default()
+            });
+            match decision {
+                Decision::Take(Priority::Interactive, taken) => taken,
+                other => panic!("{other:?}"),
+            }
+        };
+        // 7 and 16 and 2 fit.
+        assert_eq!([taken(100, 11), taken(100, 5), taken(100, 40)], [4, 16, 2]);
+        assert_eq!([taken(3, 11), taken(15, 5)], [3, 15], "all that wait");
     }
 
     #[test]

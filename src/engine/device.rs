@@ -132,6 +132,7 @@ mod tests {
             background_batch: 1,
             background_every: 1,
             batch_time: Duration::MAX,
+            abreast: 1,
         };
         let thread = DeviceThread::start(backbone().await, policy, 8, None, works);
         let thread = thread.expect("a thread");

@@ -198,6 +198,7 @@ mod tests {
             background_batch: 2,
             background_every: 8,
             batch_time: Duration::from_secs(1),
+            abreast: 1,
         };
         Queue::new(policy, 4)
     }

@@ -40,6 +40,7 @@ async fn worker() -> Worker {
         background_batch: 1,
         background_every: 4,
         batch_time: Duration::MAX,
+        abreast: 1,
     };
     Worker {
         backbone: backbone().await,
