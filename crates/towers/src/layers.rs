@@ -265,7 +265,12 @@ impl<T: Operand> Layer<T> {
         } = stream;
         let vectors = kernel.vectors.as_ref();
         self.norm1.forward(vectors, x, extent, &mut normed.pieces);
-        self.qkv.product(kernel, normed, extent, Output::new(qkv));
+        let queries = qkv.layout.panels / 3;
+        let mixed = Output {
+            first_row: if asked == Asked::First { queries } else { 0 },
+            ..Output::new(qkv)
+        };
+        self.qkv.product(kernel, normed, extent, mixed);
         let sequences = (sequences, extent.blocks);
         attention.attend(kernel, qkv, sequences, asked, &mut attended.pieces);
     }

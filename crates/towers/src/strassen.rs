@@ -179,6 +179,7 @@ impl<P: Piecewise> Halves<P> {
             blocks,
             start,
             activation,
+            first_row,
         }: Output<'_, O>,
     ) {
         let layout = blocks.layout;
@@ -198,9 +199,11 @@ impl<P: Piecewise> Halves<P> {
             start,
             activation,
         };
+        let half = factors.lefts.layout.stride;
         blocks.fill(extent, 2, extent.of_a_thread(), |at, output| {
             ROOM.with_borrow_mut(|room| {
-                let quarter = factors.lefts.layout.stride * vectors.columns();
+                let rows = if 2 * at.number + 1 < first_row { 1 } else { half };
+                let quarter = rows * vectors.columns();
                 if room.len() < 5 * quarter {
                     *room = Aligned::zeros(5 * quarter);
                 }
@@ -227,7 +230,7 @@ impl<P: Piecewise> Halves<P> {
                 left: &lefts[product * len..(product + 1) * len],
                 spans: &[],
                 stride: factors.lefts.layout.stride,
-                rows: 0..factors.lefts.layout.stride,
+                rows: 0..output.len() / width,
                 panel,
                 scales: &[],
                 next: spread(next, at.turns).nth(at.turn).unwrap_or_default(),
@@ -257,11 +260,11 @@ impl<P: Piecewise> Halves<P> {
 impl<P: Piecewise> Factors<'_, P> {
     /// Makes the upper and the lower half of a panel of a block the output.
     fn finish<O: Piecewise>(&self, layout: Layout, halves: [&mut [f32]; 2], output: &mut [O]) {
-        let (vectors, width) = (self.vectors, self.vectors.columns());
-        let output = output.chunks_mut(self.lefts.layout.stride * layout.panel);
+        let (vectors, width, half) = (self.vectors, self.vectors.columns(), self.lefts.layout.stride);
+        let output = output.chunks_mut(half * layout.panel);
         let mut first = 0;
         for (values, output) in halves.into_iter().zip(output) {
-            let rows = (self.rows - first).min(self.lefts.layout.stride);
+            let rows = (self.rows - first).min(values.len() / width);
             let (values, output) = (&mut values[..rows * width], &mut output[..rows * layout.panel]);
             if self.start == Start::Residual {
                 O::add_to(vectors, values, output);
@@ -270,7 +273,7 @@ impl<P: Piecewise> Factors<'_, P> {
                 vectors.activate(Activate { values, activation });
             }
             O::write(vectors, values, output);
-            first += rows;
+            first += half;
         }
     }
 }
