@@ -140,7 +140,7 @@ impl Backbone {
         let image_processor = ImageProcessor::parse(file, preprocessor, config.vision.image_size)?;
         let load = || {
             let mut weights = files.tensors(&device)?;
-            fold(&mut weights, &config, image_processor.normalisation())?;
+            fold(&mut weights, &config, (file, image_processor.normalisation()))?;
             Parts::load(weights, &config, &device, dtype)
         };
         // Beside one another: each takes about a second for a large model.
@@ -266,6 +266,11 @@ impl Backbone {
     /// does not wait for these.
     pub fn encodes_aside(&self) -> bool {
         self.images.is_aside()
+    }
+
+    /// Images that are encoded side by side, each by a thread of its own; one, where whatever computes does all of them together.
+    pub fn images_abreast(&self) -> usize {
+        self.images.abreast()
     }
 
     /// The end of the image tower, for whoever trains behind its last layer.

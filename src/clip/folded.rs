@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The last sum depends on no picture: it goes onto the positions. So a picture stays bytes as far as the tower, a quarter of what
-//! f32 takes, nothing is normalised while it serves, and, as a byte less 128 is exact in bfloat16 too, no pixel is rounded.
+//! f32 takes, nothing is normalised while it serves, and bfloat16, which holds a byte less 128 exactly, rounds no pixel.
 
 use clipkeep_towers::MIDDLE;
 
@@ -18,11 +18,11 @@ use super::weights::Weights;
 
 const EMBEDDINGS: &str = "vision_model.embeddings";
 
-/// Has `weights` give what an image tower of this configuration needs for bytes that stand for this.
+/// Has `weights` give what an image tower of this configuration needs for bytes that stand for what a `file` says.
 pub(super) fn fold(
     weights: &mut Weights<'_>,
     config: &ClipConfig,
-    normalisation: Normalisation,
+    (file, normalisation): (&'static str, Normalisation),
 ) -> Result<(), BackboneError> {
     let vision = &config.vision;
     let (width, patch) = (vision.encoder.width, vision.patch_size);
@@ -43,8 +43,15 @@ pub(super) fn fold(
         let values = position.iter_mut().zip(&shifts);
         values.for_each(|(value, shift)| *value = (f64::from(*value) + shift) as f32);
     }
-    weights.replace(of_patches, kernels)?;
-    weights.replace(of_positions, positions)
+    for (key, values) in [(of_patches, kernels), (of_positions, positions)] {
+        if !weights.replace(&key, values) {
+            return Err(BackboneError::Invalid {
+                file,
+                reason: format!("{normalisation:?} makes {key} infinite"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Makes an output's weights those for bytes, and returns what goes onto the positions.
@@ -98,7 +105,7 @@ mod tests {
             [kernels, positions].map(|values| values.expect("a tensor").into_owned())
         };
         let [kernels, positions] = read(&mut weights);
-        fold(&mut weights, &config, UNLIKE).expect("folded");
+        fold(&mut weights, &config, ("test", UNLIKE)).expect("folded");
         let [folded, shifted] = read(&mut weights);
         assert_eq!(shifted[..width], positions[..width], "the class token's");
         let bytes = noise(3 * patch * patch);
@@ -137,9 +144,9 @@ mod tests {
             scale: [1.0, f64::MAX, 1.0],
             ..UNLIKE
         };
-        let error = fold(&mut weights, &config, huge).expect_err("too large");
+        let error = fold(&mut weights, &config, ("test", huge)).expect_err("too large");
         assert!(
-            matches!(&error, BackboneError::NotFinite(key) if key.contains("patch_embedding")),
+            matches!(&error, BackboneError::Invalid { file: "test", reason } if reason.contains("patch_embedding")),
             "{error}"
         );
     }

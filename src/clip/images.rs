@@ -71,6 +71,14 @@ impl Images {
         matches!(self.tower, Tower::Cuda(_))
     }
 
+    /// Images that are computed side by side, each by a thread of its own.
+    pub(super) fn abreast(&self) -> usize {
+        match self.tower {
+            Tower::Packed(_) => rayon::current_num_threads(),
+            Tower::Cuda(_) | Tower::Tensors(_) => 1,
+        }
+    }
+
     /// The tower's end.
     pub(super) fn readout(&self) -> &ImageReadout {
         &self.readout

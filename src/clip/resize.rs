@@ -161,7 +161,7 @@ pub(super) fn resize<const CHANNELS: usize>(
     }
 }
 
-/// Weights that a strip holds at a time, unless a single column has more.
+/// Weights that a strip holds at a time, of 16 bytes, unless a single column has more.
 const STRIP_WEIGHTS: usize = 1 << 18;
 
 /// Columns of the window, side by side, that are computed together.

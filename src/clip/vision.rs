@@ -154,7 +154,7 @@ mod tests {
             scale: [1.0 / 128.0; 3],
             shift: [-1.0; 3],
         };
-        fold(&mut weights, config, of_range).expect("as they should be");
+        fold(&mut weights, config, ("test", of_range)).expect("as they should be");
         weights
     }
 

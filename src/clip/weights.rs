@@ -76,13 +76,18 @@ impl<'a> Weights<'a> {
         Ok(self.values(key, shape)?[0])
     }
 
-    /// Gives `values`, as many, for the tensor `key` from now on.
-    pub(super) fn replace(&mut self, key: String, values: Vec<f32>) -> Result<(), BackboneError> {
-        if !are_finite(&values) {
-            return Err(BackboneError::NotFinite(key));
+    /// Gives `values` for the tensor `key` from now on, unless one of them is not finite: says whether it does.
+    ///
+    /// # Panics
+    /// When they are not as many.
+    pub(super) fn replace(&mut self, key: &str, values: Vec<f32>) -> bool {
+        let stored = self.tensors.get(key).map(|stored| stored.shape.iter().product());
+        assert_eq!(stored, Some(values.len()), "values for another tensor than {key}");
+        let are_finite = are_finite(&values);
+        if are_finite {
+            self.replaced.insert(key.to_owned(), values);
         }
-        self.replaced.insert(key, values);
-        Ok(())
+        are_finite
     }
 
     /// Checks that nothing of importance was left behind: a layer that nobody took means that the configuration

@@ -6,8 +6,8 @@
 //! count.
 //!
 //! An idle device waits for nobody unless told to: batches grow while it is busy, up to as many images as it encodes in
-//! [`Policy::batch_time`] at the pace that was measured. While others wait, a batch has as many images for each thread: what is left
-//! over would be computed by all of them together, and slower.
+//! [`Policy::batch_time`] at the pace that was measured. While others wait, a batch has an equal number of images for each thread:
+//! what is left over would be computed by all of them together, and slower.
 
 use std::time::Duration;
 
@@ -26,8 +26,6 @@ pub struct Policy {
     pub background_every: u32,
     /// How long an interactive batch may take; a background one, a quarter of it. An image is always taken.
     pub batch_time: Duration,
-    /// Images that are computed side by side, each by a thread of its own; at least one.
-    pub abreast: usize,
 }
 
 /// Background batches go into an interactive one's time.
@@ -46,6 +44,8 @@ pub struct Waiting {
     pub since_background: u32,
     /// What an image takes on the device; zero while nobody knows.
     pub image_time: Duration,
+    /// Images that the device computes side by side, each by a thread of its own; less than two where it computes all together.
+    pub abreast: usize,
 }
 
 /// What to do next.
@@ -75,7 +75,7 @@ impl Policy {
         if waiting.background > 0 && waiting.since_background.saturating_add(1) >= self.background_every {
             return background;
         }
-        let batch = in_rows(fitting(self.max_batch, self.batch_time), self.abreast);
+        let batch = in_rows(fitting(self.max_batch, self.batch_time), waiting.abreast);
         let left = self.max_wait.saturating_sub(waiting.oldest);
         if waiting.interactive < batch && !left.is_zero() {
             return Decision::Wait(left);
@@ -99,7 +99,7 @@ fn in_rows(images: usize, abreast: usize) -> usize {
     if images < abreast {
         images
     } else {
-        images - images % abreast
+        images - images.checked_rem(abreast).unwrap_or(0)
     }
 }
 
@@ -146,7 +146,6 @@ mod tests {
         background_batch: 4,
         background_every: 8,
         batch_time: Duration::from_millis(80),
-        abreast: 1,
     };
 
     fn waiting() -> impl Strategy<Value = Waiting> {
@@ -156,13 +155,15 @@ mod tests {
             0_usize..40,
             prop_oneof![0_u32..20, Just(u32::MAX)],
             0_u64..200,
+            0_usize..12,
         )
-            .prop_map(|(interactive, ms, background, since, image)| Waiting {
+            .prop_map(|(interactive, ms, background, since, image, abreast)| Waiting {
                 interactive,
                 oldest: Duration::from_millis(ms),
                 background,
                 since_background: since,
                 image_time: Duration::from_millis(image),
+                abreast,
             })
     }
 
@@ -243,7 +244,6 @@ mod tests {
     fn a_batch_that_others_wait_behind_has_as_many_images_for_each_thread() {
         let policy = Policy {
             max_batch: 32,
-            abreast: 4,
             ..POLICY
         };
         let taken = |interactive, image_ms| {
@@ -251,6 +251,7 @@ mod tests {
                 interactive,
                 oldest: POLICY.max_wait,
                 image_time: Duration::from_millis(image_ms),
+                abreast: 4,
                 ..Waiting::default()
             });
             match decision {

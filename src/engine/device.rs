@@ -33,7 +33,7 @@ impl DeviceThread {
         features: Option<Arc<FeatureCache>>,
         works: fn(&Device) -> bool,
     ) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue::new(policy, capacity));
+        let queue = Arc::new(Queue::new(policy, capacity, backbone.images_abreast()));
         let last_success = Arc::new(Mutex::new(None));
         let lost = CancellationToken::new();
         let worker = Worker {
@@ -132,7 +132,6 @@ mod tests {
             background_batch: 1,
             background_every: 1,
             batch_time: Duration::MAX,
-            abreast: 1,
         };
         let thread = DeviceThread::start(backbone().await, policy, 8, None, works);
         let thread = thread.expect("a thread");

@@ -27,6 +27,8 @@ struct Lanes {
     since_background: u32,
     /// Of an image.
     images: Pace,
+    /// See [`Waiting::abreast`].
+    abreast: usize,
     closed: bool,
 }
 
@@ -42,6 +44,7 @@ impl Lanes {
             background: self.background.len(),
             since_background: self.since_background,
             image_time: self.images.time(),
+            abreast: self.abreast,
         }
     }
 
@@ -75,9 +78,13 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(policy: Policy, capacity: usize) -> Self {
+    /// For a device that computes so many images `abreast`.
+    pub(super) fn new(policy: Policy, capacity: usize, abreast: usize) -> Self {
         Self {
-            lanes: Mutex::default(),
+            lanes: Mutex::new(Lanes {
+                abreast,
+                ..Lanes::default()
+            }),
             arrived: Condvar::new(),
             policy,
             capacity,
@@ -198,9 +205,8 @@ mod tests {
             background_batch: 2,
             background_every: 8,
             batch_time: Duration::from_secs(1),
-            abreast: 1,
         };
-        Queue::new(policy, 4)
+        Queue::new(policy, 4, 1)
     }
 
     fn work(count: usize) -> (Vec<Work>, Vec<Reply>) {

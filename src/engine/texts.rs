@@ -112,7 +112,6 @@ mod tests {
                 background_batch: 2,
                 background_every: 8,
                 batch_time: Duration::MAX,
-                abreast: 1,
             },
             queue_capacity: 4,
             decode_threads: 1,

@@ -113,7 +113,6 @@ mod tests {
                 background_batch: 1,
                 background_every: 8,
                 batch_time: Duration::MAX,
-                abreast: 1,
             },
             queue_capacity: 16,
             decode_threads: 1,

@@ -19,6 +19,10 @@ use crate::features::{assert_close, rows};
 /// The pinned tokenizer's.
 const VOCABULARY: usize = 521;
 const LAYERS: usize = 2;
+/// Unlike CLIP's own, and unlike one another.
+const FACTOR: f64 = 1.0 / 127.5;
+const MEAN: [f32; 3] = [1.0, 0.75, 0.5];
+const DEVIATION: [f32; 3] = [0.5, 0.625, 0.875];
 
 #[test]
 fn towers_agree_with_another_implementation() {
@@ -61,10 +65,11 @@ fn towers_agree_with_another_implementation() {
 fn normalised(pixels: &Tensor) -> Tensor {
     let of_channels = |values: [f32; 3]| Tensor::new(&values, &Device::Cpu)?.reshape((1, 3, 1, 1));
     let normalised = || {
-        let values = (pixels.to_dtype(DType::F32)? / 255.0)?;
-        let mean = of_channels([0.481_454_66, 0.457_827_5, 0.408_210_73])?;
-        let deviation = of_channels([0.268_629_54, 0.261_302_6, 0.275_777_1])?;
-        values.broadcast_sub(&mean)?.broadcast_div(&deviation)
+        let values = (pixels.to_dtype(DType::F32)? * FACTOR)?;
+        let mean = of_channels(MEAN)?;
+        values
+            .broadcast_sub(&mean)?
+            .broadcast_div(&of_channels(DEVIATION)?)
     };
     normalised().unwrap()
 }
@@ -110,7 +115,12 @@ fn write(directory: &Path, weights: &HashMap<String, Tensor>) {
         "vision_config": {"num_hidden_layers": LAYERS},
     });
     std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
-    std::fs::write(directory.join("preprocessor_config.json"), "{}").unwrap();
+    let preprocessor = json!({"rescale_factor": FACTOR, "image_mean": MEAN, "image_std": DEVIATION});
+    std::fs::write(
+        directory.join("preprocessor_config.json"),
+        preprocessor.to_string(),
+    )
+    .unwrap();
 }
 
 /// Every tensor of the checkpoint, by its Hugging Face name.

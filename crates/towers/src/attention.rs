@@ -59,6 +59,12 @@ impl Sequences {
         }
     }
 
+    /// Whether each of the first so many blocks has one, from its first row on.
+    pub(crate) fn are_one_each(&self, blocks: usize) -> bool {
+        let mut blocks = self.of_block[..blocks].iter();
+        blocks.all(|sequences| matches!(sequences.as_slice(), [rows] if rows.start == 0))
+    }
+
     /// None in any of some blocks.
     pub(crate) fn none(blocks: usize) -> Self {
         Self {

@@ -265,9 +265,10 @@ impl<T: Operand> Layer<T> {
         } = stream;
         let vectors = kernel.vectors.as_ref();
         self.norm1.forward(vectors, x, extent, &mut normed.pieces);
-        let queries = qkv.layout.panels / 3;
+        // Queries that nobody reads.
+        let are_first = asked == Asked::First && sequences.are_one_each(extent.blocks);
         let mixed = Output {
-            first_row: if asked == Asked::First { queries } else { 0 },
+            of_first_row: if are_first { qkv.layout.panels / 3 } else { 0 },
             ..Output::new(qkv)
         };
         self.qkv.product(kernel, normed, extent, mixed);

@@ -128,8 +128,8 @@ impl ImageShape {
     }
 }
 
-/// What image towers count bytes from: they multiply a byte less this, which all types that products are in hold exactly. So what
-/// they take for `patch_embedding` are weights for that, and for `position_embedding` positions with what those make of this.
+/// What image towers count bytes from: they multiply a byte less this, which is exact in bfloat16 as it is in f32. So what they
+/// take for `patch_embedding` are weights for that, and for `position_embedding` positions with what those make of this.
 pub const MIDDLE: u8 = 128;
 
 /// The dimensions of a text tower.

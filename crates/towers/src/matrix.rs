@@ -37,8 +37,8 @@ pub(crate) struct Output<'a, O> {
     pub(crate) blocks: &'a mut Blocks<O>,
     pub(crate) start: Start,
     pub(crate) activation: Option<Activation>,
-    /// The first so many panels are wanted of the first row alone: the others of theirs may stay as they are.
-    pub(crate) first_row: usize,
+    /// So many panels, the first ones, are wanted of a block's first row alone: their other rows may stay as they are.
+    pub(crate) of_first_row: usize,
 }
 
 impl<'a, O: Operand> Output<'a, O> {
@@ -48,7 +48,7 @@ impl<'a, O: Operand> Output<'a, O> {
             blocks,
             start: Start::Bias,
             activation: None,
-            first_row: 0,
+            of_first_row: 0,
         }
     }
 }
@@ -128,7 +128,7 @@ impl<T: Operand> Matrix<T> {
             blocks: out,
             start,
             activation,
-            first_row,
+            of_first_row,
         }: Output<'_, O>,
     ) {
         let layout = out.layout;
@@ -152,7 +152,7 @@ impl<T: Operand> Matrix<T> {
         // Where a matrix is read faster than it is multiplied, a thread reads it once for all its blocks.
         let together = if T::VALUES > 1 { extent.of_a_thread() } else { 1 };
         out.fill(extent, 1, together, |at, output| {
-            let rows = if at.number < first_row { 1 } else { extent.rows };
+            let rows = if at.number < of_first_row { 1 } else { extent.rows };
             let output = &mut output[..rows * layout.panel];
             O::filled(output, kernel.vectors.as_ref(), |output| {
                 self.piece(&factors, at, output);

@@ -179,7 +179,7 @@ impl<P: Piecewise> Halves<P> {
             blocks,
             start,
             activation,
-            first_row,
+            of_first_row,
         }: Output<'_, O>,
     ) {
         let layout = blocks.layout;
@@ -202,7 +202,7 @@ impl<P: Piecewise> Halves<P> {
         let half = factors.lefts.layout.stride;
         blocks.fill(extent, 2, extent.of_a_thread(), |at, output| {
             ROOM.with_borrow_mut(|room| {
-                let rows = if 2 * at.number + 1 < first_row { 1 } else { half };
+                let rows = if 2 * at.number + 1 < of_first_row { 1 } else { half };
                 let quarter = rows * vectors.columns();
                 if room.len() < 5 * quarter {
                     *room = Aligned::zeros(5 * quarter);

@@ -45,10 +45,11 @@ proptest! {
         prop_assert_eq!(resize::<2>(&pairs, size, target, &whole(target), filter), both);
     }
 
-    /// Beginning and end of a picture, weights that sums go below zero and above 255 by.
+    /// Rows of a picture, the last one, too; weights that sums go below zero and above 255 by.
     #[test]
     fn all_vectors_give_the_same(
         row in prop::collection::vec(any::<[u8; 3]>(), 1..40),
+        below in prop::collection::vec(any::<u8>(), 0..9),
         columns in prop::collection::vec((any::<prop::sample::Index>(), prop::collection::vec(-1.0..1.5_f64, 1..9)), 1..20),
         weight in -(1 << PRECISION)..(1 << PRECISION),
     ) {
@@ -61,7 +62,7 @@ proptest! {
         let of = |vectors: Vectors| {
             let (mut narrowed, mut sums) = (vec![7; 3 * columns.len()], vec![-12_345; 3 * columns.len()]);
             let mut rounded = narrowed.clone();
-            vectors.narrow::<3>(row.as_flattened(), &columns, &mut narrowed);
+            vectors.narrow::<3>(&[row.as_flattened(), &below].concat(), &columns, &mut narrowed);
             vectors.add(&mut sums, weight, &narrowed);
             vectors.round(&sums, &mut rounded);
             (narrowed, sums, rounded)

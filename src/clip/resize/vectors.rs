@@ -1,4 +1,4 @@
-//! What resizing repeats most, by the processor's vectors: AVX2's, or what the compiler makes of portable code.
+//! What resizing repeats most, by the processor's vectors: by AVX2, and what the compiler makes of portable code for whatever there is.
 //!
 //! Invariant: the same bytes by any of them, since sums are whole numbers.
 
@@ -7,6 +7,7 @@
     reason = "a step is compiled for the instructions of whoever calls it, which it has to be part of"
 )]
 
+#[cfg(target_arch = "x86_64")]
 use bytemuck::cast;
 use pulp::{Arch, Simd, WithSimd};
 #[cfg(target_arch = "x86_64")]

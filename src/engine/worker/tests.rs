@@ -40,11 +40,10 @@ async fn worker() -> Worker {
         background_batch: 1,
         background_every: 4,
         batch_time: Duration::MAX,
-        abreast: 1,
     };
     Worker {
         backbone: backbone().await,
-        queue: Arc::new(Queue::new(policy, 8)),
+        queue: Arc::new(Queue::new(policy, 8, 1)),
         features: None,
         works: computes,
         last_success: Arc::default(),

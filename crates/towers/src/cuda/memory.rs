@@ -11,8 +11,8 @@ use cudarc::driver::{
     CudaSlice, CudaStream, CudaView, DevicePtr as _, DeviceRepr, DriverError, SyncOnDrop, ValidAsZeroBits,
 };
 
-/// Bytes that kernels read and write at a time.
-const ALIGNMENT: u64 = 16;
+/// Values of what is lent that a kernel reads at a time.
+const TOGETHER: usize = 2;
 
 /// Values on the device.
 pub(super) struct Memory<T> {
@@ -95,7 +95,7 @@ impl<T> Matrix<T> {
         assert!(values.len().is_multiple_of(columns), "rows of another width");
         let (at, guard) = values.device_ptr(stream);
         assert!(
-            at.is_multiple_of(ALIGNMENT),
+            at.is_multiple_of((TOGETHER * size_of::<T>()) as u64),
             "values between those that are read together"
         );
         let matrix = Self {

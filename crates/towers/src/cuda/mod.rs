@@ -111,12 +111,7 @@ impl ImageTower {
     pub fn suits(shape: &ImageShape) -> bool {
         let of = &shape.transformer;
         let heads = of.width / of.heads;
-        let in_eights = [
-            of.width,
-            of.mlp_width,
-            shape.dim,
-            shape.image_size * shape.image_size,
-        ];
+        let in_eights = [of.width, of.mlp_width, shape.dim];
         shape.patch_size.is_multiple_of(2)
             && shape.image_size.is_multiple_of(2)
             && kernels::HEADS.contains(&heads)

@@ -39,8 +39,9 @@ fn a_gpu_gives_what_the_processor_gives() {
         Err(error) => panic!("a GPU that cannot be used: {error}"),
     };
     let others = context.new_stream().expect("a stream");
-    // Fewer tokens than a block has, as many and one more, and several blocks of them.
+    // Fewer tokens than a block has, as many and one more, and several blocks of them; lines of pixels in pairs alone.
     let shapes = [
+        shape(32, 42, Activation::QuickGelu),
         shape(32, 36, Activation::QuickGelu),
         shape(64, 48, Activation::Gelu),
         shape(64, 84, Activation::QuickGelu),
