@@ -10,7 +10,8 @@ made-up weights, the same threads, runs that take turns.
 Installs the others from PyPI into target/bench-venv the first time, unless this Python has them. Prints images a second, medians
 over the rounds, ours over each of the others, ours over the best of them, which is what counts, and the smallest cosine of our
 features with those in f32 on the CPU: of noise or, with --images, of 256 photographs at most. Ours is then timed with
-photographs, too; what pixels hold makes no difference to that.
+photographs, too; what pixels hold makes no difference to that. Pixels are what each takes: ours are bytes, the others' are normalised,
+in f32, and where they are in the host's memory are rounded as part of a run.
 """
 
 import argparse
