@@ -1,7 +1,7 @@
 //! What the device thread does: takes a batch, encodes it, applies each asked head to its rows, replies.
 //!
 //! Where packed weights compute, a background batch has pauses, and what is urgent is taken, encoded and answered in them. Where an
-//! image tower computes by itself, on a GPU, the next images are rounded and sent to it meanwhile, and then those before are
+//! image tower computes by itself, on a GPU, the next images are sent to it meanwhile, and then those before are
 //! answered.
 //!
 //! The device thread does it, or, while it waits for a forward that has pauses, the thread of the pool that runs this one.
