@@ -140,6 +140,34 @@ where
     }
 }
 
+/// Writes what a product in panels of `W` columns begins with, and what the least values of its rows add.
+#[inline(always)]
+pub(crate) fn begin<S: Simd, T, const W: usize>(simd: S, product: &mut Product<'_, T>) {
+    product.begin();
+    let sums = S::as_simd_f32s(&product.scales[W..]).0;
+    let rows = product.output.as_chunks_mut::<W>().0;
+    for (output, span) in rows.iter_mut().zip(&product.spans[product.rows.clone()]) {
+        let least = simd.splat_f32s(span.least);
+        for (output, sum) in S::as_mut_simd_f32s(output).0.iter_mut().zip(sums) {
+            *output = simd.mul_add_e_f32s(least, *sum, *output);
+        }
+    }
+}
+
+/// Adds sums of whole numbers to a row of an output: times what its numbers are times, and what those of each column are.
+#[inline(always)]
+pub(crate) fn add_scaled<S: Simd, D: Dots<S>>(
+    (simd, dots): (S, D),
+    sums: &[S::i32s],
+    (of_row, of_columns): (S::f32s, &[S::f32s]),
+    output: &mut [S::f32s],
+) {
+    for ((output, sum), of_column) in output.iter_mut().zip(sums).zip(of_columns) {
+        let sum = simd.mul_f32s(dots.floats(*sum), of_row);
+        *output = simd.mul_add_e_f32s(sum, *of_column, *output);
+    }
+}
+
 /// A product, to be computed by `dots`.
 struct Sums<'a, S, D, T, const N: usize, const W: usize, const WORDS: usize, const VECTORS: usize> {
     simd: S,
@@ -164,7 +192,7 @@ where
             dots,
             mut product,
         } = self;
-        product.begin();
+        begin::<_, _, W>(simd, &mut product);
         let Product {
             left,
             spans,
@@ -178,16 +206,9 @@ where
         } = product;
         let left: &[[u32; WORDS]] = cast_slice::<_, u32>(left).as_chunks().0;
         let panel: &[[u32; W]] = cast_slice::<_, u32>(panel).as_chunks().0;
-        let (scales, sums) = scales.split_at(W);
+        let scales = &scales[..W];
         let spans = &spans[rows.clone()];
         let output = &mut output.as_chunks_mut::<W>().0[..rows.len()];
-        for (output, span) in output.iter_mut().zip(spans) {
-            let least = simd.splat_f32s(span.least);
-            let sums = S::as_simd_f32s(sums).0;
-            for (output, sum) in S::as_mut_simd_f32s(output).0.iter_mut().zip(sums) {
-                *output = simd.mul_add_e_f32s(least, *sum, *output);
-            }
-        }
         let parts = T::DEPTH / W;
         let visits = panel.len().div_ceil(parts * WORDS) * rows.len().div_ceil(ROWS);
         let mut next = spread(cast_slice::<_, u8>(next), visits);
@@ -258,10 +279,7 @@ impl<const W: usize, const WORDS: usize> Part<'_, W, WORDS> {
         for ((sums, span), output) in sums.iter().zip(spans).zip(output) {
             let scale = simd.splat_f32s(span.scale);
             let output = S::as_mut_simd_f32s(output).0;
-            for v in 0..VECTORS {
-                let sum = simd.mul_f32s(dots.floats(sums[v]), scale);
-                output[v] = simd.mul_add_e_f32s(sum, scales[v], output[v]);
-            }
+            add_scaled((simd, dots), sums, (scale, scales), output);
         }
     }
 }

@@ -18,6 +18,7 @@
 //! | `crossed` | products of columns |
 //! | `x86` | products by vector instructions of x86 alone |
 //! | `amx` | products by tiles of x86 |
+//! | `tiles` | those tiles |
 //! | `elementwise` | layer norm, softmax, activations, by any vectors |
 //! | `matrix` | a packed matrix and its products, on threads that are free |
 //! | `strassen` | a matrix in halves, which takes seven products instead of eight |
@@ -33,7 +34,7 @@
 //! | `cuda` | the image tower on an NVIDIA GPU |
 //!
 //! Invariants: weights of towers never change. On the CPU the features of an image or of a text depend on it alone, bit for bit, whatever
-//! shares its batch and however many threads there are; slices bound every access, and in `amx` lengths that are asserted; a prefetch is
+//! shares its batch and however many threads there are; slices bound every access, and in `tiles` lengths that are asserted; a prefetch is
 //! a hint. Threads are those of the rayon pool that the caller runs in, or of the global one; towers compute on one of them, whoever
 //! calls. What holds on a GPU stands in `cuda`.
 
@@ -63,6 +64,8 @@ mod regression;
 mod rooms;
 mod strassen;
 mod text;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -14,7 +14,11 @@ use crate::kernel::{Kernel, Multiply, Vectors};
 use crate::lanes::Lanes;
 use crate::operand::Pair;
 #[cfg(target_arch = "x86_64")]
-use crate::{amx::Amx, x86};
+use crate::{
+    amx::{ByteProducts, COLUMNS_OF_BYTES, PairProducts},
+    tiles::Tiles,
+    x86,
+};
 
 /// The widths of CLIP's usual towers are above it; whether halves gain anything below was not measured.
 const HALVES_FROM: usize = 512;
@@ -80,7 +84,7 @@ pub(crate) fn made_for_bf16() -> Vec<Kernel<Pair>> {
     {
         let of = |simd| {
             let vectors = Lanes::<_, { x86::COLUMNS }, { x86::PAIRS }, 2>(simd);
-            let amx = Amx::try_new().map(|amx| kernel("amx", vectors, amx));
+            let amx = Tiles::of_pairs().map(|tiles| kernel("amx", vectors, PairProducts(tiles)));
             let dots = || x86::DotProducts::try_new().map(|dots| kernel("avx512bf16", vectors, dots));
             let halves = dots().map(|dots| in_halves(HALVES_FROM, dots));
             amx.into_iter().chain(halves).chain(dots())
@@ -157,7 +161,11 @@ pub(crate) fn made_for_int8() -> Vec<Kernel<Bytes>> {
     {
         let mut all = Vec::new();
         if let Some(simd) = V4::try_new() {
-            let (wide, narrow) = (Lanes::<_, 64, 32, 4>(simd), Lanes::<_, 32, 16, 2>(simd));
+            let (wide, narrow) = (
+                Lanes::<_, COLUMNS_OF_BYTES, 32, 4>(simd),
+                Lanes::<_, 32, 16, 2>(simd),
+            );
+            all.extend(Tiles::of_bytes().map(|tiles| kernel("amx", wide, ByteProducts(tiles, simd, simd))));
             if let Some(vnni) = x86::Vnni::try_new() {
                 all.push(bytes::<16, _, _, _, _, _>("avx512vnni", wide, vnni));
                 all.push(bytes::<8, _, _, _, _, _>("avx512vnni", narrow, vnni));

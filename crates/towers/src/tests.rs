@@ -6,6 +6,8 @@ mod cuda;
 mod kernels;
 mod learning;
 mod strassen;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod tiles;
 mod towers;
 
 /// Numbers without a pattern, between -1 and 1.
