@@ -126,7 +126,7 @@ pub(crate) struct Product<'a, T> {
     pub(crate) panel: &'a [T],
     /// What whole numbers of those columns are times, and sums of each column, times it. Empty for other operands.
     pub(crate) scales: &'a [f32],
-    /// A hint that changes no result: what is read soon, of the panel behind. Dot products and whole numbers fetch it meanwhile,
+    /// A hint that changes no result: what is read soon, of the panel behind. Dot products, and whole numbers by vectors, fetch it meanwhile,
     /// products in f32 its beginning by vectors of fewer than sixteen lanes, and others nothing.
     pub(crate) next: &'a [T],
     /// W values that every row of the output begins with. Empty where it goes on with what it holds.
@@ -167,8 +167,7 @@ macro_rules! by_rows {
 }
 pub(crate) use by_rows;
 
-/// So many rows in groups of at most `most`, as equal as can be: a last one of a single row would wait for each of its sums, and
-/// what a tile costs is its rows.
+/// So many rows in groups of at most `most`, as equal as can be: a last one of a single row would wait for each of its sums.
 #[inline(always)]
 pub(crate) fn groups(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let groups = rows.div_ceil(most);

@@ -165,7 +165,7 @@ pub(crate) fn made_for_int8() -> Vec<Kernel<Bytes>> {
                 Lanes::<_, COLUMNS_OF_BYTES, 32, 4>(simd),
                 Lanes::<_, 32, 16, 2>(simd),
             );
-            all.extend(Tiles::of_bytes().map(|tiles| kernel("amx", wide, ByteProducts(tiles, simd, simd))));
+            all.extend(Tiles::of_bytes().map(|tiles| kernel("amx", wide, ByteProducts(tiles, simd))));
             if let Some(vnni) = x86::Vnni::try_new() {
                 all.push(bytes::<16, _, _, _, _, _>("avx512vnni", wide, vnni));
                 all.push(bytes::<8, _, _, _, _, _>("avx512vnni", narrow, vnni));

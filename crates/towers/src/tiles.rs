@@ -11,6 +11,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::cell::Cell;
+use std::marker::PhantomData;
 
 use bytemuck::Pod;
 
@@ -26,14 +27,20 @@ const LINE: usize = LANES * size_of::<u32>();
 pub(crate) const SUMS: usize = 2 * LANES;
 pub(crate) const ROWS: usize = 2 * TILE;
 
-/// Whether there are tiles, the kernel lends them, and the processor multiplies what `bit` stands for.
+/// Whether there are tiles, the kernel lends them, and the processor multiplies what `bit` of CPUID.(7, 0):EDX stands for. In tests
+/// a processor without tiles has them carried out.
 fn has(bit: u32) -> bool {
-    // CPUID.(7, 0):EDX, bit 24.
-    let bits = bit | 1 << 24;
-    let has = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & bits == bits && tiles_are_lent();
+    const TILES: u32 = 1 << 24;
+    let bits = if __cpuid(0).eax >= 7 {
+        __cpuid_count(7, 0).edx
+    } else {
+        0
+    };
     #[cfg(all(test, target_os = "linux"))]
-    let has = has || crate::tests::tiles::emulated();
-    has
+    if bits & TILES == 0 {
+        return crate::tests::tiles::emulated();
+    }
+    bits & TILES != 0 && bits & bit != 0 && tiles_are_lent()
 }
 
 /// Asks the kernel for the tiles' state, once for all threads of the process (Documentation/arch/x86/xstate.rst).
@@ -69,39 +76,49 @@ thread_local! {
     static CONFIGURED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Tiles that multiply operands of one type: sums are 0 to 3, the left side is 4 and 5, the right one 6 and 7.
-#[derive(Clone, Copy)]
-pub(crate) struct Tiles(&'static Loops);
+/// Tiles that multiply operands of one type, whose sums are of type `T`.
+pub(crate) struct Tiles<T>(&'static Loops, PhantomData<T>);
 
-/// Tiles of the thread that has taken them, which gets rid of them with it.
-pub(crate) struct Taken(&'static Loops);
+impl<T> Clone for Tiles<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Tiles<T> {}
+
+/// The tiles of the thread that has taken them: sums are 0 to 3, the left side is 4 and 5, the right one 6 and 7. They are given
+/// back at the end.
+pub(crate) struct Taken<T>(&'static Loops, PhantomData<*const T>);
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]
 struct Configuration([u8; 64]);
 
-impl Tiles {
-    /// Pairs of bfloat16, whose products are added to sums in f32. `None` where the processor has no such tiles, or the kernel
-    /// does not lend them.
+impl Tiles<f32> {
+    /// Pairs of bfloat16, whose products are added to sums. `None` where the processor has no such tiles, or the kernel does not lend
+    /// them.
     pub(crate) fn of_pairs() -> Option<Self> {
-        // CPUID.(7, 0):EDX, bit 22.
-        has(1 << 22).then_some(Self(&OF_PAIRS))
-    }
-
-    /// Whole numbers of 8 bits, unsigned ones on the left and signed ones on the right, whose products are summed in 32 bits.
-    /// `None` as above.
-    pub(crate) fn of_bytes() -> Option<Self> {
-        // CPUID.(7, 0):EDX, bit 25.
-        has(1 << 25).then_some(Self(&OF_BYTES))
-    }
-
-    /// Those of this thread.
-    pub(crate) fn take(self) -> Taken {
-        Taken(self.0)
+        has(1 << 22).then_some(Self(&OF_PAIRS, PhantomData))
     }
 }
 
-impl Taken {
+impl Tiles<i32> {
+    /// Whole numbers of 8 bits, unsigned ones on the left and signed ones on the right, whose products' sums are written over what
+    /// was there. `None` as above.
+    pub(crate) fn of_bytes() -> Option<Self> {
+        has(1 << 25).then_some(Self(&OF_BYTES, PhantomData))
+    }
+}
+
+impl<T: Pod> Tiles<T> {
+    /// Those of this thread.
+    pub(crate) fn take(self) -> Taken<T> {
+        Taken(self.0, PhantomData)
+    }
+}
+
+impl<T: Pod> Taken<T> {
     /// For products of `rows` rows, 1 to 32: the upper half of the sums are 0 and 1, the lower half are 2 and 3.
     fn configure(rows: usize) {
         let mut bytes = [0; 64];
@@ -129,8 +146,8 @@ impl Taken {
         CONFIGURED.set(rows);
     }
 
-    /// Makes each row of `sums` those of a row's products, or adds them, as [`Tiles`] says.
-    pub(crate) fn multiply<T: Pod>(&self, factors: &Factors<'_>, sums: &mut [[T; SUMS]]) {
+    /// Adds the products of a row to each row of `sums` if those are f32, and writes them there otherwise.
+    pub(crate) fn multiply(&self, factors: &Factors<'_>, sums: &mut [[T; SUMS]]) {
         let Factors {
             left,
             stride,
@@ -139,10 +156,12 @@ impl Taken {
             columns,
             column,
         } = *factors;
-        let (rows, line) = (sums.len(), columns * size_of::<u32>());
-        let panels = right.len() / (TILE * columns);
-        assert!(size_of::<T>() == size_of::<u32>() && panels > 0 && column + SUMS <= columns);
-        assert!((1..=ROWS).contains(&rows) && first + rows <= stride && panels * stride <= left.len());
+        const { assert!(size_of::<T>() == size_of::<u32>()) };
+        let rows = sums.len();
+        assert!((1..=ROWS).contains(&rows) && rows <= stride && first <= stride - rows);
+        assert!(SUMS <= columns && column <= columns - SUMS);
+        let panels = right.len() / columns / TILE;
+        assert!(panels > 0 && panels <= left.len() / stride);
         if rows != CONFIGURED.get() {
             Self::configure(rows);
         }
@@ -150,12 +169,12 @@ impl Taken {
             left: left[first..].as_ptr().cast(),
             left_step: stride * LINE,
             right: right[column..].as_ptr().cast(),
-            right_line: line,
+            right_line: columns * size_of::<u32>(),
             panels,
             sums: sums.as_mut_ptr().cast(),
         };
         // SAFETY: tiles are configured for the rows. Rows up to `first + rows ≤ stride` of `panels` panels are read, which `left` was
-        // asserted to hold; `TILE · panels` lines of `right` are, each from `column ≤ columns − SUMS` on; `sums` has a row for each.
+        // asserted to hold, and `TILE · panels` lines of `right`, each from `column ≤ columns − SUMS` on; `sums` has a line for each row.
         unsafe {
             if rows > TILE {
                 (self.0.tall)(at);
@@ -166,7 +185,7 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
+impl<T> Drop for Taken<T> {
     fn drop(&mut self) {
         CONFIGURED.set(0);
         // SAFETY: gives the tiles back, so that switches between threads need not save them.

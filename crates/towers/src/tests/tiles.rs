@@ -1,8 +1,10 @@
 //! AMX's tiles on processors that have none.
 //!
-//! Their instructions are no instructions there, which the process is told by a signal. Its handler does what the manual says that
-//! they do (volume 2, chapter 4), and goes on behind them. So what is written for AMX runs, and is tested, wherever the vectors
-//! beside it do: whether it is right, not how fast it is. What would fault with tiles ends the process here, too.
+//! Their instructions are no instructions there, which the process is told by a signal (SIGILL). Its handler does what they do (Intel's
+//! manual, volume 2), and goes on behind them. So what is written for AMX runs, and is tested, wherever the vectors beside it do:
+//! whether it is right, not how fast it is. What would fault with tiles ends the process here, too. It differs in that products in
+//! bfloat16 are summed in another order, that numbers near zero are not taken for it, and that the system has no tiles to keep where it
+//! switches between threads.
 
 #![expect(
     unsafe_code,
@@ -30,7 +32,7 @@ pub(crate) fn emulated() -> bool {
 }
 
 /// Rows of a tile, at most, and bytes of one.
-const ROWS: usize = 16;
+const TILE: usize = 16;
 const LINE: usize = 64;
 
 /// A tile register, and what of it is configured.
@@ -38,14 +40,14 @@ const LINE: usize = 64;
 struct Tile {
     rows: usize,
     bytes: usize,
-    lines: [[u8; LINE]; ROWS],
+    lines: [[u8; LINE]; TILE],
 }
 
 impl Tile {
     const NONE: Self = Self {
         rows: 0,
         bytes: 0,
-        lines: [[0; LINE]; ROWS],
+        lines: [[0; LINE]; TILE],
     };
 
     /// A number of a row.
@@ -203,7 +205,7 @@ impl Instruction {
                         ..Tile::NONE
                     };
                     let is_none = tile.rows == 0 && tile.bytes == 0;
-                    let is_one = (1..=ROWS).contains(&tile.rows) && (1..=LINE).contains(&tile.bytes);
+                    let is_one = (1..=TILE).contains(&tile.rows) && (1..=LINE).contains(&tile.bytes);
                     (is_none || is_one).then_some(())?;
                 }
                 let reserved = [&wanted[2..16], &wanted[32..48], &wanted[56..]].concat();
@@ -216,13 +218,13 @@ impl Instruction {
             }
             // tilezero
             (3, 0x49, tile, Place::Register(0)) if is_configured(tile) => {
-                tiles[tile].lines = [[0; LINE]; ROWS];
+                tiles[tile].lines = [[0; LINE]; TILE];
                 Some(())
             }
             // tileloadd
             (3, 0x4b, tile, Place::Memory(at, stride)) if is_configured(tile) => {
                 let tile = &mut tiles[tile];
-                tile.lines = [[0; LINE]; ROWS];
+                tile.lines = [[0; LINE]; TILE];
                 for (row, line) in tile.lines[..tile.rows].iter_mut().enumerate() {
                     let from = (at + row * stride) as *const u8;
                     // SAFETY: who runs the instruction has it read so many bytes of each row.
