@@ -15,15 +15,14 @@ use crate::dots::{add_scaled, begin};
 use crate::integer::{Bytes, Whole};
 use crate::kernel::{Multiply, Product};
 use crate::operand::Pair;
-use crate::tiles::{Factors, LANES, ROWS, SUMS, TILE, Tiles};
+use crate::tiles::{Factors, LANES, ROWS, SUMS, Tiles};
 use crate::x86::COLUMNS;
 
 /// W of whole numbers of 8 bits: as of pairs, a row of a panel of the left side is a row of a tile.
 pub(crate) const COLUMNS_OF_BYTES: usize = LANES * 4;
 
 /// Panels of the left side in bfloat16 between two visits to the output: such a part of the right side, 16 KiB, can stay in a first cache
-/// of 48 while all rows pass, beside a group of those. Tiles of both sides are 4 KiB for each 64 cycles that they are multiplied for,
-/// which is the most that the second cache gives (Intel's optimisation manual). Not timed.
+/// of 48 while all rows pass, beside a group of those. By arithmetic, not timed.
 const PARTS: usize = 8;
 /// As `PARTS`, of whole numbers: as many as their sums are exact for in f32, since each visit scales those.
 const PARTS_OF_BYTES: usize = u8::DEPTH / COLUMNS_OF_BYTES;
@@ -45,24 +44,12 @@ impl Multiply<Pair> for PairProducts {
             output,
             ..
         } = product;
-        let left = left.as_chunks().0;
-        assert!(left.len() >= panel.len() / (TILE * COLUMNS) * stride);
         let output = &mut output.as_chunks_mut().0[..rows.len()];
         let tiles = self.0.take();
-        for (left, right) in left
-            .chunks(PARTS * stride)
-            .zip(panel.chunks(PARTS * TILE * COLUMNS))
-        {
+        for part in Factors::parts((left, stride), (panel, COLUMNS), PARTS) {
             for group in tall_groups(rows.len()) {
-                let factors = Factors {
-                    left,
-                    stride,
-                    first: rows.start + group.start,
-                    right,
-                    columns: COLUMNS,
-                    column: 0,
-                };
-                tiles.multiply(&factors, &mut output[group]);
+                let first = rows.start + group.start;
+                tiles.multiply(part.starting(first, 0), &mut output[group]);
             }
         }
     }
@@ -103,30 +90,18 @@ impl NullaryFnOnce for Scaled<'_> {
             output,
             ..
         } = product;
-        let left = cast_slice::<_, u32>(left).as_chunks().0;
-        let right: &[u32] = cast_slice(panel);
-        assert!(left.len() >= right.len() / (TILE * COLUMNS_OF_BYTES) * stride);
+        let (left, right) = ((cast_slice(left), stride), (cast_slice(panel), COLUMNS_OF_BYTES));
         let (spans, scales) = (&spans[rows.clone()], &scales[..COLUMNS_OF_BYTES]);
         let output = &mut output.as_chunks_mut::<COLUMNS_OF_BYTES>().0[..rows.len()];
         let mut sums = [[0; SUMS]; ROWS];
         let tiles = tiles.take();
-        for (left, right) in left
-            .chunks(PARTS_OF_BYTES * stride)
-            .zip(right.chunks(PARTS_OF_BYTES * TILE * COLUMNS_OF_BYTES))
-        {
+        for part in Factors::parts(left, right, PARTS_OF_BYTES) {
             for column in (0..COLUMNS_OF_BYTES).step_by(SUMS) {
                 let scales = V4::as_simd_f32s(&scales[column..][..SUMS]).0;
                 for group in tall_groups(rows.len()) {
-                    let factors = Factors {
-                        left,
-                        stride,
-                        first: rows.start + group.start,
-                        right,
-                        columns: COLUMNS_OF_BYTES,
-                        column,
-                    };
+                    let first = rows.start + group.start;
                     let sums = &mut sums[..group.len()];
-                    tiles.multiply(&factors, sums);
+                    tiles.multiply(part.starting(first, column), sums);
                     let rows = sums.iter().zip(&spans[group.clone()]).zip(&mut output[group]);
                     for ((sums, span), output) in rows {
                         let output = V4::as_mut_simd_f32s(&mut output[column..][..SUMS]).0;
@@ -139,8 +114,7 @@ impl NullaryFnOnce for Scaled<'_> {
     }
 }
 
-/// So many rows in groups of at most [`ROWS`]: as many in all but the last, so that tiles are seldom configured for others. What a
-/// tile costs is its rows.
+/// So many rows in groups of at most [`ROWS`]: as many in all but the last, so that tiles are seldom configured for others.
 fn tall_groups(rows: usize) -> impl Iterator<Item = Range<usize>> {
     let of_group = rows.div_ceil(rows.div_ceil(ROWS).max(1)).max(1);
     (0..rows)

@@ -126,8 +126,8 @@ pub(crate) struct Product<'a, T> {
     pub(crate) panel: &'a [T],
     /// What whole numbers of those columns are times, and sums of each column, times it. Empty for other operands.
     pub(crate) scales: &'a [f32],
-    /// A hint that changes no result: what is read soon, of the panel behind. Dot products, and whole numbers by vectors, fetch it meanwhile,
-    /// products in f32 its beginning by vectors of fewer than sixteen lanes, and others nothing.
+    /// A hint that changes no result: what is read soon, of the panel behind. Dot products, and whole numbers by vectors, fetch
+    /// it meanwhile, products in f32 its beginning by vectors of fewer than sixteen lanes, and others nothing.
     pub(crate) next: &'a [T],
     /// W values that every row of the output begins with. Empty where it goes on with what it holds.
     pub(crate) start: &'a [f32],

@@ -58,17 +58,57 @@ fn tiles_are_lent() -> bool {
 }
 
 /// Some rows, and the columns that they are multiplied with.
+#[derive(Clone, Copy)]
 pub(crate) struct Factors<'a> {
     /// Panels of `stride` rows.
-    pub(crate) left: &'a [[u32; LANES]],
-    pub(crate) stride: usize,
-    /// The first of the rows in each panel.
-    pub(crate) first: usize,
+    left: &'a [[u32; LANES]],
+    stride: usize,
     /// A tile's rows of `columns` for each of the panels.
-    pub(crate) right: &'a [u32],
-    pub(crate) columns: usize,
+    right: &'a [u32],
+    columns: usize,
+    /// The first of the rows in each panel.
+    first: usize,
     /// The first of the [`SUMS`] columns.
-    pub(crate) column: usize,
+    column: usize,
+}
+
+impl<'a> Factors<'a> {
+    /// A panel of a right side of `columns` columns, and the panels of `stride` rows that it is multiplied with, so many at a time:
+    /// of the first rows and columns.
+    ///
+    /// # Panics
+    /// If the left side has fewer panels.
+    pub(crate) fn parts(
+        (left, stride): (&'a [u32], usize),
+        (right, columns): (&'a [u32], usize),
+        panels: usize,
+    ) -> impl Iterator<Item = Self> {
+        let left = left.as_chunks().0;
+        assert!(
+            left.len() / stride >= right.len() / columns / TILE,
+            "a part for each"
+        );
+        let parts = left
+            .chunks(panels * stride)
+            .zip(right.chunks(panels * TILE * columns));
+        parts.map(move |(left, right)| Self {
+            left,
+            stride,
+            right,
+            columns,
+            first: 0,
+            column: 0,
+        })
+    }
+
+    /// From a row and a column on.
+    pub(crate) fn starting(self, first: usize, column: usize) -> Self {
+        Self {
+            first,
+            column,
+            ..self
+        }
+    }
 }
 
 thread_local! {
@@ -147,7 +187,7 @@ impl<T: Pod> Taken<T> {
     }
 
     /// Adds the products of a row to each row of `sums` if those are f32, and writes them there otherwise.
-    pub(crate) fn multiply(&self, factors: &Factors<'_>, sums: &mut [[T; SUMS]]) {
+    pub(crate) fn multiply(&self, factors: Factors<'_>, sums: &mut [[T; SUMS]]) {
         let Factors {
             left,
             stride,
@@ -155,7 +195,7 @@ impl<T: Pod> Taken<T> {
             right,
             columns,
             column,
-        } = *factors;
+        } = factors;
         const { assert!(size_of::<T>() == size_of::<u32>()) };
         let rows = sums.len();
         assert!((1..=ROWS).contains(&rows) && rows <= stride && first <= stride - rows);
@@ -227,32 +267,29 @@ struct Loops {
     low: unsafe fn(At),
 }
 
-/// [`Loops`] of an instruction, and how its upper and lower sums begin.
-macro_rules! loops {
-    ($dot:literal, $upper:literal, $lower:literal) => {{
-        unsafe fn tall(at: At) {
+/// A function of [`Loops`]: sums begin, grow with each panel and are stored, those of the upper rows and, if they are named, those of
+/// the lower ones.
+macro_rules! product {
+    ($name:ident, $dot:literal, [$($begin:literal),+], [$($lower:expr),*], [$($store:literal),*]) => {
+        unsafe fn $name(at: At) {
             // SAFETY: the caller's.
             unsafe {
                 asm!(
-                    $upper,
-                    $lower,
+                    $($begin,)+
                     "2:",
                     "tileloadd tmm4, [{left} + {line}*1]",
                     "tileloadd tmm6, [{right} + {right_line}*1]",
                     "tileloadd tmm7, [{right} + {right_line}*1 + 64]",
                     concat!($dot, " tmm0, tmm4, tmm6"),
-                    "tileloadd tmm5, [{left} + {line}*1 + 1024]",
                     concat!($dot, " tmm1, tmm4, tmm7"),
-                    concat!($dot, " tmm2, tmm5, tmm6"),
-                    concat!($dot, " tmm3, tmm5, tmm7"),
+                    $($lower,)*
                     "add {left}, {left_step}",
                     "add {right}, {right_step}",
                     "dec {panels}",
                     "jnz 2b",
                     "tilestored [{sums} + {line}*2], tmm0",
                     "tilestored [{sums} + {line}*2 + 64], tmm1",
-                    "tilestored [{sums} + {line}*2 + 2048], tmm2",
-                    "tilestored [{sums} + {line}*2 + 2112], tmm3",
+                    $($store,)*
                     left = inout(reg) at.left => _,
                     right = inout(reg) at.right => _,
                     panels = inout(reg) at.panels => _,
@@ -267,38 +304,27 @@ macro_rules! loops {
                 );
             }
         }
+    };
+}
 
-        unsafe fn low(at: At) {
-            // SAFETY: the caller's.
-            unsafe {
-                asm!(
-                    $upper,
-                    "2:",
-                    "tileloadd tmm4, [{left} + {line}*1]",
-                    "tileloadd tmm6, [{right} + {right_line}*1]",
-                    "tileloadd tmm7, [{right} + {right_line}*1 + 64]",
-                    concat!($dot, " tmm0, tmm4, tmm6"),
-                    concat!($dot, " tmm1, tmm4, tmm7"),
-                    "add {left}, {left_step}",
-                    "add {right}, {right_step}",
-                    "dec {panels}",
-                    "jnz 2b",
-                    "tilestored [{sums} + {line}*2], tmm0",
-                    "tilestored [{sums} + {line}*2 + 64], tmm1",
-                    left = inout(reg) at.left => _,
-                    right = inout(reg) at.right => _,
-                    panels = inout(reg) at.panels => _,
-                    left_step = in(reg) at.left_step,
-                    right_line = in(reg) at.right_line,
-                    right_step = in(reg) TILE * at.right_line,
-                    sums = in(reg) at.sums,
-                    line = in(reg) LINE,
-                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
-                );
-            }
-        }
-
+/// [`Loops`] of an instruction, and how its upper and lower sums begin.
+macro_rules! loops {
+    ($dot:literal, $upper:literal, $lower:literal) => {{
+        product!(low, $dot, [$upper], [], []);
+        product!(
+            tall,
+            $dot,
+            [$upper, $lower],
+            [
+                "tileloadd tmm5, [{left} + {line}*1 + 1024]",
+                concat!($dot, " tmm2, tmm5, tmm6"),
+                concat!($dot, " tmm3, tmm5, tmm7")
+            ],
+            [
+                "tilestored [{sums} + {line}*2 + 2048], tmm2",
+                "tilestored [{sums} + {line}*2 + 2112], tmm3"
+            ]
+        );
         Loops { tall, low }
     }};
 }
