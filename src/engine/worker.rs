@@ -10,7 +10,6 @@
 
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,7 +39,7 @@ pub(super) struct Worker {
 
 /// The device is lost. Those whose batch found it, or was begun then, were not told why: callers see an engine that has stopped,
 /// as it will have, and a job is taken up again by the next process.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Lost;
 
 /// Images or texts of a batch that are encoded, or will be soon.
@@ -63,20 +62,26 @@ impl Begun {
     }
 }
 
-/// What came between a batch.
-#[derive(Default)]
-struct Between {
-    time: Mutex<Duration>,
-    lost: AtomicBool,
-}
+/// What came between a batch: how long it took, unless the device was lost to it.
+struct Between(Mutex<Result<Duration, Lost>>);
 
 impl Between {
-    fn time(&self) -> MutexGuard<'_, Duration> {
-        self.time.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new() -> Self {
+        Self(Mutex::new(Ok(Duration::ZERO)))
     }
 
-    fn has_lost(&self) -> bool {
-        self.lost.load(Ordering::Relaxed)
+    fn so_far(&self) -> Result<Duration, Lost> {
+        *self.state()
+    }
+
+    /// What began at a time is over, and the device was lost or not.
+    fn add<T>(&self, went: Result<T, Lost>, started: Instant) {
+        let mut state = self.state();
+        *state = went.and(*state).map(|before| before + started.elapsed());
+    }
+
+    fn state(&self) -> MutexGuard<'_, Result<Duration, Lost>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -119,16 +124,14 @@ impl Worker {
     /// Encodes what is of one kind, or has the device do so; `None` where that failed, of which they are told.
     fn begin(&self, inputs: &Inputs, asks: Vec<Ask>, priority: Priority) -> Result<Option<Begun>, Lost> {
         let started = Instant::now();
-        let between = Between::default();
+        let between = Between::new();
         let serve = || self.serve_between(&between);
         let pause: Option<Pause<'_>> = match priority {
             Priority::Interactive => None,
             Priority::Background => Some(&serve),
         };
         let encoded = caught(|| Encoded::of(&self.backbone, inputs, &asks, pause));
-        if between.has_lost() {
-            return Err(Lost);
-        }
+        let paused = between.so_far()?;
         match encoded {
             Ok(encoded) => Ok(Some(Begun {
                 encoded,
@@ -136,7 +139,7 @@ impl Worker {
                 are_images: inputs.are_images(),
                 priority,
                 started,
-                paused: *between.time(),
+                paused,
             })),
             Err(reason) => self.refuse(asks, &reason).map(|()| None),
         }
@@ -144,14 +147,13 @@ impl Worker {
 
     /// Runs what is urgent between the steps of a background batch.
     fn serve_between(&self, between: &Between) {
-        while !between.has_lost()
+        while between.so_far().is_ok()
             && let Some(batch) = self.queue.next_beside(Priority::Background)
         {
             let started = Instant::now();
             let mut begun = None;
             let went = self.follow(batch, &mut begun).and_then(|()| self.finish(begun));
-            between.lost.store(went.is_err(), Ordering::Relaxed);
-            *between.time() += started.elapsed();
+            between.add(went, started);
         }
     }
 
