@@ -88,6 +88,28 @@ async fn what_is_urgent_is_answered_in_the_pauses_of_a_job_s_batch() {
     assert_eq!(worker.queue.depth(), (2, 0));
 }
 
+#[tokio::test]
+async fn a_device_that_is_lost_in_a_pause_is_lost_to_the_job_s_batch() {
+    let mut worker = worker().await;
+    worker.works = |_| false;
+    let right = worker.bytes();
+    let urgent = [right, 7, right].map(|size| work(size, 190));
+    let (urgent, mut answers): (Vec<_>, Vec<_>) = urgent.into_iter().unzip();
+    worker
+        .queue
+        .push(urgent, Priority::Interactive)
+        .expect("room for all");
+    let (of_job, mut answer_of_job) = work(right, 190);
+    let batch = Batch {
+        work: vec![of_job],
+        priority: Priority::Background,
+    };
+    assert!(worker.follow(batch, &mut None).is_err());
+    assert!(row(&mut answer_of_job).is_none());
+    assert_eq!(answers.iter_mut().map_while(row).count(), 1);
+    assert_eq!(worker.queue.depth(), (1, 0), "nothing is begun after it");
+}
+
 /// What becomes of images of these sizes, each a batch of its own.
 fn run(worker: &Worker, sizes: [usize; 4], priority: Priority) -> (Result<(), Lost>, Vec<Reply>) {
     let of_each = sizes.into_iter().zip([0, 60, 120, 180]);
