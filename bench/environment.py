@@ -1,6 +1,6 @@
-"""The virtual environments that what is compared with is installed into, from PyPI."""
+"""Where what is compared with is installed: in the Python that runs, or in virtual environments, from PyPI."""
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -13,8 +13,18 @@ SERVING = ("bench-http-venv", ["torch", "torchvision", "transformers", "litserve
 INFINITY = ("bench-infinity-venv", ["infinity_emb[torch,vision,server,optimum]", "aiohttp"])
 
 
+def are_here(packages):
+    """Whether this Python has them all, of any version; of `name[extra]` the name."""
+    try:
+        return all(importlib.metadata.distribution(package.partition("[")[0]) for package in packages)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
 def python_with(name, packages):
-    """The Python of the environment target/{name}, with these packages: installed unless they are there already."""
+    """This Python, if it has these packages, or that of the environment target/{name}: they are installed unless they are there already."""
+    if are_here(packages):
+        return Path(sys.executable)
     directory = Path("target").absolute() / name
     python, stamp = directory / "bin" / "python", directory / "packages.json"
     if not stamp.exists() or json.loads(stamp.read_text()) != packages:
@@ -24,9 +34,9 @@ def python_with(name, packages):
     return python
 
 
-def enter(name, packages, needed=()):
-    """Starts over in that environment, unless this Python has all that is named as needed of it."""
-    if needed and all(importlib.util.find_spec(package) for package in needed):
+def enter(name, packages, needed=None):
+    """Starts over in that environment, unless this Python has what is needed of it, which is all where nothing else is said."""
+    if are_here(needed or packages):
         return
     python = python_with(name, packages)
     if Path(sys.prefix).resolve() != (Path("target") / name).resolve():

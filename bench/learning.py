@@ -107,13 +107,14 @@ def main():
     parser.add_argument("photos")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", choices=["auto", "f32", "bf16", "int16", "int8"], default="auto", help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--backbone", default="random:vit-b-32", help="(default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=1_000, help="of a task (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, help="of a window (default: 1.5 times a job's)")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
-    options = ["--threads", given.threads, "--dtype", given.dtype]
+    options = ["--threads", given.threads, "--dtype", given.dtype, "--device", given.device]
     with (
         tempfile.TemporaryDirectory() as folder,
         programs.Clipkeep(given.clipkeep, given.backbone, folder, *options) as server,

@@ -25,9 +25,9 @@ class Classify(litserve.LitAPI):
         torch.set_num_threads(self.threads)
         torch.manual_seed(0)
         model = CLIPVisionModelWithProjection.from_pretrained(self.clip, attn_implementation="sdpa")
-        self.model = model.eval().to(self.dtype)
+        self.model = model.eval().to(device, self.dtype)
         anchors = torch.randn(self.labels, model.config.projection_dim)
-        self.anchors = torch.nn.functional.normalize(anchors, dim=1).to(self.dtype)
+        self.anchors = torch.nn.functional.normalize(anchors, dim=1).to(device, self.dtype)
         self.transform = clip_transform()
 
     def decode_request(self, request: Request):
@@ -39,9 +39,9 @@ class Classify(litserve.LitAPI):
     @torch.inference_mode()
     def predict(self, pixels):
         pixels = pixels if pixels.dim() == 4 else pixels[None]
-        features = self.model(pixel_values=pixels.to(self.dtype)).image_embeds
+        features = self.model(pixel_values=pixels.to(self.anchors.device, self.dtype)).image_embeds
         logits = 100 * torch.nn.functional.normalize(features, dim=1) @ self.anchors.T
-        return logits.softmax(dim=1).float()
+        return logits.softmax(dim=1).float().cpu()
 
     def unbatch(self, output):
         return list(output)
@@ -57,12 +57,15 @@ def main():
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--labels", type=int, default=10)
     given = parser.parse_args()
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[given.dtype]
     api = Classify(given.clip, given.labels, dtype, given.threads, max_batch_size=given.batch, batch_timeout=0.005)
-    litserve.LitServer(api, accelerator="cpu").run(port=given.port, host="127.0.0.1", log_level="warning", generate_client_file=False)
+    accelerator, _, number = given.device.partition(":")
+    server = litserve.LitServer(api, accelerator=accelerator, devices=[int(number)] if number else "auto")
+    server.run(port=given.port, host="127.0.0.1", log_level="warning", generate_client_file=False)
 
 
 if __name__ == "__main__":

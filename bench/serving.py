@@ -3,10 +3,11 @@ same threads and clients, runs that take turns.
 
     python3 bench/serving.py PHOTOS --dtype bf16
     OMP_WAIT_POLICY=PASSIVE python3 bench/serving.py PHOTOS --dtype bf16 --clients 64
+    python3 bench/serving.py PHOTOS --dtype bf16 --device cuda:0 --clients 1 64 256 --litserve-batch 64
 
 PHOTOS is a directory of JPEG files. clipkeep and LitServe take a form and answer with probabilities, infinity takes JSON and
-answers with an embedding. Installs the others from PyPI into target/ the first time. Prints medians over the rounds, and ours
-over the best of the others.
+answers with an embedding. Installs the others from PyPI into target/ the first time, unless this Python has them. Prints medians over
+the rounds, and ours over the best of the others.
 
 The threads of PyTorch wait busily for one another, so that with anything else at work on the cores it is many times slower: measure on
 a quiet machine, and compare with OMP_WAIT_POLICY=PASSIVE in the environment, which all servers get.
@@ -24,6 +25,7 @@ import json
 import os
 import tempfile
 import urllib.parse
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -50,29 +52,38 @@ class Contender(NamedTuple):
 
 def clipkeep(given, clip, folder):
     # No image comes twice, so that a cache would only cost.
-    options = ["--threads", given.threads, "--dtype", given.ours, "--feature-cache-mib", 0]
+    room = max(256, 2 * max(given.clients))
+    options = ["--threads", given.threads, "--dtype", given.ours, "--device", given.device, "--feature-cache-mib", 0]
+    options += ["--max-requests", room, "--queue", room]
     server = programs.Clipkeep(given.clipkeep, clip, folder, *options, env=environ(given))
     return Contender(server, f"{server.url}/v1/models/default/classify?labels={urllib.parse.quote(LABELS)}", FORM)
 
 
-def litserve(given, clip, python):
+def litserve(given, clip, _, python):
     port = programs.free_port()
     at = f"http://127.0.0.1:{port}"
     command = [python, programs.HERE / "litserve_clip.py", clip, "--port", port, "--dtype", given.dtype, "--threads", given.threads]
+    command += ["--device", given.device, "--batch", given.litserve_batch]
     server = programs.Server("litserve", command, f"{at}/health", env=environ(given))
     return Contender(server, f"{at}/predict", FORM)
 
 
-def infinity(given, clip, python, folder):
+def infinity(given, clip, folder, python):
     port = programs.free_port()
     at = f"http://127.0.0.1:{port}"
     dtype = {"f32": "float32", "bf16": "bfloat16"}[given.dtype]
+    kind, _, number = given.device.partition(":")
     command = [python.parent / "infinity_emb", "v2", "--model-id", clip, "--served-model-name", "clip", "--host", "127.0.0.1"]
-    command += ["--port", port, "--engine", "torch", "--device", "cpu", "--dtype", dtype, "--no-bettertransformer"]
+    command += ["--port", port, "--engine", "torch", "--device", kind, "--dtype", dtype, "--no-bettertransformer"]
+    command += ["--device-id", number] if number else []
     # It leaves files where it is started, and among the temporary ones.
     env = {**environ(given), "TMPDIR": folder}
     server = programs.Server("infinity", command, f"{at}/health", env=env, cwd=folder)
     return Contender(server, f"{at}/embeddings", ["--envelope", ENVELOPE])
+
+
+# How each is started, the environment that it takes, and its package there.
+PEERS = {"litserve": (litserve, environment.SERVING, "litserve"), "infinity": (infinity, environment.INFINITY, "infinity_emb")}
 
 
 def environ(given):
@@ -96,7 +107,7 @@ def only(running, contenders):
 
 def limits(given, contenders, clip):
     only(None, contenders)
-    ours = ["--backbone", clip, "--dtype", given.ours, "--threads", given.threads]
+    ours = ["--backbone", clip, "--dtype", given.ours, "--device", given.device, "--threads", given.threads]
     encode = [*ours, "--batch", LIMIT_BATCH, "--images", given.photos, "--seconds", given.seconds, "--json"]
     [encoded] = programs.bench(given.clipkeep, "encode", *encode)
     photos = programs.photographs(given.photos)
@@ -128,24 +139,26 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="of all (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="of all: cpu or cuda:N (default: %(default)s)")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="(default: all)")
+    parser.add_argument("--litserve-batch", type=int, default=8, help="images at most (default: %(default)s)")
     parser.add_argument("--ours", choices=["auto", "f32", "bf16", "int16", "int8"], help="clipkeep's dtype, if another")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")
     given = parser.parse_args()
     given.ours = given.ours or given.dtype
-    python, infinity_python = environment.python_with(*environment.SERVING), environment.python_with(*environment.INFINITY)
-    of_litserve = environment.versions(python, "litserve", "torch", "torchvision", "transformers", "pillow")
-    of_infinity = environment.versions(infinity_python, "infinity_emb", "torch", "torchvision", "transformers", "pillow")
-    print(f"LitServe: {of_litserve}; infinity: {of_infinity}\n", flush=True)
+    starts = [partial(clipkeep, given)]
+    for name in given.peers:
+        start, needs, package = PEERS[name]
+        python = environment.python_with(*needs)
+        print(environment.versions(python, package, "torch", "torchvision", "transformers", "pillow"))
+        starts.append(partial(start, given, python=python))
+    print()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         clip = Path(folder) / "clip"
-        programs.make_clip(python, clip)
+        programs.make_clip(environment.python_with(*environment.SERVING), clip)
         contenders = []
-        for start in [
-            lambda: clipkeep(given, clip, folder),
-            lambda: litserve(given, clip, python),
-            lambda: infinity(given, clip, infinity_python, folder),
-        ]:
-            contenders.append(start())
+        for start in starts:
+            contenders.append(start(clip, folder))
             stack.enter_context(contenders[-1].server)
         print("| clients | server | images a second | p50 ms | p99 ms |\n|---|---|---|---|---|", flush=True)
         for clients in given.clients:
