@@ -1,26 +1,31 @@
 //! From features to embeddings.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
+use clipkeep_towers::scores;
 
+use super::host::read;
 use crate::domain::Features;
 
 /// Lengths below this count as this, so that an all-zero row stays zero instead of becoming not-a-number.
 const SHORTEST: f64 = 1e-12;
 
-/// On the CPU, fewer rows than this are multiplied by reading the other matrix as it lies, which for more is packed first.
-const FEW: usize = 64;
-
 /// Stored features as one tensor (n, D) of f32.
 ///
 /// # Errors
 /// When the rows differ in length.
-pub fn stack(features: &[Features], device: &Device) -> Result<Tensor> {
-    let dim = features.first().map_or(0, Features::dim);
-    let values: Vec<f32> = features.iter().flat_map(Features::values).collect();
-    if features.iter().any(|row| row.dim() != dim) {
-        candle_core::bail!("features of different lengths");
+pub fn stack<'a>(features: impl ExactSizeIterator<Item = &'a Features>, device: &Device) -> Result<Tensor> {
+    let (rows, mut dim, mut values) = (features.len(), 0, Vec::new());
+    for row in features {
+        if values.is_empty() {
+            dim = row.dim();
+            values.reserve_exact(rows * dim);
+        }
+        if row.dim() != dim {
+            candle_core::bail!("features of different lengths");
+        }
+        values.extend(row.values());
     }
-    Tensor::from_vec(values, (features.len(), dim), device)
+    Tensor::from_vec(values, (rows, dim), device)
 }
 
 /// Rows (n, D) scaled to length 1.
@@ -28,13 +33,18 @@ pub fn normalise(rows: &Tensor) -> Result<Tensor> {
     rows.broadcast_div(&lengths(rows)?)
 }
 
-/// The products of rows (n, D) with each of C vectors (C, D), as (n, C): `rows · vectorsᵀ`.
+/// The products of rows (n, D) with each of C vectors (C, D), as (n, C): `rows · vectorsᵀ`. In f32 on the CPU, where no gradient is
+/// asked for, a row's are the same bits whatever rows are beside it.
 pub(super) fn against(rows: &Tensor, vectors: &Tensor) -> Result<Tensor> {
-    if rows.dim(0)? < FEW && rows.device().is_cpu() {
-        vectors.matmul(&rows.t()?)?.t()?.contiguous()
-    } else {
-        rows.matmul(&vectors.t()?)
+    let is_plain = |x: &Tensor| x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op();
+    let (count, dim) = rows.dims2()?;
+    if dim != vectors.dim(1)? || !is_plain(rows) || !is_plain(vectors) {
+        return rows.matmul(&vectors.t()?);
     }
+    let products = read(&rows.contiguous()?, |rows| {
+        read(&vectors.contiguous()?, |vectors| Ok(scores(rows, vectors, dim)))
+    })?;
+    Tensor::from_vec(products, (count, vectors.dim(0)?), &Device::Cpu)
 }
 
 /// The mean of each class's rows as unit rows (C, D): what stands for a class whose label says nothing. `labels` (n)
@@ -57,6 +67,8 @@ pub(super) fn lengths(rows: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Var;
+
     use super::*;
 
     #[test]
@@ -68,16 +80,21 @@ mod tests {
     }
 
     #[test]
-    fn few_rows_and_many_are_multiplied_alike() -> Result<()> {
+    fn products_are_those_of_tensors_in_any_type_and_with_gradients() -> Result<()> {
         let values = |rows: usize| Tensor::arange(0_f32, (rows * 3) as f32, &Device::Cpu)?.reshape((rows, 3));
-        for rows in [1, FEW - 1, FEW] {
-            let (rows, vectors) = (values(rows)?, values(5)?);
-            let expected = rows.matmul(&vectors.t()?)?;
-            assert_eq!(
-                against(&rows, &vectors)?.to_vec2::<f32>()?,
-                expected.to_vec2::<f32>()?
-            );
+        let vectors = values(5)?;
+        for rows in [values(1)?, values(70)?, values(3)?.t()?, vectors.narrow(0, 0, 0)?] {
+            let expected = rows.matmul(&vectors.t()?)?.to_vec2::<f32>()?;
+            assert_eq!(against(&rows, &vectors)?.to_vec2::<f32>()?, expected);
+            let [rows, vectors] = [&rows, &vectors].map(|x| x.to_dtype(DType::F64));
+            let wider = against(&rows?, &vectors?)?.to_dtype(DType::F32)?;
+            assert_eq!(wider.to_vec2::<f32>()?, expected);
         }
+        assert!(against(&values(1)?, &values(4)?.t()?).is_err(), "of other widths");
+        let weight = Var::from_tensor(&vectors)?;
+        let loss = against(&values(2)?, &weight)?.sum_all()?;
+        let slope = loss.backward()?.get(&weight).map(Tensor::to_vec2::<f32>);
+        assert_eq!(slope.expect("a gradient")?, vec![vec![3.0, 5.0, 7.0]; 5]);
         Ok(())
     }
 
@@ -99,9 +116,9 @@ mod tests {
     #[test]
     fn features_stack_row_by_row() -> Result<()> {
         let row = |values: &[f32]| Features::from_f32(values).expect("in range");
-        let stacked = stack(&[row(&[1.0, 2.0]), row(&[3.0, 4.0])], &Device::Cpu)?;
+        let stacked = stack([row(&[1.0, 2.0]), row(&[3.0, 4.0])].iter(), &Device::Cpu)?;
         assert_eq!(stacked.to_vec2::<f32>()?, vec![vec![1.0, 2.0], vec![3.0, 4.0]]);
-        assert!(stack(&[row(&[1.0]), row(&[1.0, 2.0])], &Device::Cpu).is_err());
+        assert!(stack([row(&[1.0]), row(&[1.0, 2.0])].iter(), &Device::Cpu).is_err());
         Ok(())
     }
 }

@@ -12,11 +12,14 @@ use super::ridge::Ridge;
 use super::self_attention::SelfAttention;
 use crate::domain::Reads;
 
-/// Rows scored by one product.
+/// Rows scored by one product of tensors, on a GPU and where tokens are read.
 ///
-/// Every product has exactly this many rows, the last one padded: matrix kernels order their sums by the shapes they
+/// Every such product has exactly this many rows, the last one padded: matrix kernels order their sums by the shapes they
 /// are given, so a fixed shape makes a row's scores the same bits whatever shares its batch.
 const BLOCK: usize = 16;
+
+/// Rows scored at a time where each is scored by itself.
+const ROWS: usize = 64;
 
 /// What stands between the embedding and the anchors.
 #[derive(Debug, Clone)]
@@ -204,13 +207,25 @@ impl Head {
     /// Rows of what it reads, such as features (n, D), to logits (n, C). A row's logits do not depend on the other rows, down to
     /// the last bit.
     pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
-        let (rows, _) = features.dims2()?;
+        let rows = features.dim(0)?;
         if rows == 0 {
             return Tensor::zeros((0, self.columns()), features.dtype(), features.device());
         }
-        let block = |number| self.block(features, number * BLOCK);
-        let numbers = 0..rows.div_ceil(BLOCK);
-        let blocks: Result<Vec<Tensor>> = if features.device().is_cpu() {
+        let is_cpu = features.device().is_cpu();
+        // Then all products are those of `against`.
+        let are_apart = is_cpu && self.reads() == Reads::Features;
+        let size = if are_apart { ROWS } else { BLOCK };
+        let block = |number: usize| {
+            let (start, length) = (number * size, size.min(rows - number * size));
+            let block = features.narrow(0, start, length)?;
+            if are_apart {
+                return self.scores(&block);
+            }
+            let padded = block.pad_with_zeros(0, 0, BLOCK - length)?;
+            self.scores(&padded)?.narrow(0, 0, length)
+        };
+        let numbers = 0..rows.div_ceil(size);
+        let blocks: Result<Vec<Tensor>> = if is_cpu {
             numbers.into_par_iter().map(block).collect()
         } else {
             numbers.map(block).collect()
@@ -227,14 +242,11 @@ impl Head {
         candle_nn::ops::softmax(&logits, D::Minus1)?.to_vec2()
     }
 
-    fn block(&self, features: &Tensor, start: usize) -> Result<Tensor> {
-        let length = BLOCK.min(features.dim(0)? - start);
-        let rows = features
-            .narrow(0, start, length)?
-            .pad_with_zeros(0, 0, BLOCK - length)?;
+    /// The weighted logits of the terms, added up, of rows of what it reads.
+    fn scores(&self, rows: &Tensor) -> Result<Tensor> {
         let rows = match self.reads() {
-            Reads::Features => normalise(&rows)?,
-            Reads::Tokens => rows,
+            Reads::Features => normalise(rows)?,
+            Reads::Tokens => rows.clone(),
         };
         // Terms that look at the same anchors share one product: their directions add up before it.
         let mut directions = None;
@@ -264,8 +276,8 @@ impl Head {
             add(&mut logits, (against(&directions, &self.anchors)? * self.scale)?)?;
         }
         match logits {
-            Some(logits) => logits.narrow(0, 0, length),
-            None => Tensor::zeros((length, self.columns()), features.dtype(), features.device()),
+            Some(logits) => Ok(logits),
+            None => Tensor::zeros((rows.dim(0)?, self.columns()), rows.dtype(), rows.device()),
         }
     }
 }

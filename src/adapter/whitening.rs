@@ -12,7 +12,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::embedding::normalise;
+use super::embedding::{against, normalise};
 use super::statistics::{ClassStatistics, Statistics};
 
 /// a: the share of the covariance that is spread evenly. There are few examples for D² numbers.
@@ -159,9 +159,9 @@ impl Whitening {
         normalise(&self.apply(embeddings)?)
     }
 
-    /// Embeddings (n, D) as seen through it, not normalised.
+    /// Embeddings (n, D) as seen through it, not normalised. The map is symmetric: rows are multiplied with its rows.
     fn apply(&self, embeddings: &Tensor) -> Result<Tensor> {
-        embeddings.broadcast_sub(&self.centre)?.matmul(&self.transform)
+        against(&embeddings.broadcast_sub(&self.centre)?, &self.transform)
     }
 }
 

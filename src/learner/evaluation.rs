@@ -118,8 +118,8 @@ impl Rivals {
         };
         let at_once = (MOST_VALUES / self.head.width().max(1)).max(1);
         for examples in task.examples.chunks(at_once) {
-            let (labels, rows): (Vec<u32>, Vec<Features>) = examples.iter().cloned().unzip();
-            let rows = embedding::stack(&rows, self.head.device())?;
+            let labels: Vec<u32> = examples.iter().map(|(label, _)| *label).collect();
+            let rows = embedding::stack(examples.iter().map(|(_, row)| row), self.head.device())?;
             let features = match self.head.reads() {
                 Reads::Features => rows.clone(),
                 Reads::Tokens => read_out(&self.readout, &rows)?,

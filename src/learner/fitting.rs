@@ -15,7 +15,7 @@ use super::stop::Stop;
 use crate::adapter::{
     Base, FitError, FitInput, FitProgress, Fitted, Prompts, Readout, Statistics, Towers, embedding, fit,
 };
-use crate::domain::{Anchors, Features, Label, Model, NewClass, Phase, Reads, Strategy};
+use crate::domain::{Anchors, Label, Model, NewClass, Phase, Reads, Strategy};
 use crate::engine::{EngineError, Priority, read_out};
 use crate::registry::Serving;
 
@@ -48,13 +48,9 @@ impl Learn<'_> {
         let known = base
             .as_ref()
             .map_or(0, |base| base.snapshot.head().columns() as u32);
-        let features: Vec<Features> = examples
-            .train
-            .iter()
-            .map(|example| example.features.clone())
-            .collect();
+        let features = examples.train.iter().map(|example| &example.features);
         let tensor = |error: candle_core::Error| Stop::failed("tensors", &error);
-        let features = embedding::stack(&features, registry.device()).map_err(tensor)?;
+        let features = embedding::stack(features, registry.device()).map_err(tensor)?;
         let of: Vec<u32> = examples.train.iter().map(|example| example.class).collect();
         let new = self.anchors(&model, classes, (&features, &of)).await?;
         let anchors = match &base {

@@ -17,6 +17,7 @@ use crate::integer::{Measure, Narrow, Span};
 use crate::objective::{ByOutputs, CrossEntropy, Normalise};
 use crate::operand::Pair;
 use crate::regression::Steps;
+use crate::scores::Scores;
 
 /// Instructions, and the width of the panels they like: all but products in other types than f32.
 pub(crate) trait Vectors: Multiply<f32> + Cross<f32, f32> {
@@ -49,6 +50,9 @@ pub(crate) trait Vectors: Multiply<f32> + Cross<f32, f32> {
 
     /// Makes random features of projections.
     fn steps(&self, steps: Steps<'_>);
+
+    /// Multiplies rows with vectors as they lie.
+    fn score(&self, scores: Scores<'_>);
 
     /// Makes rows of a block unit rows.
     fn normalise(&self, normalise: Normalise<'_>);

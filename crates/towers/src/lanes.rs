@@ -14,6 +14,7 @@ use crate::objective::{ByOutputs, CrossEntropy, Normalise};
 use crate::operand::{Pair, UPPER};
 use crate::prefetch::{prefetch, spread};
 use crate::regression::Steps;
+use crate::scores::Scores;
 
 /// Panels of `W` columns, or `HALF` pairs, in `VECTORS` vectors.
 #[derive(Clone, Copy)]
@@ -60,6 +61,10 @@ impl<S: Simd, const W: usize, const HALF: usize, const VECTORS: usize> Vectors
 
     fn steps(&self, steps: Steps<'_>) {
         self.0.vectorize(InPanels::<_, W>(steps));
+    }
+
+    fn score(&self, scores: Scores<'_>) {
+        self.0.vectorize(scores);
     }
 
     fn normalise(&self, normalise: Normalise<'_>) {

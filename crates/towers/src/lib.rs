@@ -31,6 +31,7 @@
 //! | `objective` | the steps of a loss and its gradient |
 //! | `adapter` | the gradient of a linear adapter |
 //! | `regression` | sums over random features |
+//! | `scores` | products of rows with vectors that are not packed |
 //! | `cuda` | the image tower on an NVIDIA GPU |
 //!
 //! Invariants: weights of towers never change. On the CPU the features of an image or of a text depend on it alone, bit for bit, whatever
@@ -62,6 +63,7 @@ mod prefetch;
 mod processor;
 mod regression;
 mod rooms;
+mod scores;
 mod strassen;
 mod text;
 #[cfg(target_arch = "x86_64")]
@@ -80,6 +82,7 @@ use crate::instructions::By;
 pub use adapter::{LinearAdapter, LinearGradient, LinearObjective};
 pub use instructions::{Instructions, Precision};
 pub use regression::RandomFeatures;
+pub use scores::scores;
 
 /// Tokens that are computed at a time, for each thread: their activations stay in the caches.
 const TOKENS: usize = 256;

@@ -8,6 +8,7 @@ use crate::crossed::Crossed;
 use crate::integer::Shorts;
 use crate::processor::{all, whole_squares};
 use crate::regression::{MOST, RandomFeatures, STEPS};
+use crate::scores::scores_by;
 
 /// Largest distance of two lists of one length, in parts of the largest value.
 fn furthest(found: &[f32], expected: &[f64]) -> f64 {
@@ -26,6 +27,25 @@ fn on<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn scores_are_those_of_plain_sums_whatever_is_beside_them(
+        (rows, vectors, dim) in (1_usize..150, 1_usize..600, 1_usize..70), row in 0_usize..150, seed in 0_usize..1000
+    ) {
+        let [x, y] = [(seed, rows), (seed + 1, vectors)].map(|(seed, count)| noise(seed, count * dim));
+        let of = |row: usize| {
+            let row = &x[row * dim..][..dim];
+            y.chunks(dim).map(|vector| row.iter().zip(vector).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum())
+        };
+        let expected: Vec<f64> = (0..rows).flat_map(of).collect();
+        let row = row % rows;
+        for kernel in all() {
+            let found = on(2, || scores_by(&kernel, &x, &y, dim));
+            prop_assert!(furthest(&found, &expected) < 1e-5, "{kernel}");
+            let alone = scores_by(&kernel, &x[row * dim..][..dim], &y, dim);
+            prop_assert_eq!(&found[row * vectors..][..vectors], &alone, "{}", kernel);
+        }
+    }
 
     #[test]
     fn products_of_columns_are_those_of_plain_sums(count in 1_usize..300, seed in 0_usize..1000) {
