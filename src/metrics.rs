@@ -150,9 +150,13 @@ pub fn batch_encoded(priority: &'static str, size: usize, encode: Duration, head
 }
 
 /// A job came to its end.
-pub fn job_ended(outcome: JobState, took: Duration) {
+pub fn job_ended(outcome: JobState) {
     counter!(JOBS, "outcome" => outcome.as_str()).increment(1);
-    histogram!(JOB_DURATION).record(took);
+}
+
+/// A job ran to its end.
+pub fn job_ran(time: Duration) {
+    histogram!(JOB_DURATION).record(time);
 }
 
 /// A version answers from now on.
@@ -160,10 +164,12 @@ pub fn version_activated(model: &ModelName, version: VersionNumber) {
     gauge!(ACTIVE, "model" => model.to_string()).set(f64::from(version.0));
 }
 
-/// What the active version reaches on the held-out images.
-pub fn accuracy_measured(model: &ModelName, summary: &Summary) {
-    gauge!(ACCURACY, "model" => model.to_string()).set(summary.last);
-    gauge!(FORGETTING, "model" => model.to_string()).set(summary.forgetting);
+/// What the active version reaches on the held-out images. What is not known is no number: the figures of the version before would
+/// be those of another one.
+pub fn accuracy_measured(model: &ModelName, summary: Option<Summary>) {
+    let known = |figure: fn(Summary) -> Option<f64>| summary.and_then(figure).unwrap_or(f64::NAN);
+    gauge!(ACCURACY, "model" => model.to_string()).set(known(|summary| summary.last));
+    gauge!(FORGETTING, "model" => model.to_string()).set(known(|summary| summary.forgetting));
 }
 
 #[cfg(test)]

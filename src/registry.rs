@@ -208,17 +208,12 @@ impl Registry {
 
     /// Tells the metrics how good a version is. It serves whether or not that can be read.
     async fn measure(&self, model: &ModelName, number: VersionNumber) {
-        match self.store.accuracy(model, number).await {
-            Ok(history) => {
-                if let Some(summary) = history.matrix.summary() {
-                    metrics::accuracy_measured(model, &summary);
-                }
-            }
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, %model, "the accuracy of the active version cannot be read");
-            }
+        let history = self.store.accuracy(model, number).await;
+        if let Err(error) = &history {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(error, %model, "the accuracy of the active version cannot be read");
         }
+        metrics::accuracy_measured(model, history.ok().and_then(|history| history.matrix.summary()));
     }
 
     /// Keeps a version in memory for [`Self::version`] and [`Self::follow`].
@@ -271,9 +266,12 @@ impl Registry {
         model: &ModelName,
         number: VersionNumber,
     ) -> Result<Arc<Serving>, RegistryError> {
-        match self.served(model)? {
-            Served::Version(serving) if serving.number == number => return Ok(serving),
-            Served::Version(_) | Served::Nothing | Served::OtherBackbone(..) => {}
+        match self.served(model) {
+            Ok(Served::Version(serving)) if serving.number == number => return Ok(serving),
+            Ok(Served::Version(_) | Served::Nothing | Served::OtherBackbone(..)) => {}
+            // Another server may have made it a moment ago.
+            Err(RegistryError::UnknownModel(_)) if self.store.model(model).await?.is_some() => {}
+            Err(error) => return Err(error),
         }
         let key = (model.clone(), number);
         if let Some(serving) = self

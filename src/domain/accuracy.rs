@@ -63,12 +63,13 @@ pub struct AccuracyMatrix {
 pub struct Summary {
     /// Mean over versions of the accuracy on all tasks up to then.
     pub average: f64,
-    /// The newest version's accuracy on all tasks.
-    pub last: f64,
-    /// Mean over earlier tasks of the best accuracy before the newest version less the newest one's.
-    pub forgetting: f64,
-    /// Mean over earlier tasks of the newest accuracy less the one right after learning.
-    pub backward_transfer: f64,
+    /// The newest version's accuracy on all tasks. `None` where nothing of them was held out.
+    pub last: Option<f64>,
+    /// Mean over earlier tasks of the best accuracy before the newest version less the newest one's. 0 while there is one task,
+    /// `None` where no earlier one has held-out images.
+    pub forgetting: Option<f64>,
+    /// Mean over earlier tasks of the newest accuracy less the one right after learning. 0 and `None` likewise.
+    pub backward_transfer: Option<f64>,
 }
 
 impl AccuracyMatrix {
@@ -122,15 +123,18 @@ impl AccuracyMatrix {
     }
 
     /// The summary figures; `None` before the first version with held-out images. Means leave out tasks and versions
-    /// without held-out images; forgetting and backward transfer are 0 while there is one task.
+    /// without held-out images.
     pub fn summary(&self) -> Option<Summary> {
-        let overall: Vec<f64> = self.overall().filter_map(Tally::accuracy).collect();
-        let tasks = 0..self.rows.last().map_or(0, Vec::len);
+        let tasks = self.rows.last().map_or(0, Vec::len);
+        let over_tasks = |of: &dyn Fn(usize) -> Option<f64>| match tasks {
+            0 | 1 => Some(0.0),
+            _ => mean((0..tasks).filter_map(of)),
+        };
         Some(Summary {
-            average: mean(overall.iter().copied())?,
-            last: *overall.last()?,
-            forgetting: mean(tasks.clone().filter_map(|j| self.forgetting_of(j))).unwrap_or(0.0),
-            backward_transfer: mean(tasks.filter_map(|j| self.backward_transfer_of(j))).unwrap_or(0.0),
+            average: mean(self.overall().filter_map(Tally::accuracy))?,
+            last: self.overall().last().and_then(Tally::accuracy),
+            forgetting: over_tasks(&|j| self.forgetting_of(j)),
+            backward_transfer: over_tasks(&|j| self.backward_transfer_of(j)),
         })
     }
 }
@@ -158,6 +162,10 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 mod tests {
     use super::*;
 
+    fn close(found: impl Into<Option<f64>>, expected: f64) -> bool {
+        found.into().is_some_and(|found| (found - expected).abs() < 1e-12)
+    }
+
     fn tally(correct: u32) -> Tally {
         Tally { correct, total: 100 }
     }
@@ -171,7 +179,6 @@ mod tests {
         ])
         .expect("triangular");
         let summary = matrix.summary().expect("held-out images exist");
-        let close = |a: f64, b: f64| (a - b).abs() < 1e-12;
         assert!(
             close(summary.average, (0.9 + 0.875 + 215.0 / 300.0) / 3.0),
             "{summary:?}"
@@ -201,13 +208,13 @@ mod tests {
         let later = |right: [u32; 3]| tallies(&[0, right[0], right[1], right[2]])[1..].to_vec();
         let forward = forward_transfer(&later([22, 5, 12]), &later([20, 6, 9])).expect("asked");
         for (found, expected) in [
-            (found.average, 0.8547619047619047),
+            (Some(found.average), 0.8547619047619047),
             (found.last, 0.8),
             (found.forgetting, 0.1416666666666667),
             (found.backward_transfer, -0.1416666666666667),
-            (forward, 0.0166666666666667),
+            (Some(forward), 0.0166666666666667),
         ] {
-            assert!((found - expected).abs() < 1e-12, "{found} and {expected}");
+            assert!(close(found, expected), "{found:?} and {expected}");
         }
         assert_eq!(forward_transfer(&[], &[]), None);
     }
@@ -221,11 +228,8 @@ mod tests {
         ];
         let matrix = AccuracyMatrix::new(rows).expect("triangular");
         let found = matrix.summary().expect("held-out images exist");
-        assert!((found.forgetting - 0.1).abs() < 1e-12, "90 to 70, and nothing");
-        assert!(
-            (found.backward_transfer - 0.1).abs() < 1e-12,
-            "50 to 70, and nothing"
-        );
+        assert!(close(found.forgetting, 0.1), "90 to 70, and nothing");
+        assert!(close(found.backward_transfer, 0.1), "50 to 70, and nothing");
     }
 
     #[test]
@@ -244,6 +248,21 @@ mod tests {
         let [low, high] = Tally { correct: 5, total: 5 }.interval().expect("asked");
         assert!(low > 0.5 && (high - 1.0).abs() < 1e-12);
         assert_eq!(Tally::default().interval(), None);
+    }
+
+    #[test]
+    fn what_was_not_measured_has_no_figure() {
+        let summary = |rows| AccuracyMatrix::new(rows).expect("a staircase").summary();
+        let nothing = Tally::default();
+        let one = summary(vec![vec![tally(90)]]).expect("one task");
+        assert_eq!((one.forgetting, one.backward_transfer), (Some(0.0), Some(0.0)));
+        // The first task came without held-out images.
+        let later = summary(vec![vec![nothing], vec![nothing, tally(80)]]).expect("the second task's");
+        assert!(close(later.average, 0.8) && close(later.last, 0.8));
+        assert_eq!((later.forgetting, later.backward_transfer), (None, None));
+        // Nothing was held out of the second, and the first was unlearned.
+        let earlier = summary(vec![vec![tally(90)], vec![nothing]]).expect("the first version's");
+        assert!(close(earlier.average, 0.9) && earlier.last.is_none());
     }
 
     #[test]
@@ -267,7 +286,6 @@ mod tests {
         assert_eq!(matrix.at_learning(2), None);
         assert!(!matrix.is_newest(1) && !matrix.is_newest(2));
         let summary = matrix.summary().expect("held-out images exist");
-        let close = |a: f64, b: f64| (a - b).abs() < 1e-12;
         assert!(close(summary.last, 0.7) && close(summary.average, (0.9 + 0.8 + 0.65 + 0.7) / 4.0));
         assert!(
             close(summary.forgetting, f64::midpoint(0.15, -0.05)),

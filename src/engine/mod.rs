@@ -312,6 +312,11 @@ impl Engine {
         self.shared.device.lost().cancelled().await;
     }
 
+    /// Whether the device is lost: see [`Self::lost`].
+    pub fn is_lost(&self) -> bool {
+        self.shared.device.lost().is_cancelled()
+    }
+
     /// Finishes the accepted work, then ends the device thread. Blocks; later calls do nothing.
     pub fn stop(&self) {
         self.shared.device.stop();

@@ -53,9 +53,9 @@ impl Figures {
     fn of(run: &Run) -> Self {
         Self {
             average: run.summary.average,
-            last: run.summary.last,
-            forgetting: run.summary.forgetting,
-            backward_transfer: run.summary.backward_transfer,
+            last: run.summary.last.unwrap_or(f64::NAN),
+            forgetting: run.summary.forgetting.unwrap_or(f64::NAN),
+            backward_transfer: run.summary.backward_transfer.unwrap_or(f64::NAN),
             forward_transfer: run.forward_transfer,
             seconds_per_task: run.seconds_per_task,
             bytes: run.bytes,

@@ -119,8 +119,8 @@ async fn matrix(
             .unwrap_or_default(),
         cells,
         average: summary.map(|s| s.average),
-        last: summary.map(|s| s.last),
-        forgetting: summary.map(|s| s.forgetting),
-        backward_transfer: summary.map(|s| s.backward_transfer),
+        last: summary.and_then(|s| s.last),
+        forgetting: summary.and_then(|s| s.forgetting),
+        backward_transfer: summary.and_then(|s| s.backward_transfer),
     }))
 }

@@ -22,6 +22,7 @@ use super::extract::{Json, Path};
 use super::problem::Problem;
 use super::{Api, prefer};
 use crate::domain::{Job, JobId, JobState, ModelName};
+use crate::metrics;
 use crate::store::{CancelError, JobEvent, StoreError};
 
 /// How often the store is asked about a job that somebody watches.
@@ -135,7 +136,9 @@ async fn cancel(State(api): State<Api>, Path(id): Path<Uuid>) -> Result<Json<Job
         CancelError::Final(_) => Problem::new(StatusCode::CONFLICT, "job_ended", error.to_string()),
         CancelError::Store(error) => error.into(),
     })?;
-    cancelled.map(Json).ok_or_else(|| unknown(id))
+    let job = cancelled.ok_or_else(|| unknown(id))?;
+    metrics::job_ended(job.state);
+    Ok(Json(job))
 }
 
 /// Somebody who follows a job, and up to which event.

@@ -196,7 +196,7 @@ impl VersionSummary {
             metrics: VersionMetrics {
                 accuracy: matrix.overall().last().and_then(Accuracy::of),
                 average: summary.map(|s| s.average),
-                forgetting: summary.map(|s| s.forgetting),
+                forgetting: summary.and_then(|s| s.forgetting),
             },
         }
     }

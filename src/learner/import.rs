@@ -14,7 +14,10 @@ use serde_json::json;
 use super::Learner;
 use super::submit::joined;
 use crate::adapter::{Imported, Snapshot, SnapshotError, VettingError, Widths, export, statistics};
-use crate::domain::{Class, ClassId, Digest, JobId, Model, ModelConfig, ModelName, Reads, TaskName, Version};
+use crate::domain::{
+    Class, ClassId, Digest, JobId, JobState, Model, ModelConfig, ModelName, Reads, TaskName, Version,
+};
+use crate::metrics;
 use crate::registry::Serving;
 use crate::store::{self, Arrival, Import};
 
@@ -174,6 +177,7 @@ impl Learner {
             now,
         });
         let version = version.await?;
+        metrics::job_ended(JobState::Succeeded);
         if new.arrival == Arrival::Active {
             let serving = Serving::new(new.model.clone(), version.number, digest, snapshot);
             self.registry.keep(Arc::new(serving));

@@ -54,12 +54,11 @@ impl Worker {
                         () = tokio::time::sleep(learner.config.poll) => {}
                     }
                 }
-                Ok(Outcome::Ended(_)) => self.give_back_space().await,
-                Ok(Outcome::Lost) => {}
+                Ok(Outcome::Ended(_) | Outcome::Lost) => self.give_back_space().await,
                 // What stood in the way may be over soon, but not at once.
                 Ok(Outcome::Requeued) => self.pause(&stop).await,
                 Err(error) => {
-                    // The job keeps its lease and is taken up again once the store answers and the lease ran out.
+                    // The job is taken up again once the store answers, and its lease ran out if it was not given back.
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
                         "the worker could not reach the store"
@@ -130,20 +129,32 @@ impl Worker {
             Err(Stop::Failed { code, detail }) => self.fail(id, code, detail).await?,
             Err(Stop::Told) => {
                 tracing::info!("job goes back into the queue");
-                self.requeue(id, Attempt::Forgiven).await?
+                // A job that was not told to stop, or whose device is lost, may be why: once more, and it is.
+                let is_told = stop.is_cancelled() && !self.learner.engine.is_lost();
+                let attempt = if is_told {
+                    Attempt::Forgiven
+                } else {
+                    Attempt::Counts
+                };
+                self.requeue(id, attempt).await?
             }
             Err(Stop::Later { code, detail }) => {
                 tracing::warn!(code, detail, "job goes back into the queue");
                 self.requeue(id, Attempt::Counts).await?
             }
             Err(Stop::LeaseLost) => self.after_a_lost_lease(id, &model, attempt).await?,
-            Err(Stop::Store(error)) => return Err(error),
+            Err(Stop::Store(error)) => {
+                // That is no fault of the job's. If the store answers again, it goes back at once, or else when its lease ends.
+                self.requeue(id, Attempt::Forgiven).await?;
+                return Err(error);
+            }
         };
         if outcome == Outcome::Lost {
             tracing::warn!("job was taken over or cancelled");
         }
         if let Outcome::Ended(state) = outcome {
-            metrics::job_ended(state, started.elapsed());
+            metrics::job_ended(state);
+            metrics::job_ran(started.elapsed());
         }
         Ok(outcome)
     }
