@@ -22,6 +22,14 @@ pub enum EngineError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// A template leaves no room for a name, or cannot be read as tokens.
+    #[error("the template {template:?} cannot be used: {reason}")]
+    Template {
+        /// The template.
+        template: String,
+        /// Why not.
+        reason: String,
+    },
     /// The backbone failed on this input.
     #[error("the backbone failed: {0}")]
     Backbone(String),

@@ -11,7 +11,7 @@ use super::decode::Panicked;
 use super::error::because;
 use super::{Engine, EngineError, LONGEST_TEXT, Priority};
 use crate::adapter::{Prompts, Readout};
-use crate::clip::{ClassPrompts, ImageReadout};
+use crate::clip::{ClassPrompts, ImageReadout, PromptTower};
 use crate::domain::Reads;
 
 impl Engine {
@@ -33,7 +33,7 @@ impl Engine {
     /// the decode pool, at low priority.
     ///
     /// # Errors
-    /// [`EngineError::TextTooLong`]; [`EngineError::Backbone`] when the template's own words leave no room for a name.
+    /// [`EngineError::TextTooLong`], [`EngineError::Template`].
     pub async fn prompts(
         &self,
         words: Vec<String>,
@@ -44,12 +44,34 @@ impl Engine {
             return Err(EngineError::TextTooLong { limit: LONGEST_TEXT });
         }
         let tower = self.shared.prompt_tower.clone();
-        let split = move || tower.prompts(&words, &template).map_err(|error| because(&error));
+        let split = move || split(&tower, &words, template);
         match self.shared.decode.run(Priority::Background, split).await? {
-            Ok(prompts) => Ok(Arc::new(prompts.map_err(EngineError::Backbone)?)),
+            Ok(prompts) => Ok(Arc::new(prompts?)),
             Err(Panicked) => Err(EngineError::Backbone("the tokenizer panicked".to_owned())),
         }
     }
+
+    /// Whether a name has room in a template: the tokenizer cuts off what does not.
+    ///
+    /// # Errors
+    /// [`EngineError::Template`].
+    pub fn check_template(&self, template: &str) -> std::result::Result<(), EngineError> {
+        split(&self.shared.prompt_tower, &[], template.to_owned()).map(drop)
+    }
+}
+
+/// Prompts of classes whose `words` stand in `template`.
+fn split(
+    tower: &PromptTower,
+    words: &[String],
+    template: String,
+) -> std::result::Result<ClassPrompts, EngineError> {
+    tower
+        .prompts(words, &template)
+        .map_err(|error| EngineError::Template {
+            template,
+            reason: because(&error),
+        })
 }
 
 /// Features (n, D) of tokens (n, t · w), as the backbone makes them: what scores features can then score tokens.

@@ -103,6 +103,9 @@ impl From<Model> for ModelSummary {
 )]
 async fn create(State(api): State<Api>, Json(body): Json<CreateModel>) -> Result<impl IntoResponse, Problem> {
     body.config.validate()?;
+    for template in &body.config.templates {
+        api.engine.check_template(template)?;
+    }
     let model = api
         .registry
         .create(&body.name, &body.config, Timestamp::now())

@@ -301,6 +301,7 @@ impl From<EngineError> for Problem {
                 Self::unavailable("overloaded", "too many images wait already; try again later")
             }
             EngineError::TextTooLong { .. } => Self::invalid("text_too_long", error.to_string()),
+            EngineError::Template { .. } => Self::invalid("invalid_template", error.to_string()),
             EngineError::Stopped => Self::unavailable("stopping", "the server is shutting down"),
             EngineError::NotFinite | EngineError::Backbone(_) => Self::internal(&error),
         }

@@ -54,6 +54,8 @@ impl From<EngineError> for Stop {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Stopped => Self::Told,
+            EngineError::Template { .. } => Self::failed("invalid_template", &error),
+            EngineError::TextTooLong { .. } => Self::failed("text_too_long", &error),
             // A device that fails or is overrun says nothing about the examples.
             error => Self::Later {
                 code: "backbone",

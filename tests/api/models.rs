@@ -99,6 +99,17 @@ async fn nonsense_is_no_model() {
     ] {
         create(&app, &json!({"name": name})).await.problem(422, code);
     }
+    // Words before the name that take all of the embedded backbone's 32 tokens.
+    let crowded = format!("{} {{}}", "owl ".repeat(40));
+    let birds = json!({"name": "birds", "config": {"templates": ["a {}", crowded]}});
+    let refused = create(&app, &birds).await;
+    let problem = refused.problem(422, "invalid_template");
+    assert!(
+        problem["detail"]
+            .as_str()
+            .is_some_and(|detail| detail.contains("no room")),
+        "{problem}"
+    );
     for (config, field) in [
         (json!({"learning_rate": 0}), "learning_rate"),
         (json!({"learning_rate": -1.0}), "learning_rate"),
