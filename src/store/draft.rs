@@ -1,8 +1,11 @@
 //! Jobs on their way into the queue.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::Value;
 use sqlx::{Any, AnyConnection, Transaction};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Store;
 use super::codec::{micros, timestamp, version};
@@ -55,10 +58,11 @@ pub struct JobDraft {
     tx: Transaction<'static, Any>,
     job: Job,
     next_position: i64,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Store {
-    /// Begins a job.
+    /// Begins a job, as soon as there is a place for it: on SQLite there is one, and otherwise half of the connections are places.
     ///
     /// # Errors
     /// [`EnqueueError`] when there is no such model or it learns on another backbone, when its active version or another open job has the task's name
@@ -80,11 +84,14 @@ impl Store {
             created_at: timestamp(micros(new.now))?,
             updated_at: timestamp(micros(new.now))?,
         };
+        let place = Arc::clone(&self.drafts).acquire_owned().await;
+        let place = place.expect("nobody closes the semaphore");
         self.bind_model(&job.model, new.backbone).await?;
         let mut draft = JobDraft {
             tx: self.write().await?,
             job,
             next_position: 0,
+            _place: place,
         };
         draft.insert_job().await?;
         draft.insert_classes(&new.classes).await?;

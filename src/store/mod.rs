@@ -36,11 +36,13 @@ mod queue;
 mod versions;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::{AnyPoolOptions, install_default_drivers};
 use sqlx::migrate::Migrator;
 use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Executor as _, Transaction};
+use tokio::sync::Semaphore;
 
 pub use activations::{Activate, Activated, ActivationEntry};
 pub use draft::{JobDraft, NewExample, NewJob};
@@ -84,6 +86,9 @@ pub struct Store {
     /// Where transactions that write run. SQLite has one writer at a time, so there it is a pool of one connection,
     /// which queues the writers of this process fairly; elsewhere it is the same pool as `reader`.
     writer: AnyPool,
+    /// Places of jobs on their way into the queue: each keeps a connection for as long as its examples take, and the others must
+    /// be enough for everyone else.
+    drafts: Arc<Semaphore>,
     location: Location,
 }
 
@@ -118,6 +123,7 @@ impl Store {
                 Self {
                     reader,
                     writer,
+                    drafts: Arc::new(Semaphore::new(1)),
                     location,
                 }
             }
@@ -133,6 +139,7 @@ impl Store {
                 Self {
                     reader: pool.clone(),
                     writer: pool,
+                    drafts: Arc::new(Semaphore::new((connections as usize / 2).max(1))),
                     location,
                 }
             }
@@ -173,12 +180,13 @@ impl Store {
         }
     }
 
-    /// Gives the disk space of ended jobs back to the file system. PostgreSQL sees to that itself.
+    /// Gives the disk space of ended jobs back to the file system, and has their images leave the log as well. PostgreSQL sees
+    /// to its space itself.
     pub async fn give_back_space(&self) -> Result<(), StoreError> {
         if let Location::Sqlite(_) = self.location {
-            sqlx::query("pragma incremental_vacuum")
-                .fetch_all(&self.writer)
-                .await?;
+            for pragma in ["pragma incremental_vacuum", "pragma wal_checkpoint(truncate)"] {
+                sqlx::query(pragma).fetch_all(&self.writer).await?;
+            }
         }
         Ok(())
     }

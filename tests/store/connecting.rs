@@ -1,6 +1,7 @@
 //! Opening the store, and opening it again.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use clipkeep::store::{Location, Store, StoreError};
 use futures::future::join_all;
@@ -81,11 +82,19 @@ async fn sqlite_overwrites_images_and_gives_their_space_back() {
         .await
         .expect("cancelled")
         .expect("a job");
+    // The log keeps it until something else is written over it.
+    let log = directory.path().join("clipkeep.db-wal");
+    let has_mark = |path: &Path| {
+        let file = std::fs::read(path).expect("read");
+        file.windows(mark.len()).any(|bytes| bytes == mark)
+    };
+    assert!(has_mark(&log));
     store.give_back_space().await.expect("given back");
+    assert!(!has_mark(&log) && !has_mark(&path));
     store.close().await;
-    let file = std::fs::read(&path).expect("read");
-    assert!(file.len() < IMAGE / 2, "{} bytes are left", file.len());
-    assert!(!file.windows(mark.len()).any(|bytes| bytes == mark));
+    let left = std::fs::metadata(&path).expect("a file").len();
+    assert!(left < IMAGE as u64 / 2, "{left} bytes are left");
+    assert!(!has_mark(&path));
 }
 
 #[tokio::test]
