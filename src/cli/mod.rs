@@ -54,13 +54,16 @@ pub fn run() -> anyhow::Result<()> {
     }
     crate::telemetry::install(cli.log_format).map_err(|error| anyhow::anyhow!(error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match cli.command {
+    let done = match cli.command {
         Command::Serve(serve) => runtime.block_on(serve.run()),
         Command::Demo(demo) => runtime.block_on(demo.run()),
         Command::Evaluate(evaluate) => runtime.block_on(evaluate.run()),
         Command::Bench(bench) => runtime.block_on(bench.run()),
         Command::Openapi => openapi::run(),
-    }
+    };
+    // A fit that did not stop in time must not keep a server that has said that it stops.
+    runtime.shutdown_background();
+    done
 }
 
 /// The arguments with `serve` put in where they name no subcommand. Flags of `serve` are then nobody else's, and what

@@ -87,6 +87,14 @@ impl<'a> Part<'a> {
         // Where a part has a name in both forms, the encoded one counts (RFC 6266, section 4.3).
         let name = encoded("name")?.or_else(|| field.name().map(str::to_owned));
         let file_name = encoded("filename")?.or_else(|| field.file_name().map(str::to_owned));
+        if [&name, &file_name]
+            .into_iter()
+            .flatten()
+            .any(|name| name.contains('\0'))
+        {
+            let detail = "a part's name has a NUL character";
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_part_name", detail));
+        }
         Ok(Self {
             name: name.unwrap_or_default(),
             file_name,

@@ -4,7 +4,7 @@
 //! resources and the layers every request passes:
 //!
 //! ```text
-//! request id ─▶ trace and metrics ─▶ problem documents ─▶ panics ─▶ admission ─▶ body limit ─▶ handler
+//! request id ─▶ trace and metrics ─▶ problem documents ─▶ panics ─▶ origin ─▶ admission ─▶ body limit ─▶ handler
 //! ```
 
 mod accuracy;
@@ -24,6 +24,7 @@ mod jobs;
 mod models;
 mod observe;
 pub mod openapi;
+mod origin;
 mod page;
 mod pages;
 mod patience;
@@ -186,6 +187,7 @@ pub fn router(api: Api) -> Router {
         .layer(middleware::from_fn(observe::observe))
         .layer(middleware::from_fn(problem::finish))
         .layer(CatchPanicLayer::custom(problem::from_panic))
+        .layer(middleware::from_fn(origin::admit))
         .layer(middleware::from_fn_with_state(
             admission::Admission::new(&limits),
             admission::admit,

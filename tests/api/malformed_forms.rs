@@ -124,6 +124,7 @@ async fn parts_that_never_end() {
         "--x\r\ncontent-disposition: form-data; name=\"image\"; filename=\"a\"\r\n\r\n{long}\r\n{whole}"
     );
     let encoded = "--x\r\ncontent-disposition: form-data; name*=latin1''%E9\r\n\r\nabc\r\n--x--\r\n";
+    let nul = "--x\r\ncontent-disposition: form-data; name=\"a\"; filename*=utf-8''a%00.png\r\n\r\nabc\r\n--x--\r\n";
     let field = |name: &'static str, bytes: usize| form().text(name, "x".repeat(bytes));
     let send = |form: Form| app.post(TASKS).multipart(form);
     let heads = vec![
@@ -145,7 +146,11 @@ async fn parts_that_never_end() {
         (
             400,
             "invalid_part_name",
-            vec![("latin1", teach(encoded.to_owned()))],
+            vec![
+                ("latin1", teach(encoded.to_owned())),
+                ("a NUL", teach(nul.to_owned())),
+                ("an image's NUL", raw(CLASSIFY, nul.to_owned())),
+            ],
         ),
     ];
     assert_refused(&app, groups).await;

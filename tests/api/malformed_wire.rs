@@ -1,12 +1,36 @@
-//! Bytes that are no HTTP.
+//! Bytes that are no HTTP, and requests that nobody here asked for.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
+use reqwest::Method;
+
+use crate::caller::Answer;
 use crate::database::Database;
-use crate::refusals::assert_alive;
+use crate::refusals::{assert_alive, assert_refused};
 use crate::test_app::TestApp;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_other_sites_change_nothing() {
+    let app = TestApp::start(&Database::sqlite(), &[]).await;
+    let teach = || app.post("/v1/models/default/tasks?name=birds").body("x");
+    let groups = vec![(
+        403,
+        "foreign_origin",
+        vec![
+            ("another site", teach().header("sec-fetch-site", "cross-site")),
+            ("an older browser", teach().header("origin", "http://elsewhere")),
+        ],
+    )];
+    assert_refused(&app, groups).await;
+    let own = teach().header("origin", &app.origin);
+    assert_ne!(Answer::to(own).await.status, 403);
+    let read = app
+        .request(Method::GET, "/v1/models")
+        .header("sec-fetch-site", "cross-site");
+    assert_eq!(Answer::to(read).await.status, 200);
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_that_are_no_http() {
