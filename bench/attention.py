@@ -103,6 +103,8 @@ class Torch:
 
 
 def measure(rounds):
+    if not PROGRAM.exists():
+        sys.exit(f"{PROGRAM} is missing: --build makes it")
     import torch
 
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, candle-flash-attn {CANDLE}\n")
