@@ -124,8 +124,8 @@ static float furthest(const Memory &memory, size_t values) {
     float apart = 0;
     for (size_t i = 0; i < values; i++) {
         float difference = std::fabs(__bfloat162float(ours[i]) - __bfloat162float(candle[i]));
-        // Not a number is as far apart as can be.
-        apart = difference <= apart ? apart : difference;
+        if (std::isnan(difference)) return INFINITY;
+        apart = std::max(apart, difference);
     }
     return apart;
 }

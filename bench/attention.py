@@ -6,7 +6,7 @@ softmax between.
 
 --build compiles attention.cu with candle's kernel into target/attention/attention: candle-flash-attn's sources come from crates.io,
 CUTLASS, which they need, from PyPI, CUDA's compiler from CUDA_HOME or from what scripts/build-cuda installed. Prints microseconds,
-medians over the rounds, and ours over each.
+medians over the rounds, and each over ours.
 """
 
 import argparse

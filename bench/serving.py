@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import urllib.parse
 from functools import partial
@@ -73,7 +74,8 @@ def infinity(given, clip, folder, python):
     at = f"http://127.0.0.1:{port}"
     dtype = {"f32": "float32", "bf16": "bfloat16"}[given.dtype]
     kind, _, number = given.device.partition(":")
-    command = [python.parent / "infinity_emb", "v2", "--model-id", clip, "--served-model-name", "clip", "--host", "127.0.0.1"]
+    path = os.pathsep.join([str(python.parent), os.environ["PATH"]])
+    command = [shutil.which("infinity_emb", path=path), "v2", "--model-id", clip, "--served-model-name", "clip", "--host", "127.0.0.1"]
     command += ["--port", port, "--engine", "torch", "--device", kind, "--dtype", dtype, "--no-bettertransformer"]
     command += ["--device-id", number] if number else []
     # It leaves files where it is started, and among the temporary ones.
@@ -155,7 +157,7 @@ def main():
     print()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         clip = Path(folder) / "clip"
-        programs.make_clip(environment.python_with(*environment.SERVING), clip)
+        programs.make_clip(python, clip)
         contenders = []
         for start in starts:
             contenders.append(start(clip, folder))

@@ -89,8 +89,14 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     describe_counter!(JOBS, "Jobs that ended, by outcome");
     describe_histogram!(JOB_DURATION, Unit::Seconds, "Time a job ran");
     describe_gauge!(ACTIVE, "The version that answers");
-    describe_gauge!(ACCURACY, "The active version's accuracy on all held-out images");
-    describe_gauge!(FORGETTING, "The active version's mean forgetting");
+    describe_gauge!(
+        ACCURACY,
+        "The active version's accuracy on all held-out images; NaN without any"
+    );
+    describe_gauge!(
+        FORGETTING,
+        "The active version's mean forgetting; NaN where it is not known"
+    );
     Ok(handle)
 }
 

@@ -304,6 +304,7 @@ mod tests {
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
+    use super::super::whitening::Whitening;
     use super::*;
     use crate::domain::Initialisation;
 
@@ -344,6 +345,48 @@ mod tests {
                     "{rows} rows of {dim} against {columns}"
                 );
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn so_they_are_whatever_scores() -> Result<()> {
+        const DIM: usize = 24;
+        let Adapter::Linear(adapter) = linear(DIM)? else {
+            candle_core::bail!("another adapter")
+        };
+        let square = random(DIM, DIM, 5)?;
+        let whitening = Whitening {
+            centre: random(1, DIM, 6)?,
+            transform: (&square + square.t()?)?,
+        };
+        let scorers = [
+            Scorer::Prototypes(Prototypes {
+                whitening,
+                adapter,
+                rows: normalise(&random(5, DIM, 7)?)?,
+            }),
+            Scorer::Affine(Affine {
+                weight: random(5, DIM, 8)?,
+                bias: random(1, 5, 9)?.squeeze(0)?,
+            }),
+            Scorer::Prompts(Prompted {
+                context: random(2, DIM, 10)?,
+                rows: random(5, DIM, 11)?,
+            }),
+            Scorer::Ridge(Ridge {
+                projection: random(70, DIM, 12)?,
+                weight: random(5, 70, 13)?,
+                lambda: 1.0,
+            }),
+        ];
+        let terms = scorers.map(|scorer| Term { weight: 0.7, scorer });
+        let head = Head::of_terms(terms.to_vec(), random(5, DIM, 14)?, 1.0)?;
+        let features = random(150, DIM, 15)?;
+        let together = bits(&head.logits(&features)?)?;
+        for row in [0, 3, 63, 64, 149] {
+            let alone = bits(&head.logits(&features.narrow(0, row, 1)?)?)?;
+            assert_eq!(together[row], alone[0], "row {row}");
         }
         Ok(())
     }

@@ -65,8 +65,8 @@ pub struct Summary {
     pub average: f64,
     /// The newest version's accuracy on all tasks. `None` where nothing of them was held out.
     pub last: Option<f64>,
-    /// Mean over earlier tasks of the best accuracy before the newest version less the newest one's. 0 while there is one task,
-    /// `None` where no earlier one has held-out images.
+    /// Mean over earlier tasks of the best accuracy before the newest version less the newest one's. 0 where no task was known
+    /// before, `None` where none of those has held-out images.
     pub forgetting: Option<f64>,
     /// Mean over earlier tasks of the newest accuracy less the one right after learning. 0 and `None` likewise.
     pub backward_transfer: Option<f64>,
@@ -125,10 +125,14 @@ impl AccuracyMatrix {
     /// The summary figures; `None` before the first version with held-out images. Means leave out tasks and versions
     /// without held-out images.
     pub fn summary(&self) -> Option<Summary> {
-        let tasks = self.rows.last().map_or(0, Vec::len);
-        let over_tasks = |of: &dyn Fn(usize) -> Option<f64>| match tasks {
-            0 | 1 => Some(0.0),
-            _ => mean((0..tasks).filter_map(of)),
+        let tasks = 0..self.rows.last().map_or(0, Vec::len);
+        let has_earlier = tasks.clone().any(|j| !self.is_newest(j));
+        let over_tasks = |of: &dyn Fn(usize) -> Option<f64>| {
+            if has_earlier {
+                mean(tasks.clone().filter_map(of))
+            } else {
+                Some(0.0)
+            }
         };
         Some(Summary {
             average: mean(self.overall().filter_map(Tally::accuracy))?,
@@ -256,6 +260,9 @@ mod tests {
         let nothing = Tally::default();
         let one = summary(vec![vec![tally(90)]]).expect("one task");
         assert_eq!((one.forgetting, one.backward_transfer), (Some(0.0), Some(0.0)));
+        // Another one was learned after it, and unlearned.
+        let again = summary(vec![vec![tally(90)], vec![tally(70)]]).expect("one task, twice");
+        assert!(close(again.forgetting, 0.2) && close(again.backward_transfer, -0.2));
         // The first task came without held-out images.
         let later = summary(vec![vec![nothing], vec![nothing, tally(80)]]).expect("the second task's");
         assert!(close(later.average, 0.8) && close(later.last, 0.8));

@@ -40,9 +40,10 @@ pub struct Single {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 struct Figures {
     average: f64,
-    last: f64,
-    forgetting: f64,
-    backward_transfer: f64,
+    /// This and the next two where there are test rows for them.
+    last: Option<f64>,
+    forgetting: Option<f64>,
+    backward_transfer: Option<f64>,
     /// Where the head knows a class by its words alone.
     forward_transfer: Option<f64>,
     seconds_per_task: f64,
@@ -53,9 +54,9 @@ impl Figures {
     fn of(run: &Run) -> Self {
         Self {
             average: run.summary.average,
-            last: run.summary.last.unwrap_or(f64::NAN),
-            forgetting: run.summary.forgetting.unwrap_or(f64::NAN),
-            backward_transfer: run.summary.backward_transfer.unwrap_or(f64::NAN),
+            last: run.summary.last,
+            forgetting: run.summary.forgetting,
+            backward_transfer: run.summary.backward_transfer,
             forward_transfer: run.forward_transfer,
             seconds_per_task: run.seconds_per_task,
             bytes: run.bytes,
@@ -65,16 +66,14 @@ impl Figures {
     /// The median of each figure by itself.
     fn median(all: &[Self]) -> Self {
         let of = |figure: fn(&Self) -> f64| median(all.iter().map(figure).collect());
+        let of_all =
+            |figure: fn(&Self) -> Option<f64>| all.iter().map(figure).collect::<Option<_>>().map(median);
         Self {
             average: of(|f| f.average),
-            last: of(|f| f.last),
-            forgetting: of(|f| f.forgetting),
-            backward_transfer: of(|f| f.backward_transfer),
-            forward_transfer: all
-                .iter()
-                .map(|f| f.forward_transfer)
-                .collect::<Option<_>>()
-                .map(median),
+            last: of_all(|f| f.last),
+            forgetting: of_all(|f| f.forgetting),
+            backward_transfer: of_all(|f| f.backward_transfer),
+            forward_transfer: of_all(|f| f.forward_transfer),
             seconds_per_task: of(|f| f.seconds_per_task),
             bytes: of(|f| f.bytes as f64) as u64,
         }
@@ -128,15 +127,13 @@ impl Report {
             "name,average,last,forgetting,backward_transfer,forward_transfer,seconds_per_task,bytes\n",
         );
         for Row { name, figures: f } in &self.rows {
-            let forward = f.forward_transfer.map(|share| share.to_string());
+            let shares = [f.last, f.forgetting, f.backward_transfer, f.forward_transfer];
+            let shares = shares.map(|share| share.map(|share| share.to_string()).unwrap_or_default());
             let _ = writeln!(
                 text,
-                "{name},{},{},{},{},{},{},{}",
+                "{name},{},{},{},{}",
                 f.average,
-                f.last,
-                f.forgetting,
-                f.backward_transfer,
-                forward.unwrap_or_default(),
+                shares.join(","),
                 f.seconds_per_task,
                 f.bytes
             );
@@ -170,16 +167,16 @@ impl fmt::Display for Report {
         let line = |f: &mut fmt::Formatter<'_>, name: &str, figures: &Figures| {
             write!(f, "{name:width$}")?;
             for share in [
-                figures.average,
+                Some(figures.average),
                 figures.last,
                 figures.forgetting,
                 figures.backward_transfer,
+                figures.forward_transfer,
             ] {
-                write!(f, " {:>10.1}", 100.0 * share)?;
-            }
-            match figures.forward_transfer {
-                Some(share) => write!(f, " {:>10.1}", 100.0 * share)?,
-                None => write!(f, " {:>10}", "-")?,
+                match share {
+                    Some(share) => write!(f, " {:>10.1}", 100.0 * share)?,
+                    None => write!(f, " {:>10}", "-")?,
+                }
             }
             let megabytes = figures.bytes as f64 / 1e6;
             writeln!(f, " {:>10.2} {megabytes:>10.1}", figures.seconds_per_task)
@@ -239,8 +236,10 @@ mod tests {
         let names: Vec<&str> = report.rows.iter().map(|row| row.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
         let figures = report.rows[0].figures;
-        assert!((figures.last - 0.75).abs() < 1e-12 && (figures.forgetting - 0.1).abs() < 1e-12);
-        assert!((figures.backward_transfer + 0.1).abs() < 1e-12);
+        let close =
+            |found: Option<f64>, expected: f64| found.is_some_and(|found| (found - expected).abs() < 1e-12);
+        assert!(close(figures.last, 0.75) && close(figures.forgetting, 0.1));
+        assert!(close(figures.backward_transfer, -0.1));
         let json = serde_json::to_value(&report).expect("JSON");
         assert_eq!(json["rows"][0]["name"], "a");
         assert_eq!(json["rows"][1]["last"], 0.5);

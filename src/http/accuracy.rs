@@ -67,11 +67,11 @@ struct AccuracyResponse {
     n: Vec<u32>,
     /// Mean of `overall`; null while nothing was held out.
     average: Option<f64>,
-    /// The last of `overall`.
+    /// The last of `overall`; null where that is.
     last: Option<f64>,
-    /// Mean loss of the older tasks against their best.
+    /// Mean loss of the older tasks against their best. 0 without older tasks, null where nothing was held out of those.
     forgetting: Option<f64>,
-    /// Mean change of the older tasks since they were learned.
+    /// Mean change of the older tasks since they were learned. 0 and null likewise.
     backward_transfer: Option<f64>,
 }
 

@@ -22,7 +22,6 @@ use super::extract::{Json, Path};
 use super::problem::Problem;
 use super::{Api, prefer};
 use crate::domain::{Job, JobId, JobState, ModelName};
-use crate::metrics;
 use crate::store::{CancelError, JobEvent, StoreError};
 
 /// How often the store is asked about a job that somebody watches.
@@ -131,14 +130,12 @@ async fn events(
 )]
 async fn cancel(State(api): State<Api>, Path(id): Path<Uuid>) -> Result<Json<Job>, Problem> {
     let id = JobId(id);
-    let cancelled = api.store.cancel_job(id, Timestamp::now()).await;
+    let cancelled = api.learner.cancel(id, Timestamp::now()).await;
     let cancelled = cancelled.map_err(|error| match error {
         CancelError::Final(_) => Problem::new(StatusCode::CONFLICT, "job_ended", error.to_string()),
         CancelError::Store(error) => error.into(),
     })?;
-    let job = cancelled.ok_or_else(|| unknown(id))?;
-    metrics::job_ended(job.state);
-    Ok(Json(job))
+    cancelled.map(Json).ok_or_else(|| unknown(id))
 }
 
 /// Somebody who follows a job, and up to which event.

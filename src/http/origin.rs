@@ -1,7 +1,8 @@
 //! Requests that another site's page has a browser send.
 //!
 //! Nobody signs in to this server: who reaches it may change it, and a browser beside it reaches it for any page that is open
-//! there. Browsers say where a request comes from; other programs say nothing.
+//! there. Browsers say where a request comes from; other programs say nothing. Who answers names wrongly (DNS rebinding) is not
+//! found out by that: a page of theirs is this server's own to a browser.
 
 use axum::extract::Request;
 use axum::http::uri::Authority;
@@ -11,11 +12,11 @@ use axum::response::{IntoResponse as _, Response};
 
 use super::problem::Problem;
 
-/// Lets through what only reads, and what no other site's page asks for.
+/// Lets through GET, HEAD and OPTIONS, and what no other site's page asks for.
 pub(super) async fn admit(request: Request, next: Next) -> Response {
     let authority = request.uri().authority().map(Authority::as_str);
     if !request.method().is_safe() && is_foreign(request.headers(), authority) {
-        let detail = "pages of other sites may change nothing here";
+        let detail = "a page of another site may only read here";
         return Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail).into_response();
     }
     next.run(request).await

@@ -7,7 +7,8 @@ use super::Learner;
 use super::upload::{Upload, UploadError};
 use crate::clip::ImageError;
 use crate::domain::{Digest, Job, JobId, JobKind, Label, ModelName, NewClass, TaskName};
-use crate::store::{EnqueueError, NewExample, NewJob, StoreError};
+use crate::metrics;
+use crate::store::{CancelError, EnqueueError, NewExample, NewJob, StoreError};
 
 /// Unusable images that are named in one answer.
 const NAMED_IMAGES: usize = 20;
@@ -99,6 +100,30 @@ impl Learner {
         let job = self.store.begin_job(new).await?.commit().await?;
         self.wake.notify_one();
         Ok(job)
+    }
+
+    /// Cancels a job that has not ended; `None` where there is no such job. Its images are gone when this returns.
+    ///
+    /// # Errors
+    /// [`CancelError`] when it has ended, or the store fails.
+    pub async fn cancel(&self, job: JobId, now: Timestamp) -> Result<Option<Job>, CancelError> {
+        let cancelled = self.store.cancel_job(job, now).await?;
+        if let Some(job) = &cancelled {
+            metrics::job_ended(job.state);
+            self.give_back_space().await;
+        }
+        Ok(cancelled)
+    }
+
+    /// Has what ended jobs left leave the database's files.
+    pub(super) async fn give_back_space(&self) {
+        if let Err(error) = self.store.give_back_space().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "the space of a job's images stays with the database for now"
+            );
+        }
     }
 
     async fn check_images(&self, mut upload: Upload) -> Result<Upload, SubmitError> {

@@ -54,11 +54,12 @@ impl Worker {
                         () = tokio::time::sleep(learner.config.poll) => {}
                     }
                 }
-                Ok(Outcome::Ended(_) | Outcome::Lost) => self.give_back_space().await,
+                Ok(Outcome::Ended(_)) => self.learner.give_back_space().await,
+                Ok(Outcome::Lost) => {}
                 // What stood in the way may be over soon, but not at once.
                 Ok(Outcome::Requeued) => self.pause(&stop).await,
                 Err(error) => {
-                    // The job is taken up again once the store answers, and its lease ran out if it was not given back.
+                    // The job keeps its lease and is taken up again once the store answers and the lease ran out.
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
                         "the worker could not reach the store"
@@ -73,16 +74,6 @@ impl Worker {
         tokio::select! {
             () = stop.cancelled() => {}
             () = tokio::time::sleep(self.learner.config.poll) => {}
-        }
-    }
-
-    async fn give_back_space(&self) {
-        if let Err(error) = self.learner.store.give_back_space().await {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(
-                error,
-                "the space of the job's images stays with the database for now"
-            );
         }
     }
 
@@ -129,7 +120,7 @@ impl Worker {
             Err(Stop::Failed { code, detail }) => self.fail(id, code, detail).await?,
             Err(Stop::Told) => {
                 tracing::info!("job goes back into the queue");
-                // A job that was not told to stop, or whose device is lost, may be why: once more, and it is.
+                // An engine that ended by itself, or whose device is lost, may have this job to thank for it: that is bounded.
                 let is_told = stop.is_cancelled() && !self.learner.engine.is_lost();
                 let attempt = if is_told {
                     Attempt::Forgiven
@@ -143,11 +134,7 @@ impl Worker {
                 self.requeue(id, Attempt::Counts).await?
             }
             Err(Stop::LeaseLost) => self.after_a_lost_lease(id, &model, attempt).await?,
-            Err(Stop::Store(error)) => {
-                // That is no fault of the job's. If the store answers again, it goes back at once, or else when its lease ends.
-                self.requeue(id, Attempt::Forgiven).await?;
-                return Err(error);
-            }
+            Err(Stop::Store(error)) => return Err(error),
         };
         if outcome == Outcome::Lost {
             tracing::warn!("job was taken over or cancelled");

@@ -6,12 +6,13 @@ use jiff::Timestamp;
 use serde_json::Value;
 use sqlx::{Any, AnyConnection, Transaction};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 
-use super::Store;
 use super::codec::{micros, timestamp, version};
 use super::error::{EnqueueError, StoreError};
 use super::events::{self, EventKind};
 use super::lineage::{Clash, Removal, clash, removal};
+use super::{Store, WRITE_PATIENCE};
 use crate::domain::{
     Digest, Features, Job, JobId, JobKind, JobState, Label, ModelName, NewClass, Split, TaskName,
 };
@@ -62,7 +63,8 @@ pub struct JobDraft {
 }
 
 impl Store {
-    /// Begins a job, as soon as there is a place for it: on SQLite there is one, and otherwise half of the connections are places.
+    /// Begins a job once there is a place for it, within [`WRITE_PATIENCE`]: on SQLite there is one, and otherwise half of the
+    /// connections are places.
     ///
     /// # Errors
     /// [`EnqueueError`] when there is no such model or it learns on another backbone, when its active version or another open job has the task's name
@@ -84,7 +86,8 @@ impl Store {
             created_at: timestamp(micros(new.now))?,
             updated_at: timestamp(micros(new.now))?,
         };
-        let place = Arc::clone(&self.drafts).acquire_owned().await;
+        let place = timeout(WRITE_PATIENCE, Arc::clone(&self.drafts).acquire_owned()).await;
+        let place = place.map_err(|_| StoreError::Unavailable(sqlx::Error::PoolTimedOut))?;
         let place = place.expect("nobody closes the semaphore");
         self.bind_model(&job.model, new.backbone).await?;
         let mut draft = JobDraft {

@@ -75,8 +75,11 @@ static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a write waits on SQLite for the writes before it, of this process or another: a job that takes in its
-/// examples holds the lock for as long as that lasts. `busy_timeout` says the same in milliseconds.
+/// examples holds the lock for as long as that lasts.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same for SQLite, in milliseconds.
+const BUSY_TIMEOUT: &str = "pragma busy_timeout = 30000";
 
 /// A handle to the database; clones share its connections.
 #[derive(Clone)]
@@ -86,8 +89,8 @@ pub struct Store {
     /// Where transactions that write run. SQLite has one writer at a time, so there it is a pool of one connection,
     /// which queues the writers of this process fairly; elsewhere it is the same pool as `reader`.
     writer: AnyPool,
-    /// Places of jobs on their way into the queue: each keeps a connection for as long as its examples take, and the others must
-    /// be enough for everyone else.
+    /// Places of jobs on their way into the queue: each keeps a connection for as long as its examples take, and half of them are
+    /// for everyone else, as long as there are two.
     drafts: Arc<Semaphore>,
     location: Location,
 }
@@ -184,9 +187,16 @@ impl Store {
     /// to its space itself.
     pub async fn give_back_space(&self) -> Result<(), StoreError> {
         if let Location::Sqlite(_) = self.location {
-            for pragma in ["pragma incremental_vacuum", "pragma wal_checkpoint(truncate)"] {
-                sqlx::query(pragma).fetch_all(&self.writer).await?;
-            }
+            let mut connection = self.writer.acquire().await?;
+            // Page by page: as many rows are to be asked for.
+            sqlx::query("pragma incremental_vacuum")
+                .fetch_all(&mut *connection)
+                .await?;
+            // Without patience: who reads for long, such as a backup, must not keep writers waiting. Then the next job's end does it.
+            connection.execute("pragma busy_timeout = 0").await?;
+            let emptied = connection.execute("pragma wal_checkpoint(truncate)").await;
+            connection.execute(BUSY_TIMEOUT).await?;
+            emptied?;
         }
         Ok(())
     }
@@ -220,7 +230,7 @@ fn sqlite_pool(connections: u32, mode: &'static str) -> AnyPoolOptions {
         .acquire_timeout(PATIENCE)
         .after_connect(move |connection, _| {
             Box::pin(async move {
-                connection.execute("pragma busy_timeout = 30000").await?;
+                connection.execute(BUSY_TIMEOUT).await?;
                 connection.execute(mode).await?;
                 connection.execute("pragma synchronous = full").await?;
                 connection.execute("pragma foreign_keys = on").await?;

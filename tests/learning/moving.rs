@@ -52,6 +52,7 @@ async fn a_version_moves_and_goes_on_learning(database: Database) {
     let accuracy = of_pupil(&app, "accuracy").await;
     assert_eq!(accuracy["tasks"], json!(["flora", "skies"]));
     assert_eq!(accuracy["n"], json!([0, 8]), "held-out pictures stayed at home");
+    assert_eq!(accuracy["forgetting"], Value::Null, "nobody can tell");
 
     // Both tasks as one, beside what is there.
     let version = imported(&app, "from home", exported(&home, 2).await).await;
