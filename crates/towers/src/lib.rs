@@ -1,5 +1,5 @@
-//! CLIP's towers on the CPU, the image tower on an NVIDIA GPU, and what fits repeat most: a linear adapter's gradient, and a
-//! regression's sums.
+//! CLIP's towers on the CPU, the image tower on an NVIDIA GPU, what fits repeat most, a linear adapter's gradient and a regression's
+//! sums, and the products that heads score rows by.
 //!
 //! Weights are packed once into what the processor's vector instructions read in order; bias, activation and residual are
 //! part of the products; memory for activations is taken once. Map:
