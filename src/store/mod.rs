@@ -75,11 +75,8 @@ static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a write waits on SQLite for the writes before it, of this process or another: a job that takes in its
-/// examples holds the lock for as long as that lasts.
+/// examples holds the lock for as long as that lasts. `busy_timeout` says the same in milliseconds.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
-
-/// The same for SQLite, in milliseconds.
-const BUSY_TIMEOUT: &str = "pragma busy_timeout = 30000";
 
 /// A handle to the database; clones share its connections.
 #[derive(Clone)]
@@ -187,16 +184,17 @@ impl Store {
     /// to its space itself.
     pub async fn give_back_space(&self) -> Result<(), StoreError> {
         if let Location::Sqlite(_) = self.location {
-            let mut connection = self.writer.acquire().await?;
+            let mut writer = self.writer.acquire().await?;
             // Page by page: as many rows are to be asked for.
             sqlx::query("pragma incremental_vacuum")
-                .fetch_all(&mut *connection)
+                .fetch_all(&mut *writer)
                 .await?;
-            // Without patience: who reads for long, such as a backup, must not keep writers waiting. Then the next job's end does it.
-            connection.execute("pragma busy_timeout = 0").await?;
-            let emptied = connection.execute("pragma wal_checkpoint(truncate)").await;
-            connection.execute(BUSY_TIMEOUT).await?;
-            emptied?;
+            // By a connection of its own, without patience, while no other one of this process writes: who reads for long, such as a
+            // backup, must not keep writers waiting. Then the next job's end does it.
+            let mut checkpointer = AnyConnection::connect(&self.location.url()).await?;
+            checkpointer.execute("pragma busy_timeout = 0").await?;
+            checkpointer.execute("pragma wal_checkpoint(truncate)").await?;
+            checkpointer.close().await?;
         }
         Ok(())
     }
@@ -230,7 +228,7 @@ fn sqlite_pool(connections: u32, mode: &'static str) -> AnyPoolOptions {
         .acquire_timeout(PATIENCE)
         .after_connect(move |connection, _| {
             Box::pin(async move {
-                connection.execute(BUSY_TIMEOUT).await?;
+                connection.execute("pragma busy_timeout = 30000").await?;
                 connection.execute(mode).await?;
                 connection.execute("pragma synchronous = full").await?;
                 connection.execute("pragma foreign_keys = on").await?;
