@@ -8,7 +8,7 @@ use super::upload::{Upload, UploadError};
 use crate::clip::ImageError;
 use crate::domain::{Digest, Job, JobId, JobKind, Label, ModelName, NewClass, TaskName};
 use crate::metrics;
-use crate::store::{CancelError, EnqueueError, NewExample, NewJob, StoreError};
+use crate::store::{CancelError, EnqueueError, NewExample, NewJob, Store, StoreError};
 
 /// Unusable images that are named in one answer.
 const NAMED_IMAGES: usize = 20;
@@ -40,6 +40,17 @@ pub enum SubmitError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Has what ended jobs left leave the database's files.
+pub(super) async fn give_back_space(store: &Store) {
+    if let Err(error) = store.give_back_space().await {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(
+            error,
+            "the space of a job's images stays with the database for now"
+        );
+    }
 }
 
 impl Learner {
@@ -110,20 +121,10 @@ impl Learner {
         let cancelled = self.store.cancel_job(job, now).await?;
         if let Some(job) = &cancelled {
             metrics::job_ended(job.state);
-            self.give_back_space().await;
+            let store = self.store.clone();
+            tokio::spawn(async move { give_back_space(&store).await });
         }
         Ok(cancelled)
-    }
-
-    /// Has what ended jobs left leave the database's files.
-    pub(super) async fn give_back_space(&self) {
-        if let Err(error) = self.store.give_back_space().await {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(
-                error,
-                "the space of a job's images stays with the database for now"
-            );
-        }
     }
 
     async fn check_images(&self, mut upload: Upload) -> Result<Upload, SubmitError> {

@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 use super::Learner;
 use super::learn::Learn;
 use super::stop::Stop;
+use super::submit::give_back_space;
 use crate::domain::{Job, JobError, JobId, JobState, ModelName, VersionNumber};
 use crate::metrics;
 use crate::store::{Attempt, Lease, StoreError};
@@ -54,8 +55,7 @@ impl Worker {
                         () = tokio::time::sleep(learner.config.poll) => {}
                     }
                 }
-                Ok(Outcome::Ended(_)) => self.learner.give_back_space().await,
-                Ok(Outcome::Lost) => {}
+                Ok(Outcome::Ended(_) | Outcome::Lost) => give_back_space(&learner.store).await,
                 // What stood in the way may be over soon, but not at once.
                 Ok(Outcome::Requeued) => self.pause(&stop).await,
                 Err(error) => {

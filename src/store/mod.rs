@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use sqlx::any::{AnyPoolOptions, install_default_drivers};
 use sqlx::migrate::Migrator;
-use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Executor as _, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Executor as _, Row as _, Transaction};
 use tokio::sync::Semaphore;
 
 pub use activations::{Activate, Activated, ActivationEntry};
@@ -189,12 +189,17 @@ impl Store {
             sqlx::query("pragma incremental_vacuum")
                 .fetch_all(&mut *writer)
                 .await?;
-            // By a connection of its own, without patience, while no other one of this process writes: who reads for long, such as a
-            // backup, must not keep writers waiting. Then the next job's end does it.
+            // By a connection of its own, with little patience, while no other one of this process writes: who reads for long, such as
+            // a backup, must not keep writers waiting. Then the next job's end does it.
             let mut checkpointer = AnyConnection::connect(&self.location.url()).await?;
-            checkpointer.execute("pragma busy_timeout = 0").await?;
-            checkpointer.execute("pragma wal_checkpoint(truncate)").await?;
+            checkpointer.execute("pragma busy_timeout = 500").await?;
+            let row = checkpointer.fetch_one("pragma wal_checkpoint(truncate)").await?;
             checkpointer.close().await?;
+            if row.try_get::<i64, _>(0)? != 0 {
+                tracing::info!(
+                    "somebody reads the database: its log keeps ended jobs' images until the next job ends"
+                );
+            }
         }
         Ok(())
     }

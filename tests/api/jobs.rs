@@ -165,7 +165,7 @@ async fn a_job_can_be_cancelled_once() {
     assert_eq!(cancelled["state"], "cancelled", "{cancelled}");
     cancel(&job).await.problem(409, "job_ended");
     let metrics = Answer::to(server.request(Method::GET, "/metrics")).await.text;
-    let counted = "clipkeep_jobs_total{outcome=\"cancelled\"} 1";
+    let counted = "clipkeep_jobs_total{outcome=\"cancelled\"} 1\n";
     assert!(metrics.contains(counted), "{metrics}");
     cancel("/v1/jobs/0199f3c0-0000-7000-8000-000000000000")
         .await
