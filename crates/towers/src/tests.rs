@@ -10,11 +10,13 @@ mod strassen;
 pub(crate) mod tiles;
 mod towers;
 
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
 /// Numbers without a pattern, between -1 and 1.
 fn noise(seed: usize, len: usize) -> Vec<f32> {
-    (0..len)
-        .map(|i| (((i + 1) * (2 * seed + 1)) as f64 * 12.9898).sin() as f32)
-        .collect()
+    let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
+    (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
 /// Bytes without a pattern.

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::kernels::{furthest_product, roundings};
 use super::noise;
 use crate::adapter::{LinearAdapter, LinearObjective};
 use crate::crossed::Crossed;
@@ -9,16 +10,6 @@ use crate::integer::Shorts;
 use crate::processor::{all, whole_squares};
 use crate::regression::{MOST, RandomFeatures, STEPS};
 use crate::scores::scores_by;
-
-/// Largest distance of two lists of one length, in parts of the largest value.
-fn furthest(found: &[f32], expected: &[f64]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let largest = expected
-        .iter()
-        .fold(1e-30, |most: f64, value| most.max(value.abs()));
-    let pairs = found.iter().zip(expected);
-    pairs.map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max) / largest
-}
 
 fn on<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -32,18 +23,16 @@ proptest! {
     fn scores_are_those_of_plain_sums_whatever_is_beside_them(
         (rows, vectors, dim) in (1_usize..150, 1_usize..600, 1_usize..70), row in 0_usize..150, seed in 0_usize..1000
     ) {
-        let [x, y] = [(seed, rows), (seed + 1, vectors)].map(|(seed, count)| noise(seed, count * dim));
-        let of = |row: usize| {
-            let row = &x[row * dim..][..dim];
-            y.chunks(dim).map(|vector| row.iter().zip(vector).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum())
-        };
-        let expected: Vec<f64> = (0..rows).flat_map(of).collect();
+        let (x, y) = (noise(seed, rows * dim), noise(seed + 1, vectors * dim));
+        let [left, right] = [&x, &y].map(|values| values.chunks(dim).map(<[f32]>::to_vec).collect::<Vec<_>>());
         let row = row % rows;
         for kernel in all() {
             let found = on(2, || scores_by(&kernel, &x, &y, dim));
-            prop_assert!(furthest(&found, &expected) < 1e-5, "{kernel}");
-            let alone = scores_by(&kernel, &x[row * dim..][..dim], &y, dim);
-            prop_assert_eq!(&found[row * vectors..][..vectors], &alone, "{}", kernel);
+            let of_rows: Vec<_> = found.chunks(vectors).map(<[f32]>::to_vec).collect();
+            let wrong = furthest_product(&left, &right, &vec![0.0; vectors], &of_rows);
+            prop_assert!(wrong <= roundings(dim), "{kernel}: {wrong}");
+            let alone = scores_by(&kernel, &left[row], &y, dim);
+            prop_assert_eq!(&of_rows[row], &alone, "{}", kernel);
         }
     }
 
@@ -54,12 +43,13 @@ proptest! {
             let [left, right] = [seed, seed + 1].map(|seed| noise(seed, count * width));
             let mut found = vec![1.0; width * width];
             kernel.vectors.cross(Crossed { left: &left, right: &right, output: &mut found });
-            let sum = |i: usize, j: usize| {
-                let products = (0..count).map(|k| f64::from(left[k * width + i]) * f64::from(right[k * width + j]));
-                1.0 + products.sum::<f64>()
+            let columns = |values: &[f32]| -> Vec<Vec<f32>> {
+                let column = |at: usize| values.iter().copied().skip(at).step_by(width).collect();
+                (0..width).map(column).collect()
             };
-            let expected: Vec<f64> = (0..width * width).map(|at| sum(at / width, at % width)).collect();
-            prop_assert!(furthest(&found, &expected) < 1e-5, "{kernel}");
+            let of_rows: Vec<_> = found.chunks(width).map(<[f32]>::to_vec).collect();
+            let wrong = furthest_product(&columns(&left), &columns(&right), &vec![1.0; width], &of_rows);
+            prop_assert!(wrong <= roundings(count + 1), "{kernel}: {wrong}");
         }
         for (kernel, squares) in whole_squares() {
             let width = kernel.columns();
