@@ -163,6 +163,10 @@ pub struct LimitArgs {
     /// Most MiB of all examples of a task, unpacked.
     #[arg(long, env = "CLIPKEEP_MAX_UNPACKED_MIB", default_value_t = 4096)]
     pub max_unpacked_mib: usize,
+    /// Most MiB that a fit reads of a task's examples: features, or, for a model with the self-attention adapter, tokens, which
+    /// are a hundred times as large and more. It takes up to three times as much memory.
+    #[arg(long, env = "CLIPKEEP_MAX_FIT_MIB", default_value_t = 4096)]
+    pub max_fit_mib: usize,
     /// How long a request may take, uploads and event streams aside, in seconds.
     #[arg(long, env = "CLIPKEEP_DEADLINE_SECONDS", default_value = "30")]
     pub deadline_seconds: NonZeroU64,
@@ -311,6 +315,7 @@ impl ServeConfig {
             fit_threads: self.learner.fit_threads.get(),
             chunk: 32,
             chunk_bytes: (self.limits.max_body_mib * MIB) as u64,
+            fit_bytes: (self.limits.max_fit_mib * MIB) as u64,
             lease: Duration::from_secs(self.learner.lease_seconds.get()),
             poll: Duration::from_secs(2),
         }

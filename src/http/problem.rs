@@ -374,6 +374,9 @@ impl From<SubmitError> for Problem {
             SubmitError::Upload(error) => error.into(),
             SubmitError::Enqueue(error) => error.into(),
             SubmitError::Store(error) => error.into(),
+            SubmitError::TooManyToFit { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_examples", detail)
+            }
             SubmitError::Images(images) => {
                 let item = |(name, error): (String, ImageError)| Self::from(error).into_item(name);
                 let errors = images.into_iter().map(item).collect();

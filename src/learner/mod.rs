@@ -54,6 +54,8 @@ pub struct LearnerConfig {
     pub chunk: u32,
     /// Most bytes of them, unless one alone has more.
     pub chunk_bytes: u64,
+    /// Most bytes that a fit reads of a task's examples, in f32.
+    pub fit_bytes: u64,
     /// How long a worker may go silent before another takes its job.
     pub lease: Duration,
     /// How often an idle worker looks for jobs that others left.

@@ -34,6 +34,17 @@ pub enum SubmitError {
     /// Some examples are no usable images: their names and what is wrong, the first of them.
     #[error("some examples are no usable images")]
     Images(Vec<(String, ImageError)>),
+    /// A fit would read more of so many examples than it may.
+    #[error(
+        "more than {most} examples, of which a fit of this model would read more than {} MiB: teach them as several tasks",
+        .bytes >> 20
+    )]
+    TooManyToFit {
+        /// As many as may be.
+        most: u64,
+        /// The bound on what is read of them.
+        bytes: u64,
+    },
     /// The model does not exist, or knows or is about to know the task or one of its labels.
     #[error(transparent)]
     Enqueue(#[from] EnqueueError),
@@ -63,6 +74,7 @@ impl Learner {
     pub async fn submit(&self, task: NewTask, now: Timestamp) -> Result<Job, SubmitError> {
         let NewTask { model, name, upload } = task;
         upload.check()?;
+        self.check_fit(&model, upload.len()).await?;
         let upload = self.check_images(upload).await?;
         let classes = upload.classes().to_vec();
         let new = NewJob {
@@ -125,6 +137,19 @@ impl Learner {
             tokio::spawn(async move { give_back_space(&store).await });
         }
         Ok(cancelled)
+    }
+
+    /// Whether a fit can hold so many examples.
+    async fn check_fit(&self, name: &ModelName, examples: usize) -> Result<(), SubmitError> {
+        let model = self.store.model(name).await?;
+        let model = model.ok_or_else(|| EnqueueError::UnknownModel(name.clone()))?;
+        let row = self.engine.row_width(model.config.strategy.reads()) * size_of::<f32>();
+        let bytes = self.config.fit_bytes;
+        let most = bytes / (row as u64).max(1);
+        if examples as u64 > most {
+            return Err(SubmitError::TooManyToFit { most, bytes });
+        }
+        Ok(())
     }
 
     async fn check_images(&self, mut upload: Upload) -> Result<Upload, SubmitError> {

@@ -199,3 +199,25 @@ async fn every_unusable_picture_is_named() {
         expected.map(|(item, code)| (item.to_owned(), code.to_owned()))
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_whose_tokens_no_fit_may_hold() {
+    let app = TestApp::start(&Database::sqlite(), &["--max-fit-mib", "1"]).await;
+    let reads_tokens = json!({"name": "tokens", "config": {"strategy": "self_attention"}});
+    Answer::to(app.post("/v1/models").json(&reads_tokens))
+        .await
+        .json(201);
+    // 37 tokens of 192 values in f32 are 28,416 bytes.
+    let of = |count: u64| {
+        zip(&(0..count)
+            .map(|n| (format!("poppy/{n}.png"), png("poppy", n)))
+            .collect::<Vec<_>>())
+    };
+    let refused = Answer::to(app.submit("tokens", "flora", of(37))).await;
+    let problem = refused.problem(413, "too_many_examples");
+    let detail = problem["detail"].as_str().expect("words");
+    assert!(detail.contains("36 examples"), "{detail}");
+    Answer::to(app.submit("tokens", "flora", of(36))).await.json(202);
+    // Features of as many are far smaller.
+    Answer::to(app.submit("default", "flora", of(37))).await.json(202);
+}
