@@ -22,7 +22,7 @@ use crate::clip::Backbone;
 use crate::config::{BackboneArgs, DeviceChoice, ServeConfig};
 use crate::domain::ModelConfig;
 use crate::engine::{Engine, EngineConfig};
-use crate::http::{self, Api};
+use crate::http::{self, Api, ConnectionLimits};
 use crate::learner::Learner;
 use crate::metrics;
 use crate::registry::Registry;
@@ -34,6 +34,7 @@ const REFRESH: Duration = Duration::from_secs(5);
 /// A server that is bound and ready to run.
 pub struct App {
     listener: TcpListener,
+    connections: ConnectionLimits,
     addr: SocketAddr,
     api: Api,
     store: Store,
@@ -102,6 +103,7 @@ impl App {
         Ok(Self {
             lock,
             listener,
+            connections: config.connection_limits(),
             addr,
             api,
             store,
@@ -123,11 +125,12 @@ impl App {
     /// Serves until [`Self::stopping`] is cancelled, then stops in order.
     ///
     /// # Errors
-    /// When the listener fails, or the device is lost.
+    /// When the device is lost.
     pub async fn run_until_stopped(self) -> anyhow::Result<()> {
         let Self {
             lock: _lock,
             listener,
+            connections,
             api,
             store,
             linger,
@@ -146,24 +149,21 @@ impl App {
         workers.close();
 
         let engine = api.engine.clone();
-        let router = http::router(api);
-        let close = {
-            let (stopping, closing) = (stopping.clone(), closing.clone());
-            async move {
-                stopping.cancelled().await;
-                tokio::time::sleep(linger).await;
-                closing.cancel();
-            }
+        let serve = http::serve(listener, http::router(api), connections, closing.clone());
+        let told = async {
+            stopping.cancelled().await;
+            tokio::time::sleep(linger).await;
+            closing.cancel();
+            std::future::pending::<()>().await;
         };
-        let serve = axum::serve(listener, router).with_graceful_shutdown(close);
         let bounded = async {
             closing.cancelled().await;
             tokio::time::sleep(drain).await;
         };
         let mut lost = false;
-        let mut served = Ok(());
         tokio::select! {
-            ended = serve.into_future() => served = ended,
+            () = serve => {}
+            () = told => {}
             () = bounded => tracing::warn!("some requests did not end in time and are not waited for"),
             () = engine.lost() => lost = true,
         }
@@ -178,7 +178,7 @@ impl App {
         tracing::info!("stopped");
         // A supervisor starts another process, which can use the device again.
         anyhow::ensure!(!lost, "the device is lost to this process");
-        Ok(served?)
+        Ok(())
     }
 }
 

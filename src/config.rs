@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use crate::clip::{self, BackboneSource, Dtype};
 use crate::engine::EngineConfig;
 use crate::engine::batching::Policy;
-use crate::http;
+use crate::http::{self, ConnectionLimits};
 use crate::learner::{LearnerConfig, UploadLimits};
 use crate::store::{Location, StoreError};
 
@@ -148,6 +148,13 @@ pub struct LimitArgs {
     /// Most ad-hoc labels or texts in a request.
     #[arg(long, env = "CLIPKEEP_MAX_LABELS", default_value_t = 256)]
     pub max_labels: usize,
+    /// Connections at a time; more wait to be accepted.
+    #[arg(long, env = "CLIPKEEP_MAX_CONNECTIONS", default_value = "512")]
+    pub max_connections: NonZeroUsize,
+    /// How long a connection may bring no request, or take nothing of an answer, in seconds. A proxy in front should close those
+    /// that it keeps sooner.
+    #[arg(long, env = "CLIPKEEP_IDLE_SECONDS", default_value = "75")]
+    pub idle_seconds: NonZeroU64,
     /// Requests that are worked on at a time; times the largest body, this bounds the memory for bodies.
     #[arg(long, env = "CLIPKEEP_MAX_REQUESTS", default_value = "128")]
     pub max_requests: NonZeroUsize,
@@ -262,6 +269,14 @@ impl ServeConfig {
         match &self.database_url {
             Some(url) => Location::from_url(url),
             None => Location::file(&self.data_dir.join("clipkeep.db")),
+        }
+    }
+
+    /// Bounds on connections.
+    pub fn connection_limits(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            most: self.limits.max_connections.get(),
+            idle: Duration::from_secs(self.limits.idle_seconds.get()),
         }
     }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::{JobState, ModelName, Summary, VersionNumber};
 
 const HTTP_DURATION: &str = "http_server_request_duration_seconds";
+const HTTP_CONNECTIONS: &str = "clipkeep_connections";
 const HTTP_SHED: &str = "clipkeep_requests_shed_total";
 const QUEUE_WAIT: &str = "clipkeep_queue_wait_seconds";
 const QUEUE_DEPTH: &str = "clipkeep_queue_depth";
@@ -51,6 +52,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         Unit::Seconds,
         "Time from a request's head to its response's head"
     );
+    describe_gauge!(HTTP_CONNECTIONS, "Connections that are open");
     describe_counter!(HTTP_SHED, "Requests refused because the server was at a limit");
     describe_histogram!(
         QUEUE_WAIT,
@@ -116,6 +118,16 @@ pub fn request_answered(method: &'static str, route: &str, status: u16, took: Du
     histogram!(HTTP_DURATION, "http_request_method" => method, "http_route" => route.to_owned(),
         "http_response_status_code" => status.to_string())
     .record(took);
+}
+
+/// A connection was accepted.
+pub fn connection_opened() {
+    gauge!(HTTP_CONNECTIONS).increment(1);
+}
+
+/// A connection is closed.
+pub fn connection_closed() {
+    gauge!(HTTP_CONNECTIONS).decrement(1);
 }
 
 /// A request was refused because the server was at a limit.

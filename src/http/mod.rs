@@ -13,6 +13,7 @@ mod admission;
 mod body;
 mod capped;
 mod classify;
+mod connections;
 mod disposition;
 mod embed;
 mod extract;
@@ -59,6 +60,8 @@ use crate::learner::{Learner, UploadLimits};
 use crate::registry::{Registry, RegistryError};
 use crate::store::Store;
 use problem::Problem;
+
+pub use connections::{ConnectionLimits, serve};
 
 /// Most bytes of a text: far more than any backbone looks at.
 pub const TEXT_BYTES: usize = 4096;

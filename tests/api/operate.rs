@@ -152,6 +152,7 @@ async fn metrics_name_what_happened() {
         "clipkeep_batch_size_bucket",
         "clipkeep_jobs_total{outcome=\"succeeded\"}",
         "clipkeep_active_version{model=\"default\"}",
+        "clipkeep_connections ",
         "http_route=\"unmatched\"",
     ] {
         assert!(answer.text.contains(expected), "{expected} in {}", answer.text);
