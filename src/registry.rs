@@ -323,9 +323,10 @@ impl Registry {
             model: model.clone(),
             version: number,
         };
-        let (bytes, digest) = self.store.snapshot(model, number).await?.ok_or_else(unknown)?;
+        let content = self.store.snapshot(model, number).await?.ok_or_else(unknown)?;
+        let digest = content.digest();
         let device = self.device.clone();
-        let decoded = tokio::task::spawn_blocking(move || Snapshot::decode(&bytes, &device)).await;
+        let decoded = tokio::task::spawn_blocking(move || Snapshot::decode(content.bytes(), &device)).await;
         let snapshot = decoded
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
             .map_err(|source| RegistryError::Snapshot {

@@ -6,6 +6,7 @@
 pub mod accuracy;
 pub mod class;
 pub mod config;
+pub mod content;
 pub mod example;
 pub mod ids;
 pub mod job;
@@ -18,6 +19,7 @@ pub mod version;
 pub use accuracy::{AccuracyMatrix, Summary, Tally, forward_transfer};
 pub use class::{Class, NewClass};
 pub use config::ModelConfig;
+pub use content::Content;
 pub use example::{Features, Split};
 pub use ids::{ClassId, Digest, JobId, Label, ModelName, NameError, Prompt, Reason, TaskName, VersionNumber};
 pub use job::{Job, JobError, JobKind, JobState, Phase};

@@ -190,9 +190,9 @@ impl From<ImportError> for Problem {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_classes", detail)
             }
             ImportError::Store(Refused::Store(error)) => error.into(),
-            ImportError::Io(_)
-            | ImportError::Encode(_)
-            | ImportError::Store(Refused::ClassTaken(_) | Refused::DigestMismatch) => Self::internal(&error),
+            ImportError::Io(_) | ImportError::Encode(_) | ImportError::Store(Refused::ClassTaken(_)) => {
+                Self::internal(&error)
+            }
         }
     }
 }

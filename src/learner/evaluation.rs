@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::blocking;
 use super::learn::{Examples, Learn};
 use super::stop::Stop;
-use super::submit::joined;
 use crate::adapter::{Head, Readout, embedding, evaluate};
 use crate::domain::{Class, ClassId, Features, Phase, Reads, Tally, VersionNumber};
 use crate::engine::read_out;
@@ -91,8 +91,8 @@ impl Learn<'_> {
     async fn score(&self, rivals: &Rivals, task: HeldOutTask) -> Result<TaskScore, Stop> {
         let rivals = rivals.clone();
         let pool = Arc::clone(&self.learner.fit_pool);
-        let scored = tokio::task::spawn_blocking(move || pool.install(|| rivals.score(&task)));
-        joined(scored).await.map_err(|e| Stop::failed("evaluation", &e))
+        let scored = blocking::run(move || pool.install(|| rivals.score(&task))).await;
+        scored.map_err(|e| Stop::failed("evaluation", &e))
     }
 }
 

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::Learner;
+use super::blocking;
 use super::recall::RecallError;
-use super::submit::joined;
 use crate::adapter::{CodecError, Statistics, export, statistics};
 use crate::domain::{Digest, ModelName, VersionNumber};
 use crate::store::StoreError;
@@ -55,20 +55,22 @@ impl Learner {
         model: &ModelName,
         version: VersionNumber,
     ) -> Result<Option<Exported>, ExportError> {
-        let Some((snapshot, digest)) = self.store.snapshot(model, version).await? else {
+        let Some(snapshot) = self.store.snapshot(model, version).await? else {
             return Ok(None);
         };
         let mut remembered = Statistics::default();
         for task in self.store.known(model, version).await? {
             let of_task = self.recall_task(model, version, task).await?;
-            remembered.extend(of_task).map_err(RecallError::from)?;
+            let extended = blocking::extend(remembered, of_task).await;
+            remembered = extended.map_err(RecallError::from)?;
         }
-        let written = tokio::task::spawn_blocking(move || {
+        let digest = snapshot.digest();
+        let written = blocking::run(move || {
             let statistics = statistics::encode(&remembered)?;
             drop(remembered);
-            export::encode(snapshot, statistics)
+            export::encode(snapshot.into_bytes(), statistics)
         });
-        let pieces = joined(written).await?;
+        let pieces = written.await?;
         Ok(Some(Exported { digest, pieces }))
     }
 }

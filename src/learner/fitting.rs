@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::Learner;
 use super::learn::{Examples, Learn};
 use super::stop::Stop;
+use super::{Learner, blocking};
 use crate::adapter::{
     Base, FitError, FitInput, FitProgress, Fitted, Prompts, Readout, Statistics, Towers, embedding, fit,
 };
@@ -34,7 +34,11 @@ pub(super) struct FitJob {
 
 impl Learn<'_> {
     /// Gathers what the fit needs: the base and what it remembers, anchors, and the examples as tensors.
-    pub(super) async fn prepare(&self, classes: &[NewClass], examples: &Examples) -> Result<FitJob, Stop> {
+    pub(super) async fn prepare(
+        &self,
+        classes: &[NewClass],
+        examples: &Arc<Examples>,
+    ) -> Result<FitJob, Stop> {
         let Learner { engine, registry, .. } = self.learner;
         let model = self.model().await?;
         let base = match model.active {
@@ -48,11 +52,14 @@ impl Learn<'_> {
         let known = base
             .as_ref()
             .map_or(0, |base| base.snapshot.head().columns() as u32);
-        let features = examples.train.iter().map(|example| &example.features);
         let tensor = |error: candle_core::Error| Stop::failed("tensors", &error);
-        let features = embedding::stack(features, registry.device()).map_err(tensor)?;
+        let stacked = {
+            let (examples, device) = (Arc::clone(examples), registry.device().clone());
+            move || embedding::stack(examples.train.iter().map(|example| &example.features), &device)
+        };
+        let features = blocking::run(stacked).await.map_err(tensor)?;
         let of: Vec<u32> = examples.train.iter().map(|example| example.class).collect();
-        let new = self.anchors(&model, classes, (&features, &of)).await?;
+        let new = self.anchors(&model, classes, (&features, of)).await?;
         let anchors = match &base {
             Some(base) => Tensor::cat(&[base.snapshot.head().anchors(), &new], 0).map_err(tensor)?,
             None => new,
@@ -85,24 +92,27 @@ impl Learn<'_> {
         &self,
         model: &Model,
         classes: &[NewClass],
-        (rows, of): (&Tensor, &[u32]),
+        (rows, of): (&Tensor, Vec<u32>),
     ) -> Result<Tensor, Stop> {
-        let Learner { engine, .. } = self.learner;
         let tensor = |error: candle_core::Error| Stop::failed("tensors", &error);
-        let means = || {
-            let means = |features: &Tensor| embedding::class_means(features, of, classes.len());
-            match model.config.strategy.reads() {
-                Reads::Features => means(rows),
-                Reads::Tokens => read_out(engine.readout(), rows).and_then(|features| means(&features)),
+        let means = {
+            let (rows, readout) = (rows.clone(), self.learner.engine.readout().clone());
+            let (reads, count) = (model.config.strategy.reads(), classes.len());
+            move || {
+                let features = match reads {
+                    Reads::Features => rows,
+                    Reads::Tokens => read_out(&readout, &rows)?,
+                };
+                embedding::class_means(&features, &of, count)
             }
-            .map_err(tensor)
         };
         match model.config.anchors {
             Anchors::Text => self.texts(model, classes).await,
-            Anchors::Examples => means(),
+            Anchors::Examples => blocking::run(means).await.map_err(tensor),
             Anchors::Blend => {
                 let texts = self.texts(model, classes).await?;
-                embedding::blend(&texts, &means()?).map_err(tensor)
+                let means = blocking::run(means).await.map_err(tensor)?;
+                embedding::blend(&texts, &means).map_err(tensor)
             }
         }
     }

@@ -11,8 +11,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::Learner;
-use super::submit::joined;
+use super::{Learner, blocking};
 use crate::adapter::{Imported, Snapshot, SnapshotError, VettingError, Widths, export, statistics};
 use crate::domain::{
     Class, ClassId, Digest, JobId, JobState, Model, ModelConfig, ModelName, Reads, TaskName, Version,
@@ -127,7 +126,7 @@ impl Learner {
             tokens: self.engine.row_width(Reads::Tokens),
         };
         let device = self.registry.device().clone();
-        let read = tokio::task::spawn_blocking(move || {
+        let read = blocking::run(move || {
             let found = export::decode(read_whole(file)?, &device).map_err(ImportError::Unreadable)?;
             if found.snapshot.backbone() != backbone {
                 return Err(ImportError::OtherBackbone(found.snapshot.backbone().to_owned()));
@@ -138,7 +137,7 @@ impl Learner {
             let vetted = found.vetted(&config, widths)?;
             Intake::of(vetted).map_err(ImportError::Encode)
         });
-        Ok((arriving, joined(read).await?))
+        Ok((arriving, read.await?))
     }
 
     /// Stores the version with these classes, and lets it answer where that is wished.
@@ -157,8 +156,8 @@ impl Learner {
         } = intake;
         let snapshot = Snapshot::new(classes, found.head().clone(), found.backbone().to_owned());
         let snapshot = snapshot.map_err(ImportError::Encode)?;
-        let bytes = snapshot.encode().map_err(ImportError::Encode)?;
-        let digest = Digest::of(&bytes);
+        let (snapshot, content) = blocking::encode(snapshot).await.map_err(ImportError::Encode)?;
+        let digest = content.digest();
         let mut tasks: Vec<&TaskName> = found.classes().iter().map(|class| &class.task).collect();
         tasks.dedup();
         let version = self.store.import(Import {
@@ -166,8 +165,7 @@ impl Learner {
             model: new.model.clone(),
             task: new.task.clone(),
             backbone: self.engine.info().digest,
-            snapshot: &bytes,
-            digest,
+            snapshot: content,
             statistics,
             config: new.config.clone(),
             report: json!({ "imported": { "digest": original, "tasks": tasks } }),

@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::Learner;
 use super::progress::Reporter;
 use super::split::{self, Candidate};
 use super::stop::{Stop, held};
-use crate::adapter::{Fitted, Snapshot, statistics};
+use super::{Learner, blocking};
+use crate::adapter::{Fitted, Snapshot};
 use crate::domain::{
-    Class, ClassId, Digest, Job, JobKind, Keep, Model, ModelConfig, NewClass, Phase, Split, VersionNumber,
+    Class, ClassId, Job, JobKind, Keep, Model, ModelConfig, NewClass, Phase, Split, VersionNumber,
 };
 use crate::registry::Serving;
 use crate::store::{EncodedExample, HeldOut, Publication, PublishError, StoreError, TaskScore};
@@ -92,11 +92,11 @@ impl<'a> Learn<'a> {
     }
 
     /// The task's classes, and its examples once all are encoded.
-    async fn lesson(&mut self) -> Result<(Vec<NewClass>, Examples), Stop> {
+    async fn lesson(&mut self) -> Result<(Vec<NewClass>, Arc<Examples>), Stop> {
         let classes = self.learner.store.job_classes(self.job.id).await?;
         self.encode().await?;
         let examples = self.examples(&classes).await?;
-        Ok((classes, examples))
+        Ok((classes, Arc::new(examples)))
     }
 
     /// Reads all features back and splits them.
@@ -142,7 +142,7 @@ impl<'a> Learn<'a> {
     async fn learn_on_active(
         &mut self,
         classes: &[NewClass],
-        examples: &Examples,
+        examples: &Arc<Examples>,
     ) -> Result<Option<VersionNumber>, Stop> {
         self.report(Phase::Fit, 0.0, None).await?;
         let started = Instant::now();
@@ -200,10 +200,11 @@ impl<'a> Learn<'a> {
         let backbone = self.learner.engine.info().digest.to_string();
         let snapshot =
             Snapshot::new(columns, fitted.head, backbone).map_err(|e| Stop::failed("snapshot", &e))?;
-        let bytes = snapshot.encode().map_err(|e| Stop::failed("snapshot", &e))?;
-        let statistics =
-            statistics::encode(&fitted.statistics).map_err(|e| Stop::failed("statistics", &e))?;
-        let digest = Digest::of(&bytes);
+        let (snapshot, content) = blocking::encode(snapshot)
+            .await
+            .map_err(|e| Stop::failed("snapshot", &e))?;
+        let statistics = blocking::encode_statistics(fitted.statistics).await;
+        let statistics = statistics.map_err(|e| Stop::failed("statistics", &e))?;
         let kept = match config.keep {
             Keep::Needed | Keep::All => examples.held_out.as_slice(),
             // They have been scored; nothing of a single example stays.
@@ -218,8 +219,7 @@ impl<'a> Learn<'a> {
             job: self.job.id,
             owner: &self.learner.owner,
             base,
-            snapshot: &bytes,
-            digest,
+            snapshot: content,
             statistics: &statistics,
             config,
             report: json!({
@@ -248,7 +248,7 @@ impl<'a> Learn<'a> {
         publication: Publication<'_>,
         snapshot: Snapshot,
     ) -> Result<Option<VersionNumber>, Stop> {
-        let digest = publication.digest;
+        let digest = publication.snapshot.digest();
         let version = match self.learner.store.publish(publication).await {
             Ok((version, _)) => version.number,
             Err(PublishError::BaseMoved { .. }) => return Ok(None),
@@ -259,7 +259,6 @@ impl<'a> Learn<'a> {
             Err(error @ PublishError::UnknownTask(_)) => return Err(Stop::failed("unknown_task", &error)),
             Err(error @ PublishError::UnknownClass(_)) => return Err(Stop::failed("unknown_class", &error)),
             Err(error @ PublishError::OnlyTask(_)) => return Err(Stop::failed("only_task", &error)),
-            Err(error @ PublishError::DigestMismatch) => return Err(Stop::failed("snapshot", &error)),
         };
         // Only now: what serves is what is committed.
         let registry = &self.learner.registry;

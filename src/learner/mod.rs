@@ -11,6 +11,7 @@
 //! as it gets. A crash at any point loses no example and publishes nothing or everything; the job is taken up again
 //! where its last saved features are. [`Learner::submit`] only wakes the worker earlier.
 
+mod blocking;
 mod encoding;
 mod evaluation;
 mod export;

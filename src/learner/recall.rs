@@ -1,8 +1,8 @@
 //! What a version remembers of the classes that it knows.
 
 use super::Learner;
+use super::blocking;
 use super::stop::Stop;
-use super::submit::joined;
 use crate::adapter::{CodecError, Statistics, statistics};
 use crate::domain::{ModelName, VersionNumber};
 use crate::store::StoreError;
@@ -34,7 +34,7 @@ impl Learner {
         let mut remembered = Statistics::default();
         for task in self.store.known(model, version).await? {
             let of_task = self.recall_task(model, version, task).await?;
-            remembered.extend(of_task.without_rows())?;
+            remembered = blocking::extend(remembered, of_task.without_rows()).await?;
         }
         Ok(remembered)
     }
@@ -49,8 +49,7 @@ impl Learner {
         let bytes = self.store.statistics(model, version, task).await?;
         let bytes = bytes.ok_or(RecallError::UnknownTask(task))?;
         let device = self.registry.device().clone();
-        let decoded = tokio::task::spawn_blocking(move || statistics::decode(&bytes, &device));
-        Ok(joined(decoded).await?)
+        Ok(blocking::run(move || statistics::decode(&bytes, &device)).await?)
     }
 }
 

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use super::Learner;
 use super::upload::{Upload, UploadError};
+use super::{Learner, blocking};
 use crate::clip::ImageError;
 use crate::domain::{Digest, Job, JobId, JobKind, Label, ModelName, NewClass, TaskName};
 use crate::metrics;
@@ -154,7 +154,7 @@ impl Learner {
 
     async fn check_images(&self, mut upload: Upload) -> Result<Upload, SubmitError> {
         let engine = self.engine.clone();
-        let checked = tokio::task::spawn_blocking(move || {
+        let checked = blocking::run(move || {
             let mut unusable = Vec::new();
             for index in 0..upload.len() {
                 let (item, bytes) = upload.read(index)?;
@@ -172,7 +172,7 @@ impl Learner {
                 Err(SubmitError::Images(unusable))
             }
         });
-        joined(checked).await
+        checked.await
     }
 }
 
@@ -201,15 +201,4 @@ fn read_ahead(mut upload: Upload) -> mpsc::Receiver<Result<(NewExample, Vec<u8>)
         }
     });
     receiver
-}
-
-/// The result of a blocking task; its panic, if it panicked, is the caller's.
-pub(super) async fn joined<T>(task: tokio::task::JoinHandle<T>) -> T {
-    match task.await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(error) => unreachable!("blocking tasks are never cancelled: {error}"),
-        },
-    }
 }

@@ -10,12 +10,12 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::blocking;
 use super::learn::Learn;
 use super::recall::RecallError;
 use super::stop::Stop;
-use super::submit::joined;
-use crate::adapter::{Remaining, Ridge, Snapshot, Statistics, Unlearned, statistics, unlearn};
-use crate::domain::{Class, ClassId, Digest, Label, ModelConfig, Phase, Task, VersionNumber};
+use crate::adapter::{Remaining, Ridge, Snapshot, Statistics, Unlearned, unlearn};
+use crate::domain::{Class, ClassId, Label, ModelConfig, Phase, Task, VersionNumber};
 use crate::registry::Serving;
 use crate::store::{Publication, TaskScore};
 
@@ -131,8 +131,8 @@ impl Learn<'_> {
                 of_task = remaining.statistics;
                 rest = of_task.clone();
             }
-            let extended = remembered.extend(of_task.without_rows());
-            extended.map_err(RecallError::from)?;
+            let extended = blocking::extend(remembered, of_task.without_rows()).await;
+            remembered = extended.map_err(RecallError::from)?;
         }
         let gone: HashSet<ClassId> = start.gone().iter().map(|class| class.id).collect();
         let (keep, columns): (Vec<u32>, Vec<Class>) = (0_u32..)
@@ -143,9 +143,8 @@ impl Learn<'_> {
         let pool = Arc::clone(&self.learner.fit_pool);
         let head = Arc::clone(&base.head);
         let config = start.config.clone();
-        let made =
-            tokio::task::spawn_blocking(move || pool.install(|| unlearn(&head, &remembered, &keep, &config)));
-        let mut unlearned = joined(made).await.map_err(|e| Stop::failed("unlearn", &e))?;
+        let made = blocking::run(move || pool.install(|| unlearn(&head, &remembered, &keep, &config)));
+        let mut unlearned = made.await.map_err(|e| Stop::failed("unlearn", &e))?;
         unlearned.exact &= is_exact;
         Ok(Without {
             columns,
@@ -163,11 +162,11 @@ impl Learn<'_> {
     ) -> Result<Remaining, Stop> {
         let pool = Arc::clone(&self.learner.fit_pool);
         let head = Arc::clone(&base.head);
-        let made = tokio::task::spawn_blocking(move || {
+        let made = blocking::run(move || {
             let projection = head.ridge().map(Ridge::projection);
             pool.install(|| of_task.without(place, projection))
         });
-        joined(made).await.map_err(|e| Stop::failed("statistics", &e))
+        made.await.map_err(|e| Stop::failed("statistics", &e))
     }
 
     async fn publish_without(
@@ -185,14 +184,16 @@ impl Learn<'_> {
         } = without;
         let snapshot = Snapshot::new(columns, unlearned.head, start.base.snapshot.backbone().to_owned())
             .map_err(|e| Stop::failed("snapshot", &e))?;
-        let bytes = snapshot.encode().map_err(|e| Stop::failed("snapshot", &e))?;
-        let statistics = statistics::encode(&rest).map_err(|e| Stop::failed("statistics", &e))?;
+        let (snapshot, content) = blocking::encode(snapshot)
+            .await
+            .map_err(|e| Stop::failed("snapshot", &e))?;
+        let statistics = blocking::encode_statistics(rest).await;
+        let statistics = statistics.map_err(|e| Stop::failed("statistics", &e))?;
         let publication = Publication {
             job: self.job.id,
             owner: &self.learner.owner,
             base: Some(start.base.number),
-            snapshot: &bytes,
-            digest: Digest::of(&bytes),
+            snapshot: content,
             statistics: &statistics,
             config: start.config,
             report: json!({

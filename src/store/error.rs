@@ -154,9 +154,6 @@ pub enum PublishError {
     /// The base knows no other task: without it nothing would be left.
     #[error("the base knows no task but {0}")]
     OnlyTask(TaskName),
-    /// The snapshot's bytes do not have the digest that was given.
-    #[error("the snapshot does not match its digest")]
-    DigestMismatch,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -174,9 +171,6 @@ pub enum ImportError {
     /// The database has a class of this id. The version may come back with ids of its own.
     #[error("the class {0} is in the database already")]
     ClassTaken(ClassId),
-    /// The snapshot's bytes do not have the digest that was given.
-    #[error("the snapshot does not match its digest")]
-    DigestMismatch,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -13,8 +13,8 @@ use super::error::{ImportError, StoreError};
 use super::events::{self, EventKind};
 use super::publish::{NewVersion, insert_classes, next_number};
 use crate::domain::{
-    Activation, Class, ClassId, Digest, Job, JobId, JobKind, JobState, ModelConfig, ModelName, Phase,
-    TaskName, Version,
+    Activation, Class, ClassId, Content, Digest, Job, JobId, JobKind, JobState, ModelConfig, ModelName,
+    Phase, TaskName, Version,
 };
 
 /// A version from elsewhere.
@@ -29,9 +29,7 @@ pub struct Import<'a> {
     /// The backbone that it was learned on.
     pub backbone: Digest,
     /// The snapshot.
-    pub snapshot: &'a [u8],
-    /// Of the snapshot.
-    pub digest: Digest,
+    pub snapshot: Content,
     /// What later tasks need of its classes.
     pub statistics: &'a [u8],
     /// The model's configuration.
@@ -62,12 +60,9 @@ impl Store {
     /// is activated, all at once or not at all.
     ///
     /// # Errors
-    /// [`ImportError`] when there is no such model or it learns on another backbone, when the database has a class of one
-    /// of the ids, or when the digest is not the snapshot's. Nothing is left of it then.
+    /// [`ImportError`] when there is no such model or it learns on another backbone, or when the database has a class of
+    /// one of the ids. Nothing is left of it then.
     pub async fn import(&self, new: Import<'_>) -> Result<Version, ImportError> {
-        if Digest::of(new.snapshot) != new.digest {
-            return Err(ImportError::DigestMismatch);
-        }
         let mut tx = self.write().await?;
         match bind(&mut tx, &new.model, new.backbone).await? {
             Binding::Bound => {}
@@ -85,8 +80,8 @@ impl Store {
             kind: JobKind::Import,
             task: new.task.clone(),
             job: new.job,
-            digest: new.digest,
-            bytes: new.snapshot.len() as u64,
+            digest: new.snapshot.digest(),
+            bytes: new.snapshot.bytes().len() as u64,
             created_at: timestamp(micros(new.now))?,
             config: new.config.clone(),
             report: new.report.clone(),
@@ -96,7 +91,7 @@ impl Store {
         let written = NewVersion {
             model: &new.model,
             version: &version,
-            snapshot: new.snapshot,
+            snapshot: new.snapshot.bytes(),
             statistics: new.statistics,
             train_count: new.train_count,
             held_out_count: 0,

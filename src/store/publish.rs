@@ -13,7 +13,7 @@ use super::jobs::{self, JobRow};
 use super::lineage::{Clash, Removal, Removed, clash, removal};
 use super::owner::Owner;
 use crate::domain::{
-    Activation, Class, Digest, Job, JobId, JobKind, ModelConfig, ModelName, Tally, Version, VersionNumber,
+    Activation, Class, Content, Job, JobId, JobKind, ModelConfig, ModelName, Tally, Version, VersionNumber,
 };
 
 /// What a job has made.
@@ -26,9 +26,7 @@ pub struct Publication<'a> {
     /// The version that it was made on top of, which must still be the active one; `None` where none was.
     pub base: Option<VersionNumber>,
     /// The snapshot.
-    pub snapshot: &'a [u8],
-    /// Of the snapshot.
-    pub digest: Digest,
+    pub snapshot: Content,
     /// What later tasks need of the new classes; where a class goes, of the other ones of its task.
     pub statistics: &'a [u8],
     /// The configuration that it was learned with.
@@ -68,12 +66,8 @@ impl Store {
     ///
     /// # Errors
     /// [`PublishError`] when the lease is lost, the base is no longer active or knows the task or one of the labels
-    /// (to unlearn, when it does not know the task or its class, or nothing else), or the digest is not the snapshot's. Nothing is left
-    /// of it then.
+    /// (to unlearn, when it does not know the task or its class, or nothing else). Nothing is left of it then.
     pub async fn publish(&self, new: Publication<'_>) -> Result<(Version, Activation), PublishError> {
-        if Digest::of(new.snapshot) != new.digest {
-            return Err(PublishError::DigestMismatch);
-        }
         let mut tx = self.write().await?;
         let job = owned_job(&mut tx, &new).await?;
         let (number, active) = next_number(&mut tx, &job.model).await?;
@@ -87,8 +81,8 @@ impl Store {
             kind: job.kind,
             task: job.task.clone(),
             job: job.id,
-            digest: new.digest,
-            bytes: new.snapshot.len() as u64,
+            digest: new.snapshot.digest(),
+            bytes: new.snapshot.bytes().len() as u64,
             created_at: timestamp(micros(new.now))?,
             config: new.config.clone(),
             report: new.report.clone(),
@@ -104,7 +98,7 @@ impl Store {
         let written = NewVersion {
             model: &job.model,
             version: &version,
-            snapshot: new.snapshot,
+            snapshot: new.snapshot.bytes(),
             statistics: new.statistics,
             train_count: new.train_count,
             held_out_count: new.held_out_count,

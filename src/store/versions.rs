@@ -3,7 +3,7 @@
 use super::Store;
 use super::codec::{from_json, number, parse, timestamp, to_column, version, version_or_none};
 use super::error::StoreError;
-use crate::domain::{Digest, ModelName, Version, VersionNumber};
+use crate::domain::{Content, Digest, ModelName, Version, VersionNumber};
 
 /// The columns of [`VersionRow`]: all but the large ones.
 macro_rules! select_version {
@@ -50,7 +50,7 @@ impl Store {
         rows.into_iter().map(Version::try_from).collect()
     }
 
-    /// A version's snapshot and its digest, which the bytes were checked against.
+    /// A version's snapshot, which has the digest that was written down.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when they do not have it.
@@ -58,7 +58,7 @@ impl Store {
         &self,
         model: &ModelName,
         number: VersionNumber,
-    ) -> Result<Option<(Vec<u8>, Digest)>, StoreError> {
+    ) -> Result<Option<Content>, StoreError> {
         let row: Option<(Vec<u8>, String)> =
             sqlx::query_as("select snapshot, digest from version where model = $1 and number = $2")
                 .bind(model.as_str())
@@ -69,12 +69,14 @@ impl Store {
             return Ok(None);
         };
         let digest: Digest = parse("digest", &digest)?;
-        let found = Digest::of(&bytes);
+        let hashed = tokio::task::spawn_blocking(move || Content::of(bytes)).await;
+        let content = hashed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let found = content.digest();
         if found != digest {
             let why = format!("version {number} of {model} has {found} where {digest} was written");
             return Err(StoreError::corrupt("snapshot", why));
         }
-        Ok(Some((bytes, digest)))
+        Ok(Some(content))
     }
 }
 

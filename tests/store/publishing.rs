@@ -161,12 +161,6 @@ async fn leaves_nothing_when_a_statement_fails(database: Database) {
     enqueue(&store, a_job("one", &["a"])).await.expect("accepted");
     let owner = an_owner();
     let job = claim(&store, &owner, 0).await.expect("a job");
-    let mut damaged = a_publication(&job, &owner, None, b"one");
-    damaged.digest = Digest::of(b"two");
-    assert!(matches!(
-        store.publish(damaged).await,
-        Err(PublishError::DigestMismatch)
-    ));
     let mut nonsense = a_publication(&job, &owner, None, b"one");
     let score = nonsense.scores[0];
     nonsense.scores.push(TaskScore {
@@ -303,12 +297,12 @@ async fn publishes_large_snapshots(database: Database) {
     let mut publication = a_publication(&job, &owner, None, &snapshot);
     publication.statistics = &snapshot[1..];
     let (version, _) = store.publish(publication).await.expect("published");
-    let (bytes, digest) = store
+    let content = store
         .snapshot(&model_name(), version.number)
         .await
         .expect("intact")
         .expect("a snapshot");
-    assert!(bytes == snapshot && digest == version.digest);
+    assert!(content.bytes() == snapshot && content.digest() == version.digest);
     let statistics = store
         .statistics(&model_name(), version.number, version.number)
         .await

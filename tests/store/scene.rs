@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use clipkeep::domain::{
-    Activation, Class, ClassId, Digest, Features, Job, JobId, JobKind, Label, ModelConfig, ModelName,
-    NewClass, Split, Tally, TaskName, Version, VersionNumber,
+    Activation, Class, ClassId, Content, Digest, Features, Job, JobId, JobKind, Label, ModelConfig,
+    ModelName, NewClass, Split, Tally, TaskName, Version, VersionNumber,
 };
 use clipkeep::store::{
     EnqueueError, HeldOut, JobDraft, NewExample, NewJob, Owner, Publication, PublishError, Store, TaskScore,
@@ -97,7 +97,7 @@ pub(crate) fn a_publication<'a>(
     job: &Job,
     owner: &'a Owner,
     base: Option<VersionNumber>,
-    snapshot: &'a [u8],
+    snapshot: &[u8],
 ) -> Publication<'a> {
     let class = ClassId::new();
     let right = |correct| Tally { correct, total: 4 };
@@ -105,8 +105,7 @@ pub(crate) fn a_publication<'a>(
         job: job.id,
         owner,
         base,
-        snapshot,
-        digest: Digest::of(snapshot),
+        snapshot: Content::of(snapshot.to_vec()),
         statistics: b"statistics",
         config: ModelConfig::default(),
         report: json!({"epochs": 15, "Größe": null}),
