@@ -1,9 +1,12 @@
 //! Jobs on their way into the queue.
 
+use std::time::Duration;
+
 use clipkeep::domain::{Digest, JobError, JobState, ModelConfig, NewClass, Split};
 use clipkeep::store::{EnqueueError, NewExample, Store};
 use futures::future::join_all;
 use serde_json::Value;
+use tokio::time::sleep;
 
 use crate::scene::{
     LEASE, a_backbone, a_job, an_example, an_owner, at, claim, enqueue, features, label, learn, model_name,
@@ -18,6 +21,7 @@ on_both!(
     refuses_what_is_being_learned,
     refuses_what_is_known,
     lets_one_of_many_win,
+    leaves_connections_to_others_while_jobs_come_in,
 );
 
 async fn takes_in_a_job(database: Database) {
@@ -229,4 +233,36 @@ async fn lets_one_of_many_win(database: Database) {
             .expect("answers")
             .is_some()
     );
+}
+
+async fn leaves_connections_to_others_while_jobs_come_in(database: Database) {
+    let store = database.open().await;
+    with_model(&store).await;
+    let places = if database.is_sqlite() { 1 } else { 2 };
+    let begin = |number: usize| {
+        let store = store.clone();
+        async move {
+            let (task, label) = (format!("task {number}"), format!("class {number}"));
+            store.begin_job(a_job(&task, &[&label])).await
+        }
+    };
+    let mut drafts = Vec::new();
+    for number in 0..places {
+        drafts.push(begin(number).await.expect("accepted"));
+    }
+    let more = tokio::spawn(join_all((places..places + 5).map(begin)));
+    sleep(Duration::from_millis(300)).await;
+    assert!(!more.is_finished(), "they wait for a place");
+    for _ in 0..places {
+        let name = model_name();
+        let readers = join_all((0..4).map(|_| store.model(&name))).await;
+        assert!(
+            readers.into_iter().all(|found| matches!(found, Ok(Some(_)))),
+            "reading goes on"
+        );
+        let draft = drafts.pop().expect("a draft");
+        draft.commit().await.expect("queued");
+    }
+    more.abort();
+    begin(99).await.expect("a place is free again");
 }
