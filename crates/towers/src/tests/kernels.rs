@@ -198,7 +198,8 @@ fn product<T: Operand>(
 }
 
 /// What a sum of so many terms in f32 may be off by, in parts of the sum of their sizes, in whatever order it is taken: each of
-/// them is rounded at most so many times (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1).
+/// them is rounded at most so many times where nothing is too small (Higham, *Accuracy and Stability of Numerical
+/// Algorithms*, section 3.1). One more is for the sum that it is compared with.
 pub(super) fn roundings(terms: usize) -> f64 {
     let most = (terms + 1) as f64 * f64::from(f32::EPSILON) / 2.0;
     most / (1.0 - most)
@@ -217,8 +218,10 @@ pub(super) fn furthest_product(
             let products = left.iter().zip(right).map(|(l, r)| f64::from(*l) * f64::from(*r));
             let wanted = f64::from(*bias) + products.clone().sum::<f64>();
             let size = f64::from(bias.abs()) + products.map(f64::abs).sum::<f64>();
-            let apart = (wanted - f64::from(*found)).abs() / size;
-            furthest = further(furthest, apart);
+            let apart = (wanted - f64::from(*found)).abs();
+            if apart != 0.0 {
+                furthest = further(furthest, apart / size);
+            }
         }
     }
     furthest
