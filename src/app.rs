@@ -154,7 +154,6 @@ impl App {
             stopping.cancelled().await;
             tokio::time::sleep(linger).await;
             closing.cancel();
-            std::future::pending::<()>().await;
         };
         let bounded = async {
             closing.cancelled().await;
@@ -162,8 +161,7 @@ impl App {
         };
         let mut lost = false;
         tokio::select! {
-            () = serve => {}
-            () = told => {}
+            ((), ()) = async { tokio::join!(serve, told) } => {}
             () = bounded => tracing::warn!("some requests did not end in time and are not waited for"),
             () = engine.lost() => lost = true,
         }

@@ -148,13 +148,14 @@ pub struct LimitArgs {
     /// Most ad-hoc labels or texts in a request.
     #[arg(long, env = "CLIPKEEP_MAX_LABELS", default_value_t = 256)]
     pub max_labels: usize,
-    /// Connections at a time; more wait to be accepted.
-    #[arg(long, env = "CLIPKEEP_MAX_CONNECTIONS", default_value = "512")]
-    pub max_connections: NonZeroUsize,
+    /// Connections at a time; by default, twice as many as there may be requests, uploads and watches. Where one more arrives,
+    /// the oldest are asked to end when they have answered.
+    #[arg(long, env = "CLIPKEEP_MAX_CONNECTIONS")]
+    pub max_connections: Option<NonZeroUsize>,
     /// How long a connection may bring no request, or take nothing of an answer, in seconds. A proxy in front should close those
     /// that it keeps sooner.
     #[arg(long, env = "CLIPKEEP_IDLE_SECONDS", default_value = "75")]
-    pub idle_seconds: NonZeroU64,
+    pub idle_seconds: NonZeroU32,
     /// Requests that are worked on at a time; times the largest body, this bounds the memory for bodies.
     #[arg(long, env = "CLIPKEEP_MAX_REQUESTS", default_value = "128")]
     pub max_requests: NonZeroUsize,
@@ -171,7 +172,7 @@ pub struct LimitArgs {
     #[arg(long, env = "CLIPKEEP_MAX_UNPACKED_MIB", default_value_t = 4096)]
     pub max_unpacked_mib: usize,
     /// Most MiB that a fit reads of a task's examples: features, or, for a model with the self-attention adapter, tokens, which
-    /// are a hundred times as large and more. It takes up to three times as much memory.
+    /// are 75 times as large (ViT-B/32) to 350 times (ViT-L/14). It takes up to three times as much memory.
     #[arg(long, env = "CLIPKEEP_MAX_FIT_MIB", default_value_t = 4096)]
     pub max_fit_mib: usize,
     /// How long a request may take, uploads and event streams aside, in seconds.
@@ -274,9 +275,11 @@ impl ServeConfig {
 
     /// Bounds on connections.
     pub fn connection_limits(&self) -> ConnectionLimits {
+        let limits = self.http_limits();
+        let twice = 2 * (limits.requests + limits.uploads() + limits.watches());
         ConnectionLimits {
-            most: self.limits.max_connections.get(),
-            idle: Duration::from_secs(self.limits.idle_seconds.get()),
+            most: self.limits.max_connections.map_or(twice, NonZeroUsize::get),
+            idle: Duration::from_secs(self.limits.idle_seconds.get().into()),
         }
     }
 

@@ -3,77 +3,104 @@
 #[cfg(test)]
 mod tests;
 
-use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::response::Response;
 use axum::serve::Listener;
 use hyper::body::Incoming;
-use hyper::rt::Executor;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::metrics;
 
+/// How long a new connection waits for a place before the next of the others is asked to end.
+const CROWDED: Duration = Duration::from_millis(20);
+
 /// Bounds on connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Connections at a time; more wait to be accepted.
+    /// Connections at a time.
     pub most: usize,
     /// How long nothing may go on in one.
     pub idle: Duration,
 }
 
-/// Answers requests until `closing` is cancelled, and then until those under way have ended.
+/// Answers requests until `closing` is cancelled, and then until those under way have ended. Dropped, it cuts them off.
 ///
-/// A connection is closed when for [`ConnectionLimits::idle`] no request's head has arrived whole, nobody has taken anything of
-/// an answer, or an HTTP/2 ping was not answered. A request under way may take as long as its handler lets it.
+/// A connection is closed when for [`ConnectionLimits::idle`] no request's head has arrived whole, or nobody has taken anything
+/// of an answer; a request under way may take as long as its handler lets it. Where all places are taken and one more
+/// arrives, the oldest are asked, one after another, to end when they have answered.
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
     limits: ConnectionLimits,
     closing: CancellationToken,
 ) {
+    let places = Arc::new(Semaphore::new(limits.most));
     let connection = Connection {
         router: router.with_state(()),
         idle: limits.idle,
-        tasks: TaskTracker::new(),
+        crowded: Arc::new(Notify::new()),
         closing: closing.clone(),
     };
-    let tasks = connection.tasks.clone();
-    let places = Arc::new(Semaphore::new(limits.most));
+    let mut open = JoinSet::new();
     loop {
-        let accepted = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (Listener::accept(&mut listener).await, place)
+        let (stream, _) = tokio::select! {
+            accepted = Listener::accept(&mut listener) => accepted,
+            Some(_) = open.join_next() => continue,
+            () = closing.cancelled() => break,
         };
-        let ((stream, _), place) = tokio::select! {
-            accepted = accepted => accepted,
+        let place = tokio::select! {
+            place = place(&places, &connection.crowded) => place,
             () = closing.cancelled() => break,
         };
         let connection = connection.clone();
-        tasks.spawn(async move {
-            metrics::connection_opened();
+        open.spawn(async move {
+            let _open = Open::new(place);
             connection.answer(stream).await;
-            metrics::connection_closed();
-            drop(place);
         });
     }
     drop(listener);
-    tasks.close();
-    tasks.wait().await;
+    while open.join_next().await.is_some() {}
+}
+
+/// A place for one more connection.
+async fn place(places: &Arc<Semaphore>, crowded: &Notify) -> OwnedSemaphorePermit {
+    loop {
+        match timeout(CROWDED, Arc::clone(places).acquire_owned()).await {
+            Ok(place) => return place.expect("nobody closes the semaphore"),
+            Err(_) => crowded.notify_one(),
+        }
+    }
+}
+
+/// A connection's place, and its part of the metrics.
+struct Open {
+    _place: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(place: OwnedSemaphorePermit) -> Self {
+        metrics::connection_opened();
+        Self { _place: place }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        metrics::connection_closed();
+    }
 }
 
 /// What every connection has.
@@ -81,80 +108,45 @@ pub async fn serve(
 struct Connection {
     router: Router,
     idle: Duration,
-    /// HTTP/2 answers several requests of a connection at a time: each is a task, too.
-    tasks: TaskTracker,
+    /// Tells the one that has listened longest that its place is needed.
+    crowded: Arc<Notify>,
     closing: CancellationToken,
 }
 
 impl Connection {
     /// Answers what is asked on a stream, to its end.
     async fn answer(self, stream: TcpStream) {
-        // Answers are written whole: there is nothing to wait for.
+        // What is written is all there is to say for now.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection is gone");
             return;
         }
         let mut stream = TimeoutWriter::new(stream);
         stream.set_timeout(Some(self.idle));
-
-        let has_asked = Arc::new(AtomicBool::new(false));
-        let service = service_fn({
-            let (router, has_asked) = (self.router, Arc::clone(&has_asked));
-            move |request: Request<Incoming>| {
-                has_asked.store(true, Ordering::Relaxed);
-                let answer = router.clone().oneshot(request);
-                async { answer.await as Result<Response, Infallible> }
-            }
-        });
-        let mut builder = Builder::new(Tracked(self.tasks));
-        builder
-            .http1()
+        let router = self.router;
+        let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request));
+        let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.idle);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(self.idle)
-            .keep_alive_timeout(self.idle);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
-
-        // Which of the protocols it is, is read without a bound on the time.
-        let mut first = pin!(tokio::time::sleep(self.idle));
-        let mut is_first_due = true;
-        let mut is_open = true;
-        loop {
+            .header_read_timeout(self.idle)
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
+        let mut connection = pin!(connection);
+        let told_to_end = async {
             tokio::select! {
-                ended = connection.as_mut() => {
-                    if let Err(error) = ended {
-                        tracing::debug!(error, "a connection broke off");
-                    }
-                    return;
-                }
-                () = &mut first, if is_first_due => {
-                    if !has_asked.load(Ordering::Relaxed) {
-                        tracing::debug!("a connection asked nothing");
-                        return;
-                    }
-                    is_first_due = false;
-                }
-                () = self.closing.cancelled(), if is_open => {
-                    connection.as_mut().graceful_shutdown();
-                    is_open = false;
-                }
+                () = self.crowded.notified() => {}
+                () = self.closing.cancelled() => {}
             }
+        };
+        let ended = tokio::select! {
+            // A request that has arrived is answered.
+            biased;
+            ended = connection.as_mut() => ended,
+            () = told_to_end => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection broke off");
         }
-    }
-}
-
-/// Has the server wait for what connections begin.
-#[derive(Clone)]
-struct Tracked(TaskTracker);
-
-impl<F> Executor<F> for Tracked
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        self.0.spawn(task);
     }
 }

@@ -94,6 +94,8 @@ struct LimitFacts {
     example_bytes: u64,
     /// Most bytes of all examples of a task, unpacked.
     examples_bytes: u64,
+    /// Most bytes that a fit reads of a task's examples: features or tokens, as the model's strategy does, in f32.
+    fit_bytes: u64,
     /// How long a request may take, uploads and watches aside; and how long an upload may send nothing.
     deadline_seconds: f64,
 }
@@ -160,6 +162,7 @@ async fn info(State(api): State<Api>) -> Json<Info> {
             examples: limits.upload.examples,
             example_bytes: limits.upload.image_bytes,
             examples_bytes: limits.upload.total_bytes,
+            fit_bytes: api.learner.fit_bytes(),
             deadline_seconds: limits.deadline.as_secs_f64(),
         },
     })

@@ -1,5 +1,6 @@
 //! Connections over real sockets, by a server of a few routes.
 
+use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
@@ -9,67 +10,89 @@ use futures::{StreamExt as _, stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::*;
 
 const IDLE: Duration = Duration::from_millis(400);
+/// How long the slow route takes.
+const SLOW: Duration = Duration::from_millis(1200);
 /// Far longer than anything here should take.
 const LONG: Duration = Duration::from_secs(20);
 const GET: &[u8] = b"GET /slow HTTP/1.1\r\nhost: here\r\n\r\n";
+
+/// What a server's routes tell of themselves.
+#[derive(Debug, PartialEq, Eq)]
+enum Event {
+    /// Somebody asks.
+    Asked,
+    /// An endless body is let go of.
+    Dropped,
+}
 
 struct Server {
     addr: SocketAddr,
     closing: CancellationToken,
     running: JoinHandle<()>,
-    /// Is told of every endless body that is let go of.
-    dropped: mpsc::UnboundedReceiver<()>,
+    events: mpsc::UnboundedReceiver<Event>,
 }
 
 impl Server {
-    async fn start(most: usize) -> Self {
+    async fn start(limits: ConnectionLimits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("an address");
-        let (drop_told, dropped) = mpsc::unbounded_channel();
-        let endless = move || {
-            let guard = Told(drop_told.clone());
-            let pieces = stream::repeat(Bytes::from(vec![b'x'; 1 << 16]));
-            let body = pieces.map(move |piece| {
-                let _in_the_body = &guard;
-                Ok::<_, Infallible>(piece)
-            });
-            async { Body::from_stream(body) }
+        let (tell, events) = mpsc::unbounded_channel();
+        let endless = {
+            let tell = tell.clone();
+            move || {
+                let guard = Told(tell.clone());
+                let pieces = stream::repeat(Bytes::from(vec![b'x'; 1 << 16]));
+                let body = pieces.map(move |piece| {
+                    let _in_the_body = &guard;
+                    Ok::<_, Infallible>(piece)
+                });
+                async { Body::from_stream(body) }
+            }
         };
-        let slow = || async {
-            sleep(3 * IDLE).await;
-            "done"
+        let slow = move || {
+            let _nobody_may_listen = tell.send(Event::Asked);
+            async {
+                sleep(SLOW).await;
+                "done"
+            }
         };
         let router = Router::new()
             .route("/slow", get(slow))
             .route("/endless", get(endless));
         let closing = CancellationToken::new();
-        let running = tokio::spawn(serve(
-            listener,
-            router,
-            ConnectionLimits { most, idle: IDLE },
-            closing.clone(),
-        ));
+        let running = tokio::spawn(serve(listener, router, limits, closing.clone()));
         Self {
             addr,
             closing,
             running,
-            dropped,
+            events,
         }
     }
 
-    async fn connect(&self) -> TcpStream {
-        TcpStream::connect(self.addr).await.expect("a connection")
+    /// One with room for many, which soon lets go of who does nothing.
+    async fn impatient() -> Self {
+        Self::start(ConnectionLimits { most: 9, idle: IDLE }).await
+    }
+
+    /// One with room for one, which is patient with it.
+    async fn crowded() -> Self {
+        Self::start(ConnectionLimits { most: 1, idle: LONG }).await
     }
 
     async fn connect_and_send(&self, bytes: &[u8]) -> TcpStream {
-        let mut stream = self.connect().await;
+        let mut stream = TcpStream::connect(self.addr).await.expect("a connection");
         stream.write_all(bytes).await.expect("sent");
         stream
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let event = timeout(LONG, self.events.recv()).await;
+        event.expect("in time").expect("the server runs")
     }
 
     async fn stop(self) {
@@ -80,11 +103,11 @@ impl Server {
 }
 
 /// Says so when it is dropped.
-struct Told(mpsc::UnboundedSender<()>);
+struct Told(mpsc::UnboundedSender<Event>);
 
 impl Drop for Told {
     fn drop(&mut self) {
-        let _nobody_may_listen = self.0.send(());
+        let _nobody_may_listen = self.0.send(Event::Dropped);
     }
 }
 
@@ -98,36 +121,35 @@ async fn read_to_end(mut stream: TcpStream) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
+/// One answer of the slow route.
+async fn read_answer(stream: &mut TcpStream) {
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"done") {
+        let read = timeout(LONG, stream.read_buf(&mut answer)).await;
+        assert!(read.expect("in time").expect("read") > 0, "{answer:?}");
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
+}
+
 #[tokio::test]
 async fn who_asks_nothing_is_let_go_of() {
-    let server = Server::start(9).await;
+    let server = Server::impatient().await;
     for begun in [
         &b""[..],
-        b"PRI",
         b"GET /slow HTT",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /slow HTTP/1.1\r\nhost: here\r\n",
     ] {
-        let text = read_to_end(server.connect_and_send(begun).await).await;
-        assert!(!text.contains("done"), "{text}");
+        assert_eq!(read_to_end(server.connect_and_send(begun).await).await, "");
     }
     server.stop().await;
 }
 
 #[tokio::test]
 async fn answers_may_take_longer_and_connections_are_used_again() {
-    let server = Server::start(9).await;
+    let server = Server::impatient().await;
     let mut stream = server.connect_and_send(GET).await;
     for _ in 0..2 {
-        let mut answer = vec![0; 1024];
-        let read = timeout(LONG, stream.read(&mut answer))
-            .await
-            .expect("in time")
-            .expect("read");
-        let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
-        assert!(
-            answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"),
-            "{answer}"
-        );
+        read_answer(&mut stream).await;
         stream.write_all(GET).await.expect("sent");
     }
     // The third is answered, then nothing more is asked.
@@ -137,37 +159,54 @@ async fn answers_may_take_longer_and_connections_are_used_again() {
 
 #[tokio::test]
 async fn who_stops_reading_is_let_go_of() {
-    let mut server = Server::start(9).await;
-    let stream = server
-        .connect_and_send(b"GET /endless HTTP/1.1\r\nhost: here\r\n\r\n")
-        .await;
-    let dropped = timeout(LONG, server.dropped.recv()).await;
-    assert_eq!(dropped.expect("in time"), Some(()));
+    let mut server = Server::impatient().await;
+    let endless = b"GET /endless HTTP/1.1\r\nhost: here\r\n\r\n";
+    let stream = server.connect_and_send(endless).await;
+    assert_eq!(server.next_event().await, Event::Dropped);
     drop(stream);
     server.stop().await;
 }
 
 #[tokio::test]
-async fn no_more_than_may_be_at_a_time() {
-    let server = Server::start(1).await;
-    let first = server.connect_and_send(GET).await;
-    let second = server
-        .connect_and_send(b"GET /slow HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n")
-        .await;
-    // The first has been answered and let go of before the second gets a place: it takes its time and its idleness.
-    let started = tokio::time::Instant::now();
-    let (first, second) = tokio::join!(read_to_end(first), read_to_end(second));
-    assert!(first.ends_with("done") && second.ends_with("done"));
-    assert!(started.elapsed() >= 6 * IDLE, "one after the other");
+async fn the_oldest_make_room_once_they_have_answered() {
+    let mut server = Server::crowded().await;
+    let started = Instant::now();
+    let mut idle = server.connect_and_send(GET).await;
+    read_answer(&mut idle).await;
+    let busy = server.connect_and_send(GET).await;
+    assert_eq!(
+        (server.next_event().await, server.next_event().await),
+        (Event::Asked, Event::Asked)
+    );
+    let mut last = server.connect_and_send(GET).await;
+    assert_eq!(read_to_end(idle).await, "", "closed for the second");
+    assert!(
+        read_to_end(busy).await.ends_with("done"),
+        "and that one for the third"
+    );
+    read_answer(&mut last).await;
+    assert!(started.elapsed() >= 3 * SLOW, "one at a time");
     server.stop().await;
 }
 
 #[tokio::test]
 async fn closing_ends_what_is_idle_at_once_and_lets_the_rest_finish() {
-    let server = Server::start(9).await;
-    let (idle, busy) = (server.connect().await, server.connect_and_send(GET).await);
-    sleep(IDLE / 4).await;
+    let mut server = Server::impatient().await;
+    let (idle, busy) = (
+        server.connect_and_send(b"").await,
+        server.connect_and_send(GET).await,
+    );
+    assert_eq!(server.next_event().await, Event::Asked);
     let (answer, ()) = tokio::join!(read_to_end(busy), server.stop());
     assert!(answer.ends_with("done"), "{answer}");
     assert_eq!(read_to_end(idle).await, "");
+}
+
+#[tokio::test]
+async fn a_server_that_is_dropped_cuts_off_what_is_under_way() {
+    let mut server = Server::crowded().await;
+    let busy = server.connect_and_send(GET).await;
+    assert_eq!(server.next_event().await, Event::Asked);
+    server.running.abort();
+    assert_eq!(read_to_end(busy).await, "");
 }
