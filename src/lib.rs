@@ -19,6 +19,7 @@
 //! | [`adapter`] | what is trained: fitting, retention, snapshots as bytes |
 //! | [`clip`] | the backbone: towers, tokenizer, image processor, where weights come from |
 //! | [`clipkeep_towers`] | a crate of its own: both towers on the CPU, the image tower on a GPU, and what fits repeat |
+//! | `blocking` | threads for what takes a while |
 //! | [`metrics`] | every metric's name, one function an event |
 //! | [`domain`] | plain types: names, models, tasks, jobs, versions, accuracy |
 //!
@@ -59,6 +60,7 @@
 
 pub mod adapter;
 pub mod app;
+mod blocking;
 pub mod cli;
 pub mod clip;
 pub mod config;

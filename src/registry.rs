@@ -14,6 +14,7 @@ use lru::LruCache;
 use tokio::sync::watch;
 
 use crate::adapter::{Head, Snapshot, SnapshotError};
+use crate::blocking;
 use crate::domain::{Activation, Digest, Model, ModelConfig, ModelName, VersionNumber};
 use crate::metrics;
 use crate::store::{Activate, ActivateError, Activated, CreateModelError, Store, StoreError};
@@ -326,14 +327,12 @@ impl Registry {
         let content = self.store.snapshot(model, number).await?.ok_or_else(unknown)?;
         let digest = content.digest();
         let device = self.device.clone();
-        let decoded = tokio::task::spawn_blocking(move || Snapshot::decode(content.bytes(), &device)).await;
-        let snapshot = decoded
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
-            .map_err(|source| RegistryError::Snapshot {
-                model: model.clone(),
-                version: number,
-                source,
-            })?;
+        let decoded = blocking::run(move || Snapshot::decode(content.bytes(), &device)).await;
+        let snapshot = decoded.map_err(|source| RegistryError::Snapshot {
+            model: model.clone(),
+            version: number,
+            source,
+        })?;
         if snapshot.backbone() != self.backbone.to_string() {
             let backbone = snapshot.backbone().to_owned();
             return Err(RegistryError::OtherBackbone {

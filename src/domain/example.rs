@@ -1,5 +1,7 @@
 //! Labelled examples, as features.
 
+use std::sync::Arc;
+
 use half::f16;
 use serde::{Deserialize, Serialize};
 
@@ -23,14 +25,14 @@ impl Split {
     }
 }
 
-/// What a model reads of one image, kept as float16: D un-normalised features, or t · w values of tokens.
+/// What a model reads of one image, kept as float16: D un-normalised features, or t · w values of tokens. Clones share them.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Features(Vec<f16>);
+pub struct Features(Arc<[f16]>);
 
 impl Features {
     /// Rounds values to float16. `None` if a value is not finite or leaves float16's range.
     pub fn from_f32(values: &[f32]) -> Option<Self> {
-        let rounded: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
+        let rounded: Arc<[f16]> = values.iter().map(|&v| f16::from_f32(v)).collect();
         rounded.iter().all(|v| v.is_finite()).then_some(Self(rounded))
     }
 

@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::blocking;
 use super::learn::{Examples, Learn};
 use super::stop::Stop;
 use crate::adapter::{Head, Readout, embedding, evaluate};
+use crate::blocking;
 use crate::domain::{Class, ClassId, Features, Phase, Reads, Tally, VersionNumber};
 use crate::engine::read_out;
 use crate::registry::Serving;

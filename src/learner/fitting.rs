@@ -9,12 +9,13 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::Learner;
 use super::learn::{Examples, Learn};
 use super::stop::Stop;
-use super::{Learner, blocking};
 use crate::adapter::{
     Base, FitError, FitInput, FitProgress, Fitted, Prompts, Readout, Statistics, Towers, embedding, fit,
 };
+use crate::blocking;
 use crate::domain::{Anchors, Label, Model, NewClass, Phase, Reads, Strategy};
 use crate::engine::{EngineError, Priority, read_out};
 use crate::registry::Serving;

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{Learner, blocking};
+use super::{Learner, packing};
 use crate::adapter::{Imported, Snapshot, SnapshotError, VettingError, Widths, export, statistics};
+use crate::blocking;
 use crate::domain::{
     Class, ClassId, Digest, JobId, JobState, Model, ModelConfig, ModelName, Reads, TaskName, Version,
 };
@@ -156,7 +157,7 @@ impl Learner {
         } = intake;
         let snapshot = Snapshot::new(classes, found.head().clone(), found.backbone().to_owned());
         let snapshot = snapshot.map_err(ImportError::Encode)?;
-        let (snapshot, content) = blocking::encode(snapshot).await.map_err(ImportError::Encode)?;
+        let (snapshot, content) = packing::pack(snapshot).await.map_err(ImportError::Encode)?;
         let digest = content.digest();
         let mut tasks: Vec<&TaskName> = found.classes().iter().map(|class| &class.task).collect();
         tasks.dedup();

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::progress::Reporter;
 use super::split::{self, Candidate};
 use super::stop::{Stop, held};
-use super::{Learner, blocking};
+use super::{Learner, packing};
 use crate::adapter::{Fitted, Snapshot};
 use crate::domain::{
     Class, ClassId, Job, JobKind, Keep, Model, ModelConfig, NewClass, Phase, Split, VersionNumber,
@@ -94,6 +94,17 @@ impl<'a> Learn<'a> {
     /// The task's classes, and its examples once all are encoded.
     async fn lesson(&mut self) -> Result<(Vec<NewClass>, Arc<Examples>), Stop> {
         let classes = self.learner.store.job_classes(self.job.id).await?;
+        let most = self.learner.most_examples(&self.model().await?);
+        // It may have been accepted where more was allowed.
+        let total = self.learner.store.example_counts(self.job.id).await?.total;
+        if u64::from(total) > most {
+            return Err(Stop::Failed {
+                code: "too_many_examples",
+                detail: format!(
+                    "a fit holds at most {most} examples of this model here, and the task has {total}"
+                ),
+            });
+        }
         self.encode().await?;
         let examples = self.examples(&classes).await?;
         Ok((classes, Arc::new(examples)))
@@ -200,10 +211,10 @@ impl<'a> Learn<'a> {
         let backbone = self.learner.engine.info().digest.to_string();
         let snapshot =
             Snapshot::new(columns, fitted.head, backbone).map_err(|e| Stop::failed("snapshot", &e))?;
-        let (snapshot, content) = blocking::encode(snapshot)
+        let (snapshot, content) = packing::pack(snapshot)
             .await
             .map_err(|e| Stop::failed("snapshot", &e))?;
-        let statistics = blocking::encode_statistics(fitted.statistics).await;
+        let statistics = packing::pack_statistics(fitted.statistics).await;
         let statistics = statistics.map_err(|e| Stop::failed("statistics", &e))?;
         let kept = match config.keep {
             Keep::Needed | Keep::All => examples.held_out.as_slice(),

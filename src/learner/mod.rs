@@ -11,7 +11,6 @@
 //! as it gets. A crash at any point loses no example and publishes nothing or everything; the job is taken up again
 //! where its last saved features are. [`Learner::submit`] only wakes the worker earlier.
 
-mod blocking;
 mod encoding;
 mod evaluation;
 mod export;
@@ -19,6 +18,7 @@ mod fitting;
 mod import;
 mod layout;
 mod learn;
+mod packing;
 mod progress;
 mod recall;
 mod split;
@@ -103,6 +103,11 @@ impl Learner {
             wake: Notify::new(),
             importing: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// Most bytes that a fit reads of a task's examples.
+    pub fn fit_bytes(&self) -> u64 {
+        self.config.fit_bytes
     }
 
     /// A worker that runs this learner's jobs.

@@ -1,9 +1,10 @@
 //! What a version remembers of the classes that it knows.
 
 use super::Learner;
-use super::blocking;
+use super::packing;
 use super::stop::Stop;
 use crate::adapter::{CodecError, Statistics, statistics};
+use crate::blocking;
 use crate::domain::{ModelName, VersionNumber};
 use crate::store::StoreError;
 
@@ -34,7 +35,7 @@ impl Learner {
         let mut remembered = Statistics::default();
         for task in self.store.known(model, version).await? {
             let of_task = self.recall_task(model, version, task).await?;
-            remembered = blocking::extend(remembered, of_task.without_rows()).await?;
+            remembered = packing::extended(remembered, of_task.without_rows()).await?;
         }
         Ok(remembered)
     }

@@ -3,10 +3,11 @@
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use super::Learner;
 use super::upload::{Upload, UploadError};
-use super::{Learner, blocking};
+use crate::blocking;
 use crate::clip::ImageError;
-use crate::domain::{Digest, Job, JobId, JobKind, Label, ModelName, NewClass, TaskName};
+use crate::domain::{Digest, Job, JobId, JobKind, Label, Model, ModelName, NewClass, TaskName};
 use crate::metrics;
 use crate::store::{CancelError, EnqueueError, NewExample, NewJob, Store, StoreError};
 
@@ -143,13 +144,18 @@ impl Learner {
     async fn check_fit(&self, name: &ModelName, examples: usize) -> Result<(), SubmitError> {
         let model = self.store.model(name).await?;
         let model = model.ok_or_else(|| EnqueueError::UnknownModel(name.clone()))?;
-        let row = self.engine.row_width(model.config.strategy.reads()) * size_of::<f32>();
-        let bytes = self.config.fit_bytes;
-        let most = bytes / (row as u64).max(1);
+        let most = self.most_examples(&model);
         if examples as u64 > most {
+            let bytes = self.config.fit_bytes;
             return Err(SubmitError::TooManyToFit { most, bytes });
         }
         Ok(())
+    }
+
+    /// As many examples as a fit of this model may hold.
+    pub(super) fn most_examples(&self, model: &Model) -> u64 {
+        let row = self.engine.row_width(model.config.strategy.reads()) * size_of::<f32>();
+        self.config.fit_bytes / (row as u64).max(1)
     }
 
     async fn check_images(&self, mut upload: Upload) -> Result<Upload, SubmitError> {

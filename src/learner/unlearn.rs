@@ -10,11 +10,12 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::blocking;
 use super::learn::Learn;
+use super::packing;
 use super::recall::RecallError;
 use super::stop::Stop;
 use crate::adapter::{Remaining, Ridge, Snapshot, Statistics, Unlearned, unlearn};
+use crate::blocking;
 use crate::domain::{Class, ClassId, Label, ModelConfig, Phase, Task, VersionNumber};
 use crate::registry::Serving;
 use crate::store::{Publication, TaskScore};
@@ -131,7 +132,7 @@ impl Learn<'_> {
                 of_task = remaining.statistics;
                 rest = of_task.clone();
             }
-            let extended = blocking::extend(remembered, of_task.without_rows()).await;
+            let extended = packing::extended(remembered, of_task.without_rows()).await;
             remembered = extended.map_err(RecallError::from)?;
         }
         let gone: HashSet<ClassId> = start.gone().iter().map(|class| class.id).collect();
@@ -184,10 +185,10 @@ impl Learn<'_> {
         } = without;
         let snapshot = Snapshot::new(columns, unlearned.head, start.base.snapshot.backbone().to_owned())
             .map_err(|e| Stop::failed("snapshot", &e))?;
-        let (snapshot, content) = blocking::encode(snapshot)
+        let (snapshot, content) = packing::pack(snapshot)
             .await
             .map_err(|e| Stop::failed("snapshot", &e))?;
-        let statistics = blocking::encode_statistics(rest).await;
+        let statistics = packing::pack_statistics(rest).await;
         let statistics = statistics.map_err(|e| Stop::failed("statistics", &e))?;
         let publication = Publication {
             job: self.job.id,

@@ -1,5 +1,6 @@
 //! The examples of an open job: images that wait, features that came of them.
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use sqlx::AnyConnection;
 
 use super::Store;
@@ -172,14 +173,13 @@ impl Store {
 
     /// The examples of a job that have features, in order.
     pub async fn encoded_examples(&self, job: JobId) -> Result<Vec<EncodedExample>, StoreError> {
-        let rows: Vec<EncodedRow> = sqlx::query_as(
+        let rows = sqlx::query_as::<_, EncodedRow>(
             "select position, class, split, digest, features from job_example
              where job = $1 and features is not null order by position",
-        )
-        .bind(job.to_string())
-        .fetch_all(&self.reader)
-        .await?;
-        rows.into_iter().map(EncodedExample::try_from).collect()
+        );
+        // Row by row: all of them are large, and are not held twice.
+        let rows = rows.bind(job.to_string()).fetch(&self.reader);
+        rows.map(|row| EncodedExample::try_from(row?)).try_collect().await
     }
 }
 

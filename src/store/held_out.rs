@@ -1,5 +1,6 @@
 //! The held-out examples of a version's tasks, and how versions do on them.
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use std::collections::HashMap;
 
 use super::Store;
@@ -58,23 +59,25 @@ impl Store {
         model: &ModelName,
         number: VersionNumber,
     ) -> Result<Vec<HeldOut>, StoreError> {
-        let rows: Vec<(String, String, Vec<u8>)> = sqlx::query_as(
+        let rows = sqlx::query_as::<_, (String, String, Vec<u8>)>(
             "select class, digest, features from held_out
              where model = $1 and version = $2 order by position",
-        )
-        .bind(model.as_str())
-        .bind(i64::from(number.0))
-        .fetch_all(&self.reader)
-        .await?;
-        rows.into_iter()
-            .map(|(class, digest, bytes)| {
-                Ok(HeldOut {
-                    class: parse("class's id", &class)?,
-                    digest: parse("digest", &digest)?,
-                    features: features(&bytes)?,
-                })
+        );
+        let rows = rows
+            .bind(model.as_str())
+            .bind(i64::from(number.0))
+            .fetch(&self.reader);
+        // Row by row: all of them are large, and are not held twice.
+        rows.map(|row| {
+            let (class, digest, bytes) = row?;
+            Ok(HeldOut {
+                class: parse("class's id", &class)?,
+                digest: parse("digest", &digest)?,
+                features: features(&bytes)?,
             })
-            .collect()
+        })
+        .try_collect()
+        .await
     }
 
     /// [`Store::tallies`] as two matrices, the versions' own and the bare backbone's.

@@ -3,6 +3,7 @@
 use super::Store;
 use super::codec::{from_json, number, parse, timestamp, to_column, version, version_or_none};
 use super::error::StoreError;
+use crate::blocking;
 use crate::domain::{Content, Digest, ModelName, Version, VersionNumber};
 
 /// The columns of [`VersionRow`]: all but the large ones.
@@ -69,8 +70,7 @@ impl Store {
             return Ok(None);
         };
         let digest: Digest = parse("digest", &digest)?;
-        let hashed = tokio::task::spawn_blocking(move || Content::of(bytes)).await;
-        let content = hashed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let content = blocking::run(move || Content::of(bytes)).await;
         let found = content.digest();
         if found != digest {
             let why = format!("version {number} of {model} has {found} where {digest} was written");

@@ -60,6 +60,12 @@ impl TestApp {
 
     /// Stops the server as a signal would and starts it again on the same directory and database.
     pub(crate) async fn restart(self) -> Self {
+        self.restart_with(|_| {}).await
+    }
+
+    /// The same, with another configuration.
+    pub(crate) async fn restart_with(mut self, change: impl FnOnce(&mut ServeConfig)) -> Self {
+        change(&mut self.config);
         self.signal();
         self.running
             .await

@@ -8,6 +8,7 @@ use crate::pictures::{FLORA, png};
 use crate::test_app::TestApp;
 
 on_both!(
+    a_job_that_is_too_large_for_the_next_server_fails,
     a_stop_while_encoding_loses_nothing,
     a_stop_while_fitting_loses_nothing
 );
@@ -39,4 +40,18 @@ async fn stopped_in(phase: &str, database: Database) {
     let versions = of_pupil(&app, "versions").await;
     assert_eq!(versions["versions"].as_array().map(Vec::len), Some(1));
     assert_eq!(app.classify(CLASSIFY, png("poppy", 40)).await["version"], 1);
+}
+
+async fn a_job_that_is_too_large_for_the_next_server_fails(database: Database) {
+    let app = TestApp::start(&database, &[]).await;
+    enrol(&app).await;
+    let job = submitted(&app, "flora", lesson(&FLORA)).await;
+    watched(&app, &job, |job| job["phase"] == "encode").await;
+    let app = app.restart_with(|config| config.limits.max_fit_mib = 0).await;
+    let ended = app.end_of(&job).await;
+    assert_eq!(
+        (&ended["state"], &ended["error"]["code"]),
+        (&json!("failed"), &json!("too_many_examples")),
+        "{ended}"
+    );
 }

@@ -6,13 +6,16 @@ use clipkeep::domain::{Digest, JobError, JobState, ModelConfig, NewClass, Split}
 use clipkeep::store::{EnqueueError, NewExample, Store};
 use futures::future::join_all;
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::scene::{
     LEASE, a_backbone, a_job, an_example, an_owner, at, claim, enqueue, features, label, learn, model_name,
     task_name, with_model,
 };
 use crate::setup::{Database, on_both};
+
+/// Far longer than a place should take to be free.
+const LONG: Duration = Duration::from_secs(20);
 
 on_both!(
     takes_in_a_job,
@@ -255,7 +258,8 @@ async fn leaves_connections_to_others_while_jobs_come_in(database: Database) {
     assert!(!more.is_finished(), "they wait for a place");
     for _ in 0..places {
         let name = model_name();
-        let readers = join_all((0..4).map(|_| store.model(&name))).await;
+        let readers = timeout(LONG, join_all((0..4).map(|_| store.model(&name)))).await;
+        let readers = readers.expect("in time");
         assert!(
             readers.into_iter().all(|found| matches!(found, Ok(Some(_)))),
             "reading goes on"
@@ -264,5 +268,6 @@ async fn leaves_connections_to_others_while_jobs_come_in(database: Database) {
         draft.commit().await.expect("queued");
     }
     more.abort();
-    begin(99).await.expect("a place is free again");
+    let last = timeout(LONG, begin(99)).await;
+    last.expect("in time").expect("a place is free again");
 }

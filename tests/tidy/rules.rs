@@ -27,13 +27,16 @@ pub(crate) const IMPORTS: &[(&str, &[&str])] = &[
     ("evaluation", &["learner", "engine", "adapter", "domain"]),
     (
         "learner",
-        &["registry", "engine", "store", "adapter", "metrics", "domain"],
+        &[
+            "registry", "engine", "store", "adapter", "blocking", "metrics", "domain",
+        ],
     ),
-    ("registry", &["store", "adapter", "metrics", "domain"]),
+    ("registry", &["store", "adapter", "blocking", "metrics", "domain"]),
     ("engine", &["adapter", "clip", "metrics", "domain"]),
-    ("store", &["domain"]),
+    ("store", &["blocking", "domain"]),
     ("adapter", &["domain"]),
     ("clip", &["domain"]),
+    ("blocking", &[]),
     ("metrics", &["domain"]),
     ("domain", &[]),
 ];
