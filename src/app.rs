@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use candle_core::{Device, Tensor};
+use futures::future::join;
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -30,6 +31,9 @@ use crate::store::{ActivationFeed, Announcement, Owner, Store, StoreError};
 
 /// How often the registry compares what serves with what the store says.
 const REFRESH: Duration = Duration::from_secs(5);
+
+/// How long requests may go on once the device is lost.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// A server that is bound and ready to run.
 pub struct App {
@@ -152,21 +156,29 @@ impl App {
         let serve = http::serve(listener, http::router(api), connections, closing.clone());
         let told = async {
             stopping.cancelled().await;
-            tokio::time::sleep(linger).await;
-            closing.cancel();
+            tokio::select! {
+                () = tokio::time::sleep(linger) => closing.cancel(),
+                () = closing.cancelled() => {}
+            }
         };
+        let mut serving = Box::pin(join(serve, told));
         let bounded = async {
             closing.cancelled().await;
             tokio::time::sleep(drain).await;
         };
         let mut lost = false;
         tokio::select! {
-            ((), ()) = async { tokio::join!(serve, told) } => {}
-            () = bounded => tracing::warn!("some requests did not end in time and are not waited for"),
+            ((), ()) = &mut serving => {}
+            () = bounded => tracing::warn!("some requests did not end in time and are cut off"),
             () = engine.lost() => lost = true,
         }
         stopping.cancel();
         closing.cancel();
+        if lost {
+            // Whoever waits for the device is told so.
+            let _some_may_be_late = tokio::time::timeout(PARTING, &mut serving).await;
+        }
+        drop(serving);
         // What a worker leaves unfinished is in the store as it was last saved; the next start takes it up.
         if tokio::time::timeout(drain, workers.wait()).await.is_err() {
             tracing::warn!("the running job did not stop in time and is left as it was last saved");

@@ -148,7 +148,7 @@ pub struct LimitArgs {
     /// Most ad-hoc labels or texts in a request.
     #[arg(long, env = "CLIPKEEP_MAX_LABELS", default_value_t = 256)]
     pub max_labels: usize,
-    /// Connections at a time; by default, twice as many as there may be requests, uploads and watches. Where one more arrives,
+    /// Connections at a time; by default, twice as many as there may be requests, uploads and watches, and at least 64. Where one more arrives,
     /// the oldest are asked to end when they have answered.
     #[arg(long, env = "CLIPKEEP_MAX_CONNECTIONS")]
     pub max_connections: Option<NonZeroUsize>,
@@ -172,7 +172,8 @@ pub struct LimitArgs {
     #[arg(long, env = "CLIPKEEP_MAX_UNPACKED_MIB", default_value_t = 4096)]
     pub max_unpacked_mib: usize,
     /// Most MiB that a fit reads of a task's examples: features, or, for a model with the self-attention adapter, tokens, which
-    /// are 75 times as large (ViT-B/32) to 350 times (ViT-L/14). It takes up to three times as much memory.
+    /// are 75 times as large with ViT-B/32 and 770 times with ViT-L/14 at 336 pixels. It takes up to three times as much memory. A
+    /// job that was accepted where more was allowed fails.
     #[arg(long, env = "CLIPKEEP_MAX_FIT_MIB", default_value_t = 4096)]
     pub max_fit_mib: usize,
     /// How long a request may take, uploads and event streams aside, in seconds.
@@ -277,6 +278,7 @@ impl ServeConfig {
     pub fn connection_limits(&self) -> ConnectionLimits {
         let limits = self.http_limits();
         let twice = 2 * (limits.requests + limits.uploads() + limits.watches());
+        let twice = twice.max(64);
         ConnectionLimits {
             most: self.limits.max_connections.map_or(twice, NonZeroUsize::get),
             idle: Duration::from_secs(self.limits.idle_seconds.get().into()),

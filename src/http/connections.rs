@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::Request;
 use axum::serve::Listener;
+use futures::FutureExt as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -17,14 +18,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::interval;
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::metrics;
 
-/// How long a new connection waits for a place before the next of the others is asked to end.
+/// How long a new connection waits for a place before one more of the others is asked to end.
 const CROWDED: Duration = Duration::from_millis(20);
 
 /// Bounds on connections.
@@ -40,14 +41,15 @@ pub struct ConnectionLimits {
 ///
 /// A connection is closed when for [`ConnectionLimits::idle`] no request's head has arrived whole, or nobody has taken anything
 /// of an answer; a request under way may take as long as its handler lets it. Where all places are taken and one more
-/// arrives, the oldest are asked, one after another, to end when they have answered.
+/// arrives, the oldest are asked, one after another, to end when they have answered: at once where nothing has arrived of a
+/// next request. One that still waits for a place when `closing` is cancelled is not answered.
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
     limits: ConnectionLimits,
     closing: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(limits.most));
+    let places = Arc::new(Semaphore::new(limits.most.min(Semaphore::MAX_PERMITS)));
     let connection = Connection {
         router: router.with_state(()),
         idle: limits.idle,
@@ -58,9 +60,9 @@ pub async fn serve(
     loop {
         let (stream, _) = tokio::select! {
             accepted = Listener::accept(&mut listener) => accepted,
-            Some(_) = open.join_next() => continue,
             () = closing.cancelled() => break,
         };
+        while open.try_join_next().is_some() {}
         let place = tokio::select! {
             place = place(&places, &connection.crowded) => place,
             () = closing.cancelled() => break,
@@ -77,12 +79,18 @@ pub async fn serve(
 
 /// A place for one more connection.
 async fn place(places: &Arc<Semaphore>, crowded: &Notify) -> OwnedSemaphorePermit {
-    loop {
-        match timeout(CROWDED, Arc::clone(places).acquire_owned()).await {
-            Ok(place) => return place.expect("nobody closes the semaphore"),
-            Err(_) => crowded.notify_one(),
+    let mut free = pin!(Arc::clone(places).acquire_owned());
+    let mut need = interval(CROWDED);
+    let place = loop {
+        tokio::select! {
+            biased;
+            place = &mut free => break place,
+            _ = need.tick() => crowded.notify_one(),
         }
-    }
+    };
+    // Where all had been asked, the last word is still to be heard: not by the one that comes in now.
+    let _unheard = crowded.notified().now_or_never();
+    place.expect("nobody closes the semaphore")
 }
 
 /// A connection's place, and its part of the metrics.

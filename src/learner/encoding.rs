@@ -16,10 +16,22 @@ impl Learn<'_> {
     /// Turns every image that is left into features, saved chunk by chunk.
     pub(super) async fn encode(&mut self) -> Result<(), Stop> {
         let started = Instant::now();
-        let reads = self.model().await?.config.strategy.reads();
+        let model = self.model().await?;
+        let reads = model.config.strategy.reads();
         let limit = self.most_rows(reads);
         // Counted once: nobody but the lease's holder encodes a job's images.
         let counts = self.learner.store.example_counts(self.job.id).await?;
+        let most = self.learner.most_examples(&model);
+        if u64::from(counts.total) > most {
+            // It was accepted where more is allowed.
+            return Err(Stop::Failed {
+                code: "too_many_examples",
+                detail: format!(
+                    "a fit of this model holds {most} examples here, and the task has {}",
+                    counts.total
+                ),
+            });
+        }
         let mut done = counts.encoded + counts.discarded;
         loop {
             let share = f64::from(done) / f64::from(counts.total.max(1));

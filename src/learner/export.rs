@@ -3,8 +3,7 @@
 use bytes::Bytes;
 
 use super::Learner;
-use super::packing;
-use super::recall::RecallError;
+use super::recall::{RecallError, extended};
 use crate::adapter::{CodecError, Statistics, export, statistics};
 use crate::blocking;
 use crate::domain::{Digest, ModelName, VersionNumber};
@@ -62,7 +61,7 @@ impl Learner {
         let mut remembered = Statistics::default();
         for task in self.store.known(model, version).await? {
             let of_task = self.recall_task(model, version, task).await?;
-            let extended = packing::extended(remembered, of_task).await;
+            let extended = extended(remembered, of_task).await;
             remembered = extended.map_err(RecallError::from)?;
         }
         let digest = snapshot.digest();

@@ -94,17 +94,6 @@ impl<'a> Learn<'a> {
     /// The task's classes, and its examples once all are encoded.
     async fn lesson(&mut self) -> Result<(Vec<NewClass>, Arc<Examples>), Stop> {
         let classes = self.learner.store.job_classes(self.job.id).await?;
-        let most = self.learner.most_examples(&self.model().await?);
-        // It may have been accepted where more was allowed.
-        let total = self.learner.store.example_counts(self.job.id).await?.total;
-        if u64::from(total) > most {
-            return Err(Stop::Failed {
-                code: "too_many_examples",
-                detail: format!(
-                    "a fit holds at most {most} examples of this model here, and the task has {total}"
-                ),
-            });
-        }
         self.encode().await?;
         let examples = self.examples(&classes).await?;
         Ok((classes, Arc::new(examples)))

@@ -1,4 +1,4 @@
-//! Snapshots and statistics as the store keeps them. They may be large, so threads that may block make them.
+//! Snapshots and statistics as the store keeps them. They may be large, so threads that may block pack them.
 
 use crate::adapter::{CodecError, Snapshot, SnapshotError, Statistics, statistics};
 use crate::blocking;
@@ -16,9 +16,4 @@ pub(super) async fn pack(snapshot: Snapshot) -> Result<(Snapshot, Content), Snap
 /// What the store keeps of statistics.
 pub(super) async fn pack_statistics(of: Statistics) -> Result<Vec<u8>, CodecError> {
     blocking::run(move || statistics::encode(&of)).await
-}
-
-/// Statistics of some tasks, and of the next one after them.
-pub(super) async fn extended(mut sum: Statistics, next: Statistics) -> candle_core::Result<Statistics> {
-    blocking::run(move || sum.extend(next).map(|()| sum)).await
 }

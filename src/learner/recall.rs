@@ -1,7 +1,6 @@
 //! What a version remembers of the classes that it knows.
 
 use super::Learner;
-use super::packing;
 use super::stop::Stop;
 use crate::adapter::{CodecError, Statistics, statistics};
 use crate::blocking;
@@ -35,7 +34,7 @@ impl Learner {
         let mut remembered = Statistics::default();
         for task in self.store.known(model, version).await? {
             let of_task = self.recall_task(model, version, task).await?;
-            remembered = packing::extended(remembered, of_task.without_rows()).await?;
+            remembered = extended(remembered, of_task.without_rows()).await?;
         }
         Ok(remembered)
     }
@@ -52,6 +51,11 @@ impl Learner {
         let device = self.registry.device().clone();
         Ok(blocking::run(move || statistics::decode(&bytes, &device)).await?)
     }
+}
+
+/// Statistics of some tasks, and of the next one after them.
+pub(super) async fn extended(mut sum: Statistics, next: Statistics) -> candle_core::Result<Statistics> {
+    blocking::run(move || sum.extend(next).map(|()| sum)).await
 }
 
 impl From<RecallError> for Stop {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::learn::Learn;
 use super::packing;
-use super::recall::RecallError;
+use super::recall::{RecallError, extended};
 use super::stop::Stop;
 use crate::adapter::{Remaining, Ridge, Snapshot, Statistics, Unlearned, unlearn};
 use crate::blocking;
@@ -132,7 +132,7 @@ impl Learn<'_> {
                 of_task = remaining.statistics;
                 rest = of_task.clone();
             }
-            let extended = packing::extended(remembered, of_task.without_rows()).await;
+            let extended = extended(remembered, of_task.without_rows()).await;
             remembered = extended.map_err(RecallError::from)?;
         }
         let gone: HashSet<ClassId> = start.gone().iter().map(|class| class.id).collect();

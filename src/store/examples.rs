@@ -177,7 +177,7 @@ impl Store {
             "select position, class, split, digest, features from job_example
              where job = $1 and features is not null order by position",
         );
-        // Row by row: all of them are large, and are not held twice.
+        // Each is converted as it arrives, and not all of them at once on a thread that answers requests.
         let rows = rows.bind(job.to_string()).fetch(&self.reader);
         rows.map(|row| EncodedExample::try_from(row?)).try_collect().await
     }

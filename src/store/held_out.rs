@@ -1,6 +1,5 @@
 //! The held-out examples of a version's tasks, and how versions do on them.
 
-use futures::{StreamExt as _, TryStreamExt as _};
 use std::collections::HashMap;
 
 use super::Store;
@@ -8,6 +7,7 @@ use super::codec::{features, number, parse, version};
 use super::error::StoreError;
 use super::lineage::along_lineage;
 use crate::domain::{AccuracyMatrix, ClassId, Digest, Features, ModelName, Tally, VersionNumber};
+use futures::{StreamExt as _, TryStreamExt as _};
 
 /// A held-out example.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,7 +67,7 @@ impl Store {
             .bind(model.as_str())
             .bind(i64::from(number.0))
             .fetch(&self.reader);
-        // Row by row: all of them are large, and are not held twice.
+        // Each is converted as it arrives, and not all of them at once on a thread that answers requests.
         rows.map(|row| {
             let (class, digest, bytes) = row?;
             Ok(HeldOut {

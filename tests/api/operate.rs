@@ -126,6 +126,7 @@ async fn tells_how_it_is(database: Database) {
         "examples",
         "example_bytes",
         "examples_bytes",
+        "fit_bytes",
     ] {
         assert!(
             info["limits"][limit].as_u64().is_some_and(|value| value > 0),

@@ -43,10 +43,11 @@ async fn stopped_in(phase: &str, database: Database) {
 }
 
 async fn a_job_that_is_too_large_for_the_next_server_fails(database: Database) {
-    let app = TestApp::start(&database, &[]).await;
+    let app = TestApp::start(&database, &["--linger-seconds", "5"]).await;
     enrol(&app).await;
+    app.signal();
+    // Its worker has stopped: the job waits for the next server.
     let job = submitted(&app, "flora", lesson(&FLORA)).await;
-    watched(&app, &job, |job| job["phase"] == "encode").await;
     let app = app.restart_with(|config| config.limits.max_fit_mib = 0).await;
     let ended = app.end_of(&job).await;
     assert_eq!(

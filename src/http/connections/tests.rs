@@ -10,13 +10,13 @@ use futures::{StreamExt as _, stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 
 use super::*;
 
-const IDLE: Duration = Duration::from_millis(400);
+const IDLE: Duration = Duration::from_secs(1);
 /// How long the slow route takes.
-const SLOW: Duration = Duration::from_millis(1200);
+const SLOW: Duration = Duration::from_millis(1500);
 /// Far longer than anything here should take.
 const LONG: Duration = Duration::from_secs(20);
 const GET: &[u8] = b"GET /slow HTTP/1.1\r\nhost: here\r\n\r\n";
@@ -79,9 +79,9 @@ impl Server {
         Self::start(ConnectionLimits { most: 9, idle: IDLE }).await
     }
 
-    /// One with room for one, which is patient with it.
-    async fn crowded() -> Self {
-        Self::start(ConnectionLimits { most: 1, idle: LONG }).await
+    /// One with room for so many, which is patient with them.
+    async fn patient(most: usize) -> Self {
+        Self::start(ConnectionLimits { most, idle: LONG }).await
     }
 
     async fn connect_and_send(&self, bytes: &[u8]) -> TcpStream {
@@ -168,43 +168,52 @@ async fn who_stops_reading_is_let_go_of() {
 }
 
 #[tokio::test]
-async fn the_oldest_make_room_once_they_have_answered() {
-    let mut server = Server::crowded().await;
-    let started = Instant::now();
-    let mut idle = server.connect_and_send(GET).await;
-    read_answer(&mut idle).await;
-    let busy = server.connect_and_send(GET).await;
-    assert_eq!(
-        (server.next_event().await, server.next_event().await),
-        (Event::Asked, Event::Asked)
-    );
+async fn the_oldest_makes_room_for_one_more() {
+    let server = Server::patient(2).await;
+    let [mut oldest, mut newer] = [
+        server.connect_and_send(GET).await,
+        server.connect_and_send(GET).await,
+    ];
+    tokio::join!(read_answer(&mut oldest), read_answer(&mut newer));
     let mut last = server.connect_and_send(GET).await;
-    assert_eq!(read_to_end(idle).await, "", "closed for the second");
-    assert!(
-        read_to_end(busy).await.ends_with("done"),
-        "and that one for the third"
-    );
+    assert_eq!(read_to_end(oldest).await, "", "it is closed");
+    newer.write_all(GET).await.expect("sent");
+    tokio::join!(read_answer(&mut newer), read_answer(&mut last));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn who_is_busy_makes_room_once_it_is_answered_and_the_next_may_take_its_time() {
+    let mut server = Server::patient(1).await;
+    let busy = server.connect_and_send(GET).await;
+    assert_eq!(server.next_event().await, Event::Asked);
+    let mut last = server.connect_and_send(b"").await;
+    assert!(read_to_end(busy).await.ends_with("done"));
+    sleep(SLOW).await;
+    last.write_all(GET).await.expect("sent");
     read_answer(&mut last).await;
-    assert!(started.elapsed() >= 3 * SLOW, "one at a time");
     server.stop().await;
 }
 
 #[tokio::test]
 async fn closing_ends_what_is_idle_at_once_and_lets_the_rest_finish() {
-    let mut server = Server::impatient().await;
+    let mut server = Server::patient(9).await;
     let (idle, busy) = (
         server.connect_and_send(b"").await,
         server.connect_and_send(GET).await,
     );
     assert_eq!(server.next_event().await, Event::Asked);
-    let (answer, ()) = tokio::join!(read_to_end(busy), server.stop());
-    assert!(answer.ends_with("done"), "{answer}");
+    server.closing.cancel();
     assert_eq!(read_to_end(idle).await, "");
+    let early = timeout(Duration::ZERO, busy.readable()).await;
+    assert!(early.is_err(), "the other one is still being answered");
+    assert!(read_to_end(busy).await.ends_with("done"));
+    server.stop().await;
 }
 
 #[tokio::test]
 async fn a_server_that_is_dropped_cuts_off_what_is_under_way() {
-    let mut server = Server::crowded().await;
+    let mut server = Server::patient(9).await;
     let busy = server.connect_and_send(GET).await;
     assert_eq!(server.next_event().await, Event::Asked);
     server.running.abort();
