@@ -18,14 +18,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::interval;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::metrics;
 
-/// How long a new connection waits for a place before one more of the others is asked to end.
+/// How long a new connection waits for a place before one more of the others is asked to end; and how long one that has
+/// a place is not asked.
 const CROWDED: Duration = Duration::from_millis(20);
 
 /// Bounds on connections.
@@ -81,6 +82,8 @@ pub async fn serve(
 async fn place(places: &Arc<Semaphore>, crowded: &Notify) -> OwnedSemaphorePermit {
     let mut free = pin!(Arc::clone(places).acquire_owned());
     let mut need = interval(CROWDED);
+    // One at a time, also where this comes late.
+    need.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let place = loop {
         tokio::select! {
             biased;
@@ -138,9 +141,13 @@ impl Connection {
             .header_read_timeout(self.idle)
             .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let mut connection = pin!(connection);
+        let asked_to_end = async {
+            sleep(CROWDED).await;
+            self.crowded.notified().await;
+        };
         let told_to_end = async {
             tokio::select! {
-                () = self.crowded.notified() => {}
+                () = asked_to_end => {}
                 () = self.closing.cancelled() => {}
             }
         };

@@ -10,7 +10,7 @@ use futures::{StreamExt as _, stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::*;
 
@@ -170,10 +170,9 @@ async fn who_stops_reading_is_let_go_of() {
 #[tokio::test]
 async fn the_oldest_makes_room_for_one_more() {
     let server = Server::patient(2).await;
-    let [mut oldest, mut newer] = [
-        server.connect_and_send(GET).await,
-        server.connect_and_send(GET).await,
-    ];
+    let mut oldest = server.connect_and_send(GET).await;
+    sleep(2 * CROWDED).await;
+    let mut newer = server.connect_and_send(GET).await;
     tokio::join!(read_answer(&mut oldest), read_answer(&mut newer));
     let mut last = server.connect_and_send(GET).await;
     assert_eq!(read_to_end(oldest).await, "", "it is closed");
