@@ -172,8 +172,9 @@ pub struct LimitArgs {
     #[arg(long, env = "CLIPKEEP_MAX_UNPACKED_MIB", default_value_t = 4096)]
     pub max_unpacked_mib: usize,
     /// Most MiB that a fit reads of a task's examples: features, or, for a model with the self-attention adapter, tokens, which
-    /// are 75 times as large with ViT-B/32 and 770 times with ViT-L/14 at 336 pixels. It takes up to three times as much memory. A
-    /// job that was accepted where more was allowed fails.
+    /// are 75 times as large with ViT-B/32 and 770 times with ViT-L/14 at 336 pixels. It takes more memory
+    /// than that: they are held in float16, too, and features once more as embeddings. A job that was accepted where more was
+    /// allowed fails.
     #[arg(long, env = "CLIPKEEP_MAX_FIT_MIB", default_value_t = 4096)]
     pub max_fit_mib: usize,
     /// How long a request may take, uploads and event streams aside, in seconds.

@@ -12,7 +12,7 @@ pub struct Content {
 }
 
 impl Content {
-    /// These bytes. It takes about a second for each gigabyte.
+    /// These bytes. Where they are many, it takes a while.
     pub fn of(bytes: Vec<u8>) -> Self {
         let digest = Digest::of(&bytes);
         Self { bytes, digest }

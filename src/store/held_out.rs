@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
+use futures::{StreamExt as _, TryStreamExt as _};
+
 use super::Store;
 use super::codec::{features, number, parse, version};
 use super::error::StoreError;
 use super::lineage::along_lineage;
 use crate::domain::{AccuracyMatrix, ClassId, Digest, Features, ModelName, Tally, VersionNumber};
-use futures::{StreamExt as _, TryStreamExt as _};
 
 /// A held-out example.
 #[derive(Debug, Clone, PartialEq)]

@@ -90,6 +90,13 @@ impl Server {
         stream
     }
 
+    /// A connection whose request is being answered, slowly.
+    async fn connect_and_be_busy(&mut self) -> TcpStream {
+        let stream = self.connect_and_send(GET).await;
+        assert_eq!(self.next_event().await, Event::Asked);
+        stream
+    }
+
     async fn next_event(&mut self) -> Event {
         let event = timeout(LONG, self.events.recv()).await;
         event.expect("in time").expect("the server runs")
@@ -184,8 +191,7 @@ async fn the_oldest_makes_room_for_one_more() {
 #[tokio::test]
 async fn who_is_busy_makes_room_once_it_is_answered_and_the_next_may_take_its_time() {
     let mut server = Server::patient(1).await;
-    let busy = server.connect_and_send(GET).await;
-    assert_eq!(server.next_event().await, Event::Asked);
+    let busy = server.connect_and_be_busy().await;
     let mut last = server.connect_and_send(b"").await;
     assert!(read_to_end(busy).await.ends_with("done"));
     sleep(SLOW).await;
@@ -199,9 +205,8 @@ async fn closing_ends_what_is_idle_at_once_and_lets_the_rest_finish() {
     let mut server = Server::patient(9).await;
     let (idle, busy) = (
         server.connect_and_send(b"").await,
-        server.connect_and_send(GET).await,
+        server.connect_and_be_busy().await,
     );
-    assert_eq!(server.next_event().await, Event::Asked);
     server.closing.cancel();
     assert_eq!(read_to_end(idle).await, "");
     let early = timeout(Duration::ZERO, busy.readable()).await;
@@ -213,8 +218,7 @@ async fn closing_ends_what_is_idle_at_once_and_lets_the_rest_finish() {
 #[tokio::test]
 async fn a_server_that_is_dropped_cuts_off_what_is_under_way() {
     let mut server = Server::patient(9).await;
-    let busy = server.connect_and_send(GET).await;
-    assert_eq!(server.next_event().await, Event::Asked);
+    let busy = server.connect_and_be_busy().await;
     server.running.abort();
     assert_eq!(read_to_end(busy).await, "");
 }
