@@ -1,5 +1,14 @@
 # What the other scripts share; they source it.
 
+# Installs what a build needs besides Rust, where it is missing.
+install_build_tools() {
+    local packages=()
+    command -v cc >/dev/null || packages+=(gcc libc6-dev)
+    command -v cmake >/dev/null || packages+=(cmake make)
+    command -v nasm >/dev/null || [[ $(uname -m) != x86_64 ]] || packages+=(nasm)
+    ((${#packages[@]} == 0)) || install_packages "${packages[@]}"
+}
+
 # Installs Debian packages. Where it may not, says which ones are missing.
 install_packages() {
     local as_root=()

@@ -119,14 +119,20 @@ impl Served {
     }
 }
 
-type Slot = watch::Sender<Served>;
+/// A model that is served.
+#[derive(Clone)]
+struct Slot {
+    /// Said when it was created, and never changed.
+    config: Arc<ModelConfig>,
+    served: watch::Sender<Served>,
+}
 
 /// The owner of what serves.
 pub struct Registry {
     store: Store,
     device: Device,
     backbone: Digest,
-    active: RwLock<HashMap<ModelName, Slot>>,
+    slots: RwLock<HashMap<ModelName, Slot>>,
     pinned: Mutex<LruCache<(ModelName, VersionNumber), Arc<Serving>>>,
     following: tokio::sync::Mutex<()>,
 }
@@ -138,7 +144,7 @@ impl Registry {
             store,
             device,
             backbone,
-            active: RwLock::default(),
+            slots: RwLock::default(),
             pinned: Mutex::new(LruCache::new(pinned)),
             following: tokio::sync::Mutex::default(),
         }
@@ -183,10 +189,10 @@ impl Registry {
     pub async fn follow(&self, model: &ModelName) -> Result<(), RegistryError> {
         let _turn = self.following.lock().await;
         let unknown = || RegistryError::UnknownModel(model.clone());
-        let active = self.store.model(model).await?.ok_or_else(unknown)?.active;
-        let slot = self.slot(model);
+        let stored = self.store.model(model).await?.ok_or_else(unknown)?;
+        let slot = self.slot(&stored).served;
         let served = slot.borrow().number();
-        let Some(number) = active.filter(|&active| served != Some(active)) else {
+        let Some(number) = stored.active.filter(|&active| served != Some(active)) else {
             return Ok(());
         };
         let serving = match self.version(model, number).await {
@@ -237,8 +243,22 @@ impl Registry {
         now: Timestamp,
     ) -> Result<Model, CreateModelError> {
         let model = self.store.create_model(name, config, now).await?;
-        self.slot(name);
+        self.slot(&model);
         Ok(model)
+    }
+
+    /// How a model is configured.
+    ///
+    /// # Errors
+    /// When there is no such model, or it is not served yet and the store fails.
+    pub async fn config(&self, model: &ModelName) -> Result<Arc<ModelConfig>, RegistryError> {
+        if let Some(slot) = self.known(model) {
+            return Ok(slot.config);
+        }
+        // Another server may have made it a moment ago.
+        let stored = self.store.model(model).await?;
+        let stored = stored.ok_or_else(|| RegistryError::UnknownModel(model.clone()))?;
+        Ok(Arc::new(stored.config))
     }
 
     /// What answers for a model now; `None` inside until its first task is learned.
@@ -345,26 +365,26 @@ impl Registry {
     }
 
     fn served(&self, model: &ModelName) -> Result<Served, RegistryError> {
-        let active = self.active.read().unwrap_or_else(PoisonError::into_inner);
-        let slot = active.get(model);
-        slot.map(|slot| slot.borrow().clone())
+        let slot = self.known(model);
+        slot.map(|slot| slot.served.borrow().clone())
             .ok_or_else(|| RegistryError::UnknownModel(model.clone()))
     }
 
-    /// The model's slot, made where it is missing: only for models that the store knows.
-    fn slot(&self, model: &ModelName) -> Slot {
-        if let Some(slot) = self
-            .active
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(model)
-        {
-            return slot.clone();
+    fn known(&self, model: &ModelName) -> Option<Slot> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        slots.get(model).cloned()
+    }
+
+    /// The model's slot, made where it is missing.
+    fn slot(&self, model: &Model) -> Slot {
+        if let Some(slot) = self.known(&model.name) {
+            return slot;
         }
-        let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
-        active
-            .entry(model.clone())
-            .or_insert_with(|| watch::channel(Served::Nothing).0)
-            .clone()
+        let made = || Slot {
+            config: Arc::new(model.config.clone()),
+            served: watch::channel(Served::Nothing).0,
+        };
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        slots.entry(model.name.clone()).or_insert_with(made).clone()
     }
 }

@@ -1,16 +1,16 @@
-//! Whether a JPEG is all there, and large ones decoded smaller.
+//! JPEGs: whether one is all there, and its pixels, of large ones fewer.
 //!
-//! Owner: `decode`. The decoder fills with grey what a cut-off file lacks, and a server that classifies, or learns
+//! Owner: `decode`. Decoders fill with grey what a cut-off file lacks, and a server that classifies, or learns
 //! from, half a picture is wrong without anyone noticing. So the markers are walked first, as libjpeg (and with it
 //! Pillow, which refuses what lacks its end) walks them: ITU-T T.81, annex B.
 //!
-//! Of a block of 8 × 8 pixels its lower frequencies alone make one of 4 × 4, 2 × 2 or 1 × 1. A photograph of 12 megapixels
-//! is brought to a few hundred pixels a side in any case; that way most of the decoding and of the resizing is saved. Pillow's
-//! `draft` does the same. `image` cannot, and `jpeg-decoder` can: it decodes these and no others. Sides of what it decodes are
-//! rounded up, so that where eight does not divide a picture's, it comes out stretched by less than one pixel of the smaller one.
+//! Pixels are libjpeg-turbo's, and so Pillow's. Of a block of 8 × 8 pixels its lower frequencies alone make one of 4 × 4,
+//! 2 × 2 or 1 × 1. A photograph of 12 megapixels is brought to a few hundred pixels a side in any case; that way most of
+//! the decoding and of the resizing is saved, as by Pillow's `draft`. Sides of what is decoded smaller are rounded up, so that
+//! where eight does not divide a picture's, it comes out stretched by less than one pixel of the smaller one.
 
 use image::RgbImage;
-use jpeg_decoder::{Decoder, PixelFormat};
+use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat, ScalingFactor};
 
 use super::resize::Size;
 
@@ -18,7 +18,7 @@ use super::resize::Size;
 /// resizing that decides on the pixels.
 const MARGIN: usize = 2;
 
-/// Most scans of a picture that is decoded smaller. Each is a pass over all its blocks, however little it says.
+/// Most scans of a picture that is decoded here. Each is a pass over all its blocks, however little it says.
 const SCANS: usize = 100;
 
 /// The bytes that every JPEG starts with, and nothing else that is decoded here.
@@ -27,7 +27,6 @@ const START: [u8; 3] = [0xff, SOI, 0xff];
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
-const APP14: u8 = 0xee;
 /// Stands alone, as restarts do; used by arithmetic coding.
 const TEM: u8 = 0x01;
 
@@ -38,8 +37,6 @@ pub(super) struct Markers {
     /// there.
     pub(super) is_whole: bool,
     scans: usize,
-    /// Whether Adobe's segment says that its three components are red, green and blue, which decoders disagree on.
-    is_plain_rgb: bool,
 }
 
 /// Walks the markers of a JPEG; `None` where `bytes` are something else.
@@ -50,7 +47,6 @@ pub(super) fn markers(bytes: &[u8]) -> Option<Markers> {
     let mut found = Markers {
         is_whole: false,
         scans: 0,
-        is_plain_rgb: false,
     };
     let mut rest = &bytes[2..];
     while let Some((marker, after)) = next_marker(rest) {
@@ -63,11 +59,10 @@ pub(super) fn markers(bytes: &[u8]) -> Option<Markers> {
             // The coded data of a scan follows its header and holds no markers but restarts, so that the search for
             // the next marker passes over it.
             _ => {
-                let Some((segment, after)) = segment(after) else {
+                let Some(after) = behind_segment(after) else {
                     break;
                 };
                 found.scans += usize::from(marker == SOS);
-                found.is_plain_rgb |= marker == APP14 && is_without_transform(segment);
                 after
             }
         };
@@ -75,43 +70,46 @@ pub(super) fn markers(bytes: &[u8]) -> Option<Markers> {
     Some(found)
 }
 
-/// A whole JPEG of `size` at a half, a quarter or an eighth of it, rounded up, whichever is the smallest that leaves twice
-/// `wanted`; `None` where none does, or where it is one that is decoded in another way: of inks, of more than 8 bits, of many
-/// scans, damaged. At most 9 bytes are allocated for each of its pixels: coefficients, where they come in several scans.
-pub(super) fn reduced(bytes: &[u8], markers: Markers, size: Size, wanted: Size) -> Option<RgbImage> {
-    if markers.scans > SCANS || markers.is_plain_rgb {
+/// A whole JPEG of `size`; or at a half, a quarter or an eighth of it, rounded up, where that leaves [`MARGIN`] times `wanted`.
+/// `None` where it is one that libjpeg-turbo refuses or warns of, that is of inks, or of many scans. At most 9 bytes are
+/// allocated for each of its pixels: 6 of coefficients, where they come in several scans.
+pub(super) fn decoded(bytes: &[u8], markers: Markers, size: Size, wanted: Size) -> Option<RgbImage> {
+    if markers.scans > SCANS {
         return None;
     }
-    let eighths = eighths(size, wanted)?;
-    let side = |pixels: usize| u16::try_from((pixels * eighths).div_ceil(8)).ok();
-    let sides = (side(size.width)?, side(size.height)?);
-    let mut decoder = Decoder::new(bytes);
-    if decoder.scale(sides.0, sides.1).ok()? != sides {
+    let scale = ScalingFactor::new(eighths(size, wanted), 8);
+    let mut decoder = Decompressor::new().ok()?;
+    let header = decoder.read_header(bytes).ok()?;
+    let has_colors = matches!(
+        header.colorspace,
+        Colorspace::RGB | Colorspace::YCbCr | Colorspace::Gray
+    );
+    if !has_colors || [header.width, header.height] != [size.width, size.height] {
         return None;
     }
-    let channels = match decoder.info()?.pixel_format {
-        PixelFormat::L8 => 1,
-        PixelFormat::RGB24 => 3,
-        PixelFormat::L16 | PixelFormat::CMYK32 => return None,
+    decoder.set_scaling_factor(scale).ok()?;
+    let [width, height] = [size.width, size.height].map(|side| scale.scale(side));
+    let mut picture = RgbImage::new(width.try_into().ok()?, height.try_into().ok()?);
+    let pixels = Image {
+        pixels: &mut *picture,
+        width,
+        pitch: 3 * width,
+        height,
+        format: PixelFormat::RGB,
     };
-    let pixels = decoder.decode().ok()?;
-    let pixels = if channels == 1 {
-        pixels.into_iter().flat_map(|grey| [grey; 3]).collect()
-    } else {
-        pixels
-    };
-    RgbImage::from_raw(sides.0.into(), sides.1.into(), pixels)
+    decoder.decompress(bytes, pixels).ok()?;
+    Some(picture)
 }
 
-/// The least part of a picture's sides, in eighths, that is still [`MARGIN`] times what is wanted; `None` if only the whole is.
-fn eighths(size: Size, wanted: Size) -> Option<usize> {
+/// The least part of a picture's sides, in eighths, that is still [`MARGIN`] times what is wanted; all of it where none is.
+fn eighths(size: Size, wanted: Size) -> usize {
     let leaves_enough = |eighths: &usize| {
         let sides = [(size.width, wanted.width), (size.height, wanted.height)];
         sides
             .into_iter()
             .all(|(side, wanted)| side * eighths >= 8 * MARGIN * wanted)
     };
-    [1, 2, 4].into_iter().find(leaves_enough)
+    [1, 2, 4].into_iter().find(leaves_enough).unwrap_or(8)
 }
 
 /// The next marker and what follows it. Bytes that belong to none are passed over: stuffed zeros, fill bytes, the coded
@@ -128,16 +126,10 @@ fn next_marker(bytes: &[u8]) -> Option<(u8, &[u8])> {
     }
 }
 
-/// A segment's content and what follows it; `None` where it is longer than the file, or shorter than its own length field.
-fn segment(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+/// What follows a segment; `None` where it is longer than the file, or shorter than its own length field.
+fn behind_segment(bytes: &[u8]) -> Option<&[u8]> {
     let length = usize::from(u16::from_be_bytes(*bytes.first_chunk()?));
-    let (segment, after) = bytes.split_at_checked(length)?;
-    Some((segment.get(2..)?, after))
-}
-
-/// Whether a segment is Adobe's and says that colours were not transformed.
-fn is_without_transform(segment: &[u8]) -> bool {
-    segment.starts_with(b"Adobe") && segment.get(11) == Some(&0)
+    if length < 2 { None } else { bytes.get(length..) }
 }
 
 #[cfg(test)]
@@ -167,12 +159,12 @@ mod tests {
     #[test]
     fn pictures_are_decoded_smaller_as_long_as_twice_the_target_is_left() {
         let of = |width, height| eighths(size(width, height), size(298, 224));
-        assert_eq!(of(4768, 3584), Some(1));
-        assert_eq!(of(4767, 3584), Some(2));
-        assert_eq!(of(2384, 1792), Some(2));
-        assert_eq!(of(2383, 1792), Some(4));
-        assert_eq!(of(1192, 896), Some(4));
-        assert_eq!(of(1192, 895), None, "both sides count");
+        assert_eq!(of(4768, 3584), 1);
+        assert_eq!(of(4767, 3584), 2);
+        assert_eq!(of(2384, 1792), 2);
+        assert_eq!(of(2383, 1792), 4);
+        assert_eq!(of(1192, 896), 4);
+        assert_eq!(of(1192, 895), 8, "both sides count");
     }
 
     /// A soft pattern as a JPEG, and the picture that it is of.
@@ -194,17 +186,17 @@ mod tests {
         jpeg.into_inner()
     }
 
-    fn smaller(jpeg: &[u8], whole: Size, wanted: Size) -> Option<RgbImage> {
-        reduced(jpeg, markers(jpeg)?, whole, wanted)
+    fn of_markers(jpeg: &[u8], whole: Size, wanted: Size) -> Option<RgbImage> {
+        decoded(jpeg, markers(jpeg)?, whole, wanted)
     }
 
-    /// The largest distance of a pixel at a part of a picture's size from the mean of those that it stands for, where all of
-    /// them exist.
+    /// The largest distance of a pixel at a part of a picture's size from the mean of those that it stands for by `image`'s
+    /// decoder, where all of them exist.
     fn furthest_from_means(jpeg: &[u8], eighths: usize) -> f64 {
         let full = image::load_from_memory(jpeg).expect("decoded").into_rgb8();
         let [width, height] = [full.width() as usize, full.height() as usize];
         let wanted = size(width * eighths / 16, height * eighths / 16);
-        let found = smaller(jpeg, size(width, height), wanted).expect("decoded smaller");
+        let found = of_markers(jpeg, size(width, height), wanted).expect("decoded smaller");
         let sides = [width, height].map(|side| (side * eighths).div_ceil(8) as u32);
         assert_eq!([found.width(), found.height()], sides);
         let edge = 8 / eighths as u32;
@@ -224,8 +216,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_decoded_smaller_is_the_picture() {
-        for (eighths, channels) in [(1, 3), (2, 3), (4, 3), (2, 1)] {
+    fn what_is_decoded_is_the_picture() {
+        for (eighths, channels) in [(1, 3), (2, 3), (4, 3), (2, 1), (8, 3), (8, 1)] {
             let furthest = furthest_from_means(&pattern(803, 605, channels), eighths);
             assert!(furthest < 4.0, "{furthest} of 255 at {eighths}/8");
         }
@@ -237,12 +229,13 @@ mod tests {
     }
 
     #[test]
-    fn subsampled_progressive_and_grey_pictures_are_decoded_smaller() {
-        // Hard edges, which lower frequencies alone cannot follow, next to which the mean of few pixels is one of many.
+    fn subsampled_progressive_and_grey_pictures_are_decoded() {
         for name in ["photo-444.jpg", "photo.jpg", "progressive.jpg", "grey.jpg"] {
-            for eighths in [1, 2, 4] {
+            // Of a part there are hard edges, which lower frequencies alone cannot follow, next to which the mean of few
+            // pixels is one of many.
+            for (eighths, bound) in [(1, 24.0), (2, 24.0), (4, 24.0), (8, 5.0)] {
                 let furthest = furthest_from_means(&pinned(name), eighths);
-                assert!(furthest < 24.0, "{name}: {furthest} of 255 at {eighths}/8");
+                assert!(furthest < bound, "{name}: {furthest} of 255 at {eighths}/8");
             }
         }
     }
@@ -253,18 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_decoded_smaller_is_left_to_others() {
-        let jpeg = pattern(160, 120, 3);
-        let (whole, small, near) = (size(160, 120), size(20, 15), size(80, 60));
-        assert!(smaller(&jpeg, whole, small).is_some());
-        assert!(smaller(&jpeg, whole, near).is_none(), "not large enough");
-        assert!(smaller(&jpeg, size(168, 120), small).is_none(), "another picture");
-        assert!(smaller(&jpeg[..200], whole, small).is_none(), "damaged");
-        assert!(smaller(b"GIF89a", whole, small).is_none(), "another format");
-        let cmyk = pinned("cmyk.jpg");
-        let picture = image::load_from_memory(&cmyk).expect("decoded");
-        let inks = size(picture.width() as usize, picture.height() as usize);
-        assert!(smaller(&cmyk, inks, size(1, 1)).is_none(), "inks");
+    fn adobe_says_whether_three_components_are_red_green_and_blue() {
         let adobe = |transform| {
             [
                 b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00".as_slice(),
@@ -272,11 +254,49 @@ mod tests {
             ]
             .concat()
         };
-        assert!(smaller(&with_segment(&jpeg, &adobe(1)), whole, small).is_some());
-        assert!(
-            smaller(&with_segment(&jpeg, &adobe(0)), whole, small).is_none(),
-            "no transform"
-        );
+        // A grey picture in three components: by luminance, or as red with two middling colors.
+        let grey = RgbImage::from_pixel(16, 16, image::Rgb([200; 3]));
+        let mut jpeg = std::io::Cursor::new(Vec::new());
+        grey.write_to(&mut jpeg, image::ImageFormat::Jpeg)
+            .expect("a JPEG");
+        let jpeg = without_jfif(jpeg.get_ref());
+        let pixel = |transform| {
+            let jpeg = with_segment(&jpeg, &adobe(transform));
+            let whole = size(16, 16);
+            of_markers(&jpeg, whole, whole).expect("decoded")[(8, 8)].0
+        };
+        let near = |found: [u8; 3], wanted: [u8; 3]| {
+            let apart = found.iter().zip(wanted).map(|(a, b)| a.abs_diff(b)).max();
+            assert!(apart < Some(3), "{found:?} instead of {wanted:?}");
+        };
+        near(pixel(1), [200; 3]);
+        near(pixel(0), [200, 128, 128]);
+    }
+
+    /// A JPEG without its JFIF segment, which comes first, and says for itself what components are.
+    fn without_jfif(jpeg: &[u8]) -> Vec<u8> {
+        assert_eq!(jpeg[2..4], [0xff, 0xe0]);
+        let length = usize::from(u16::from_be_bytes([jpeg[4], jpeg[5]]));
+        [&jpeg[..2], &jpeg[4 + length..]].concat()
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_here_is_left_to_others() {
+        let jpeg = pattern(160, 120, 3);
+        let (whole, small) = (size(160, 120), size(20, 15));
+        for wanted in [small, whole] {
+            assert!(of_markers(&jpeg, whole, wanted).is_some());
+            assert!(
+                of_markers(&jpeg, size(168, 120), wanted).is_none(),
+                "another picture"
+            );
+            assert!(of_markers(&jpeg[..200], whole, wanted).is_none(), "damaged");
+            assert!(of_markers(b"GIF89a", whole, wanted).is_none(), "another format");
+        }
+        let cmyk = pinned("cmyk.jpg");
+        let picture = image::load_from_memory(&cmyk).expect("decoded");
+        let inks = size(picture.width() as usize, picture.height() as usize);
+        assert!(of_markers(&cmyk, inks, size(1, 1)).is_none(), "inks");
     }
 
     #[test]
@@ -284,13 +304,13 @@ mod tests {
         let jpeg = pinned("progressive.jpg");
         let picture = image::load_from_memory(&jpeg).expect("decoded");
         let whole = size(picture.width() as usize, picture.height() as usize);
-        assert!(smaller(&jpeg, whole, size(4, 4)).is_some());
+        assert!(of_markers(&jpeg, whole, size(4, 4)).is_some());
         // Says nothing, of one component, and is a pass over all its blocks.
         let scan = [0xff, SOS, 0, 8, 1, 1, 0, 1, 5, 0x10];
         let end = jpeg.len() - 2;
         let many = [&jpeg[..end], &scan.repeat(SCANS), &jpeg[end..]].concat();
         assert!(markers(&many).is_some_and(|found| found.is_whole && found.scans > SCANS));
-        assert!(smaller(&many, whole, size(4, 4)).is_none());
+        assert!(of_markers(&many, whole, size(4, 4)).is_none());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `POST /v1/models/{model}/classify`: images in, the most probable classes out.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -172,18 +173,18 @@ impl Answerer {
                 format!("at most {} labels", api.limits.labels),
             ));
         }
-        let twice = |(place, label): &(usize, &Label)| labels[..*place].contains(*label);
-        if let Some((_, label)) = labels.iter().enumerate().find(twice) {
+        let mut seen = HashSet::with_capacity(labels.len());
+        if let Some(label) = labels.iter().find(|label| !seen.insert(*label)) {
             return Err(Problem::invalid(
                 "duplicate_label",
                 format!("label {label} is given twice"),
             ));
         }
-        let config = api.model(model).await?.config;
+        let config = api.registry.config(model).await?;
         let words: Vec<String> = labels.iter().map(Label::words).collect();
         let head = api
             .engine
-            .zero_shot(words, config.templates, Priority::Interactive)
+            .zero_shot(words, config.templates.clone(), Priority::Interactive)
             .await?;
         Ok(Self::Labels { labels, head })
     }

@@ -1,16 +1,23 @@
 //! The first phase of a job: every image becomes what the model's strategy reads of it, features or tokens, saved chunk
-//! by chunk. Below and in the store both are called features.
+//! by chunk. Below and in the store both are called features. A chunk is decoded while the one before it is encoded.
 
 use std::time::Instant;
 
-use futures::future::join_all;
+use futures::future::{try_join, try_join_all};
 
 use super::learn::Learn;
 use super::stop::{Stop, causes, held};
 use super::{Learner, LearnerConfig};
 use crate::domain::{Features, Phase, Reads};
-use crate::engine::{Asked, EngineError, Priority};
+use crate::engine::{Asked, EngineError, Pixels, Priority};
 use crate::store::PendingExample;
+
+/// Images that are encoded together, and where the next ones begin.
+struct Chunk {
+    /// Position, and pixels or why there are none.
+    images: Vec<(u32, Result<Pixels, String>)>,
+    end: u32,
+}
 
 impl Learn<'_> {
     /// Turns every image that is left into features, saved chunk by chunk.
@@ -33,19 +40,16 @@ impl Learn<'_> {
             });
         }
         let mut done = counts.encoded + counts.discarded;
+        let mut chunk = self.next_chunk(0, limit).await?;
         loop {
             let share = f64::from(done) / f64::from(counts.total.max(1));
             self.report(Phase::Encode, share, None).await?;
-            let chunk = self
-                .learner
-                .store
-                .pending_images(self.job.id, limit, self.learner.config.chunk_bytes)
-                .await?;
-            if chunk.is_empty() {
+            let Some(decoded) = chunk else {
                 break;
-            }
-            done += chunk.len() as u32;
-            self.encode_chunk(chunk, reads).await?;
+            };
+            done += decoded.images.len() as u32;
+            let next = self.next_chunk(decoded.end, limit);
+            chunk = try_join(next, self.encode_chunk(decoded, reads)).await?.0;
         }
         self.took("encode", started);
         Ok(())
@@ -61,24 +65,44 @@ impl Learn<'_> {
         chunk.min(u32::try_from(fit).unwrap_or(u32::MAX)).max(1)
     }
 
-    async fn encode_chunk(&mut self, chunk: Vec<PendingExample>, reads: Reads) -> Result<(), Stop> {
-        let engine = &self.learner.engine;
-        let decode = |example: PendingExample| async move {
-            (
-                example.position,
-                engine.decode(example.image.into(), Priority::Background).await,
-            )
+    /// The next images from a position on, decoded; `None` where there are no more.
+    async fn next_chunk(&self, from: u32, limit: u32) -> Result<Option<Chunk>, Stop> {
+        let Learner {
+            store,
+            engine,
+            config,
+            ..
+        } = self.learner;
+        let pending = store
+            .pending_images(self.job.id, from, limit, config.chunk_bytes)
+            .await?;
+        let Some(last) = pending.last() else {
+            return Ok(None);
         };
-        let mut positions = Vec::with_capacity(chunk.len());
-        let mut pixels = Vec::with_capacity(chunk.len());
-        for (position, decoded) in join_all(chunk.into_iter().map(decode)).await {
-            match decoded {
+        let end = last.position + 1;
+        let decode = |example: PendingExample| async move {
+            let image = match engine.decode(example.image.into(), Priority::Background).await {
+                Ok(pixels) => Ok(pixels),
+                Err(EngineError::Image(error)) => Err(causes(&error)),
+                Err(error) => return Err(error),
+            };
+            Ok((example.position, image))
+        };
+        let images = try_join_all(pending.into_iter().map(decode)).await?;
+        Ok(Some(Chunk { images, end }))
+    }
+
+    async fn encode_chunk(&self, chunk: Chunk, reads: Reads) -> Result<(), Stop> {
+        let engine = &self.learner.engine;
+        let mut positions = Vec::with_capacity(chunk.images.len());
+        let mut pixels = Vec::with_capacity(chunk.images.len());
+        for (position, image) in chunk.images {
+            match image {
                 Ok(image) => {
                     positions.push(position);
                     pixels.push(image);
                 }
-                Err(EngineError::Image(error)) => self.discard(position, &causes(&error)).await?,
-                Err(error) => return Err(error.into()),
+                Err(why) => self.discard(position, &why).await?,
             }
         }
         let outputs = engine

@@ -83,18 +83,19 @@ impl Store {
         })
     }
 
-    /// The first images of a job that wait to be encoded, in order: at most `limit`, and no more than `bytes` of them
-    /// together unless the first alone is larger.
+    /// The first images of a job that wait to be encoded, of those at position `from` and behind it, in order: at most `limit`, and
+    /// no more than `bytes` of them together unless the first alone is larger.
     pub async fn pending_images(
         &self,
         job: JobId,
+        from: u32,
         limit: u32,
         bytes: u64,
     ) -> Result<Vec<PendingExample>, StoreError> {
         let rows: Vec<PendingRow> = sqlx::query_as(
             "with waiting as (
                  select position, length(image) as size from job_example
-                 where job = $1 and image is not null order by position limit $2),
+                 where job = $1 and position >= $4 and image is not null order by position limit $2),
              summed as (
                  select position, size, sum(size) over (order by position) as total from waiting)
              select position, class, split, digest, image from job_example
@@ -105,6 +106,7 @@ impl Store {
         .bind(job.to_string())
         .bind(i64::from(limit))
         .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
+        .bind(i64::from(from))
         .fetch_all(&self.reader)
         .await?;
         rows.into_iter().map(PendingExample::try_from).collect()

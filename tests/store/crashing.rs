@@ -103,7 +103,10 @@ async fn step(store: &Store, owner: &Owner) -> bool {
         return false;
     };
     assert_eq!(job.state, JobState::Running);
-    let pending = store.pending_images(job.id, 9, u64::MAX).await.expect("answers");
+    let pending = store
+        .pending_images(job.id, 0, 9, u64::MAX)
+        .await
+        .expect("answers");
     let encoded: Vec<_> = pending
         .iter()
         .map(|example| (example.position, features(1.0)))

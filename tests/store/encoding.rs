@@ -31,14 +31,14 @@ async fn puts_features_in_the_place_of_images(database: Database) {
     let store = database.open().await;
     let owner = an_owner();
     let job = a_running_job(&store, &owner).await;
-    let first = store.pending_images(job, 2, u64::MAX).await.expect("answers");
+    let first = store.pending_images(job, 0, 2, u64::MAX).await.expect("answers");
     assert_eq!(
         first.iter().map(|example| &example.image[..]).collect::<Vec<_>>(),
         [b"a", b"b"]
     );
     // Each image is one byte.
     for (bytes, expected) in [(0, 1), (1, 1), (2, 2), (3, 3), (9, 4)] {
-        let images = store.pending_images(job, 9, bytes).await.expect("answers");
+        let images = store.pending_images(job, 0, 9, bytes).await.expect("answers");
         assert_eq!(images.len(), expected, "at most {bytes} bytes, but one image");
     }
 
@@ -65,10 +65,22 @@ async fn puts_features_in_the_place_of_images(database: Database) {
             discarded: 0
         }
     );
-    let pending = store.pending_images(job, 9, u64::MAX).await.expect("answers");
+    let pending = store.pending_images(job, 0, 9, u64::MAX).await.expect("answers");
     assert_eq!(
         pending.iter().map(|example| example.position).collect::<Vec<_>>(),
         [0, 2]
+    );
+    let behind = store.pending_images(job, 1, 9, u64::MAX).await.expect("answers");
+    assert_eq!(
+        behind.iter().map(|example| example.position).collect::<Vec<_>>(),
+        [2]
+    );
+    assert!(
+        store
+            .pending_images(job, 3, 9, u64::MAX)
+            .await
+            .expect("answers")
+            .is_empty()
     );
     let encoded = store.encoded_examples(job).await.expect("answers");
     let read: Vec<_> = encoded
@@ -111,7 +123,7 @@ async fn keeps_why_an_image_was_discarded(database: Database) {
     );
     assert_eq!(
         store
-            .pending_images(job, 9, u64::MAX)
+            .pending_images(job, 0, 9, u64::MAX)
             .await
             .expect("answers")
             .len(),

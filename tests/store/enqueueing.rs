@@ -64,7 +64,10 @@ async fn takes_in_a_job(database: Database) {
     assert_eq!((&job.report, job.created_at), (&Value::Null, at(1)));
     assert_eq!(store.job(new.id).await.expect("answers"), Some(job));
     assert_eq!(store.job_classes(new.id).await.expect("answers"), classes);
-    let pending = store.pending_images(new.id, 10, u64::MAX).await.expect("answers");
+    let pending = store
+        .pending_images(new.id, 0, 10, u64::MAX)
+        .await
+        .expect("answers");
     let [pending] = pending.as_slice() else {
         panic!("{} images", pending.len())
     };

@@ -10,6 +10,7 @@ use super::timing::{self, median, milliseconds};
 use crate::app;
 use crate::cli::output;
 use crate::config::BackboneArgs;
+use crate::domain::Digest;
 
 /// Time decoding, resizing and cropping of image files, on one thread.
 ///
@@ -31,6 +32,8 @@ struct Measured {
     file: PathBuf,
     /// The median.
     milliseconds: f64,
+    /// Of the pixels as bytes, (channel, height, width).
+    digest: Digest,
 }
 
 impl Preprocess {
@@ -51,6 +54,7 @@ impl Preprocess {
             })?;
             let measured = Measured {
                 milliseconds: milliseconds(median(&times)),
+                digest: Digest::of(&processor.process(&bytes, limits)?),
                 file,
             };
             output::line(serde_json::to_string(&measured)?)?;
