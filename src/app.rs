@@ -184,7 +184,10 @@ impl App {
             tracing::warn!("the running job did not stop in time and is left as it was last saved");
         }
         tokio::task::spawn_blocking(move || engine.stop()).await?;
-        store.close().await;
+        // A database that has gone may never answer.
+        if tokio::time::timeout(drain, store.close()).await.is_err() {
+            tracing::warn!("the database did not answer in time");
+        }
         tracing::info!("stopped");
         // A supervisor starts another process, which can use the device again.
         anyhow::ensure!(!lost, "the device is lost to this process");

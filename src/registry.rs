@@ -134,6 +134,8 @@ pub struct Registry {
     backbone: Digest,
     slots: RwLock<HashMap<ModelName, Slot>>,
     pinned: Mutex<LruCache<(ModelName, VersionNumber), Arc<Serving>>>,
+    /// Held while a version is loaded, so that those who ask for the same one load it once.
+    loading: tokio::sync::Mutex<()>,
     following: tokio::sync::Mutex<()>,
 }
 
@@ -146,6 +148,7 @@ impl Registry {
             backbone,
             slots: RwLock::default(),
             pinned: Mutex::new(LruCache::new(pinned)),
+            loading: tokio::sync::Mutex::default(),
             following: tokio::sync::Mutex::default(),
         }
     }
@@ -155,16 +158,19 @@ impl Registry {
     /// # Errors
     /// When the store fails. A model whose active version cannot be loaded is logged and keeps what it served.
     pub async fn refresh(&self) -> Result<(), StoreError> {
-        let mut names = Vec::new();
+        let mut moved = Vec::new();
+        let mut last = None;
         loop {
-            let page = self.store.models(names.last(), PAGE).await?;
+            let page = self.store.models(last.as_ref(), PAGE).await?;
             let is_last = page.len() < PAGE as usize;
-            names.extend(page.into_iter().map(|model| model.name));
+            last = page.last().map(|model| model.name.clone());
+            let has_moved = |model: &Model| self.slot(model).served.borrow().number() != model.active;
+            moved.extend(page.into_iter().filter(has_moved).map(|model| model.name));
             if is_last {
                 break;
             }
         }
-        for name in names {
+        for name in moved {
             match self.follow(&name).await {
                 Ok(()) => {}
                 Err(RegistryError::Store(error)) => return Err(error),
@@ -232,6 +238,11 @@ impl Registry {
             .put(key, serving);
     }
 
+    fn kept(&self, key: &(ModelName, VersionNumber)) -> Option<Arc<Serving>> {
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        pinned.get(key).cloned()
+    }
+
     /// Creates a model that has learned nothing.
     ///
     /// # Errors
@@ -295,13 +306,12 @@ impl Registry {
             Err(error) => return Err(error),
         }
         let key = (model.clone(), number);
-        if let Some(serving) = self
-            .pinned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-        {
-            return Ok(Arc::clone(serving));
+        if let Some(serving) = self.kept(&key) {
+            return Ok(serving);
+        }
+        let _turn = self.loading.lock().await;
+        if let Some(serving) = self.kept(&key) {
+            return Ok(serving);
         }
         let serving = Arc::new(self.load(model, number).await?);
         self.keep(Arc::clone(&serving));

@@ -3,22 +3,24 @@
 #[cfg(test)]
 mod tests;
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::serve::Listener;
-use futures::FutureExt as _;
-use hyper::body::Incoming;
+use futures::{FutureExt as _, TryFutureExt as _};
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -28,6 +30,9 @@ use crate::metrics;
 /// How long a new connection waits for a place before one more of the others is asked to end; and how long one that has
 /// a place is not asked.
 const CROWDED: Duration = Duration::from_millis(20);
+
+/// How long one that was asked to end may go on without answering: with half of a request's head, or with the last of an answer.
+const HALF_A_HEAD: Duration = Duration::from_secs(1);
 
 /// Bounds on connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +48,7 @@ pub struct ConnectionLimits {
 /// A connection is closed when for [`ConnectionLimits::idle`] no request's head has arrived whole, or nobody has taken anything
 /// of an answer; a request under way may take as long as its handler lets it. Where all places are taken and one more
 /// arrives, the oldest are asked, one after another, to end when they have answered: at once where nothing has arrived of a
-/// next request. One that still waits for a place when `closing` is cancelled is not answered.
+/// next request, and soon where half of its head has. One that still waits for a place when `closing` is cancelled is not answered.
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
@@ -135,7 +140,17 @@ impl Connection {
         let mut stream = TimeoutWriter::new(stream);
         stream.set_timeout(Some(self.idle));
         let router = self.router;
-        let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request));
+        let answers = Answers::default();
+        let service = service_fn(|request: Request<Incoming>| {
+            let answering = answers.begin();
+            let answer = router.clone().oneshot(request);
+            answer.map_ok(|answer| {
+                answer.map(|body| Answer {
+                    body,
+                    _answering: answering,
+                })
+            })
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.idle)
@@ -145,17 +160,18 @@ impl Connection {
             sleep(CROWDED).await;
             self.crowded.notified().await;
         };
-        let told_to_end = async {
-            tokio::select! {
-                () = asked_to_end => {}
-                () = self.closing.cancelled() => {}
-            }
-        };
         let ended = tokio::select! {
             // A request that has arrived is answered.
             biased;
             ended = connection.as_mut() => ended,
-            () = told_to_end => {
+            () = asked_to_end => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = answers.none_for(HALF_A_HEAD) => Ok(()),
+                }
+            }
+            () = self.closing.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -163,5 +179,68 @@ impl Connection {
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection broke off");
         }
+    }
+}
+
+/// What a connection answers.
+#[derive(Default)]
+struct Answers {
+    /// How many.
+    under_way: watch::Sender<usize>,
+}
+
+impl Answers {
+    /// One begins.
+    fn begin(&self) -> Answering {
+        self.under_way.send_modify(|under_way| *under_way += 1);
+        Answering(self.under_way.clone())
+    }
+
+    /// Comes back once for so long none has been under way.
+    async fn none_for(&self, duration: Duration) {
+        let mut under_way = self.under_way.subscribe();
+        loop {
+            // The sender is here.
+            let _is_known = under_way.wait_for(|under_way| *under_way == 0).await.is_ok();
+            let begins = under_way.wait_for(|under_way| *under_way > 0);
+            if timeout(duration, begins).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// An answer under way, until it is dropped.
+struct Answering(watch::Sender<usize>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.send_modify(|under_way| *under_way -= 1);
+    }
+}
+
+/// The body of an answer.
+struct Answer {
+    body: Body,
+    _answering: Answering,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -1,4 +1,4 @@
-//! A span, a log line and a measurement for every request.
+//! A span, a log line and a measurement for every request, also for those that nobody waits for any more.
 
 use std::time::Instant;
 
@@ -7,12 +7,11 @@ use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::Response;
 use tower_http::request_id::RequestId;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use crate::metrics;
 
 pub(super) async fn observe(request: Request, next: Next) -> Response {
-    let started = Instant::now();
     let method = method_label(request.method());
     // The pattern, not the path: a caller must not choose a metric's labels.
     let route = request
@@ -26,18 +25,38 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         .unwrap_or_default()
         .to_owned();
     let span = tracing::info_span!("request", method, path = %request.uri().path(), id);
-    let response = next.run(request).instrument(span.clone()).await;
-    let took = started.elapsed();
-    let status = response.status();
-    metrics::request_answered(method, &route, status.as_u16(), took);
-    span.in_scope(|| {
-        tracing::debug!(
-            status = status.as_u16(),
-            ms = took.as_secs_f64() * 1e3,
-            "answered"
-        );
-    });
+    let mut asked = Asked {
+        started: Instant::now(),
+        method,
+        route,
+        span: span.clone(),
+        status: GIVEN_UP,
+    };
+    let response = next.run(request).instrument(span).await;
+    asked.status = response.status().as_u16();
     response
+}
+
+/// The status of a request whose client went away before it was answered: as nginx counts it.
+const GIVEN_UP: u16 = 499;
+
+/// A request; once it is dropped, it is measured.
+struct Asked {
+    started: Instant,
+    method: &'static str,
+    route: String,
+    span: Span,
+    status: u16,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let took = self.started.elapsed();
+        metrics::request_answered(self.method, &self.route, self.status, took);
+        let ms = took.as_secs_f64() * 1e3;
+        self.span
+            .in_scope(|| tracing::debug!(status = self.status, ms, "answered"));
+    }
 }
 
 fn method_label(method: &Method) -> &'static str {

@@ -49,7 +49,12 @@ impl Learn<'_> {
             };
             done += decoded.images.len() as u32;
             let next = self.next_chunk(decoded.end, limit);
-            chunk = try_join(next, self.encode_chunk(decoded, reads)).await?.0;
+            let encoded = self.encode_chunk(decoded, reads);
+            chunk = tokio::select! {
+                both = try_join(next, encoded) => both?.0,
+                // A chunk can take longer than a server may take to stop.
+                () = self.stop.cancelled() => return Err(Stop::Told),
+            };
         }
         self.took("encode", started);
         Ok(())

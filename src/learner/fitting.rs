@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use candle_core::Tensor;
 use serde_json::{Map, Value, json};
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Learner;
@@ -31,16 +31,24 @@ pub(super) struct FitJob {
     scale: f64,
     readout: Option<Readout>,
     prompts: Option<Arc<dyn Prompts>>,
+    turn: OwnedMutexGuard<()>,
 }
 
 impl Learn<'_> {
-    /// Gathers what the fit needs: the base and what it remembers, anchors, and the examples as tensors.
+    /// Gathers what the fit needs, when no other one is in memory any more: the base and what it remembers, anchors, and
+    /// the examples as tensors.
     pub(super) async fn prepare(
         &self,
         classes: &[NewClass],
         examples: &Arc<Examples>,
     ) -> Result<FitJob, Stop> {
-        let Learner { engine, registry, .. } = self.learner;
+        let Learner {
+            engine,
+            registry,
+            fitting,
+            ..
+        } = self.learner;
+        let turn = Arc::clone(fitting).lock_owned().await;
         let model = self.model().await?;
         let base = match model.active {
             Some(active) => Some(registry.version(&model.name, active).await?),
@@ -84,6 +92,7 @@ impl Learn<'_> {
             features,
             readout,
             prompts,
+            turn,
         })
     }
 
@@ -157,6 +166,7 @@ impl Learn<'_> {
         let _guard = abandon.clone().drop_guard();
         let pool = Arc::clone(&self.learner.fit_pool);
         let mut running = tokio::task::spawn_blocking(move || {
+            let _turn = &job.turn;
             let base = job.base.as_ref().map(|base| Base {
                 version: base.number,
                 head: base.snapshot.head(),

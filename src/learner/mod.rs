@@ -71,6 +71,8 @@ pub struct Learner {
     owner: Owner,
     config: LearnerConfig,
     fit_pool: Arc<ThreadPool>,
+    /// Held by a fit as long as it is in memory: one that nobody waits for any more may still be.
+    fitting: Arc<tokio::sync::Mutex<()>>,
     wake: Notify,
     /// Held by the one version that is taken in at a time: it is in memory a few times over.
     importing: tokio::sync::Mutex<()>,
@@ -100,6 +102,7 @@ impl Learner {
             owner,
             config,
             fit_pool: Arc::new(fit_pool),
+            fitting: Arc::default(),
             wake: Notify::new(),
             importing: tokio::sync::Mutex::default(),
         })

@@ -36,16 +36,21 @@ pub enum Outcome {
 /// Runs jobs, one at a time.
 pub struct Worker {
     learner: Arc<Learner>,
+    /// The job that was run last, where the store did not hear how it ended.
+    unsettled: Option<JobId>,
 }
 
 impl Worker {
     pub(super) fn new(learner: Arc<Learner>) -> Self {
-        Self { learner }
+        Self {
+            learner,
+            unsettled: None,
+        }
     }
 
     /// Runs jobs until told to stop; the job under way then goes back into the queue.
-    pub async fn run(self, stop: CancellationToken) {
-        let learner = &self.learner;
+    pub async fn run(mut self, stop: CancellationToken) {
+        let learner = Arc::clone(&self.learner);
         while !stop.is_cancelled() {
             match self.tick(&stop).await {
                 Ok(Outcome::Idle) => {
@@ -59,7 +64,7 @@ impl Worker {
                 // What stood in the way may be over soon, but not at once.
                 Ok(Outcome::Requeued) => self.pause(&stop).await,
                 Err(error) => {
-                    // The job keeps its lease and is taken up again once the store answers and the lease ran out.
+                    // The job is taken up again once the store answers.
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
                         "the worker could not reach the store"
@@ -81,7 +86,12 @@ impl Worker {
     ///
     /// # Errors
     /// When the store fails. The job is then as it was last saved.
-    pub async fn tick(&self, stop: &CancellationToken) -> Result<Outcome, StoreError> {
+    async fn tick(&mut self, stop: &CancellationToken) -> Result<Outcome, StoreError> {
+        if let Some(job) = self.unsettled {
+            // A store that went away says nothing about the job.
+            let _it_may_have_ended = self.requeue(job, Attempt::Forgiven).await?;
+            self.unsettled = None;
+        }
         let learner = &*self.learner;
         let claimed = learner
             .store
@@ -96,7 +106,10 @@ impl Worker {
             return Ok(Outcome::Idle);
         };
         let span = tracing::info_span!("job", id = %job.id, model = %job.model, task = %job.task);
-        self.see_through(job, stop).instrument(span).await
+        self.unsettled = Some(job.id);
+        let outcome = self.see_through(job, stop).instrument(span).await?;
+        self.unsettled = None;
+        Ok(outcome)
     }
 
     async fn see_through(&self, job: Job, stop: &CancellationToken) -> Result<Outcome, StoreError> {
@@ -162,20 +175,24 @@ impl Worker {
         }
     }
 
-    /// Renews the lease until it is lost.
+    /// Renews the lease until it is lost, or nothing has been heard of it for as long as it lasts.
     async fn lease_lost(&self, id: JobId) {
         let Learner {
             store, owner, config, ..
         } = &*self.learner;
-        loop {
+        let mut renewed = Instant::now();
+        while renewed.elapsed() < config.lease {
             tokio::time::sleep(config.lease / 3).await;
-            match store.renew_lease(id, owner, Timestamp::now(), config.lease).await {
-                Ok(Lease::Held) => {}
-                Ok(Lease::Lost) => return,
-                Err(error) => {
+            let asked = Instant::now();
+            let renewal = store.renew_lease(id, owner, Timestamp::now(), config.lease);
+            match tokio::time::timeout(config.lease / 3, renewal).await {
+                Ok(Ok(Lease::Held)) => renewed = asked,
+                Ok(Ok(Lease::Lost)) => return,
+                Ok(Err(error)) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(error, "the lease could not be renewed");
                 }
+                Err(_) => tracing::warn!("the store does not answer: the lease could not be renewed"),
             }
         }
     }

@@ -46,6 +46,7 @@ impl From<sqlx::Error> for StoreError {
         match error {
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::corrupt("row", error),
             sqlx::Error::Database(ref refusal) if !passes(refusal.code().as_deref()) => Self::Refused(error),
+            sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => Self::Refused(error),
             other => Self::Unavailable(other),
         }
     }
@@ -53,14 +54,16 @@ impl From<sqlx::Error> for StoreError {
 
 /// Whether what a database complains about may be over by the next try, by its code: on PostgreSQL a lost connection,
 /// a rolled back transaction, too few resources, a shutdown, or a lock that was not to be had (the two characters of
-/// the class, <https://www.postgresql.org/docs/current/errcodes-appendix.html>); on SQLite a lock, memory, the disk or the file
+/// the class, <https://www.postgresql.org/docs/current/errcodes-appendix.html>), or that it has become a standby, which takes no
+/// writes; on SQLite a lock, memory, the disk or the file
 /// (the lowest byte of the number, <https://www.sqlite.org/rescode.html>).
 fn passes(code: Option<&str>) -> bool {
     const POSTGRES_CLASSES: [&str; 6] = ["08", "40", "53", "55", "57", "58"];
+    const READ_ONLY: &str = "25006";
     const SQLITE_CODES: [u32; 6] = [5, 6, 7, 10, 13, 14];
     match code {
         None => true,
-        Some(code) if code.len() == 5 => POSTGRES_CLASSES.contains(&&code[..2]),
+        Some(code) if code.len() == 5 => code == READ_ONLY || POSTGRES_CLASSES.contains(&&code[..2]),
         Some(code) => code
             .parse::<u32>()
             .is_ok_and(|code| SQLITE_CODES.contains(&(code & 0xff))),

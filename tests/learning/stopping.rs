@@ -1,8 +1,11 @@
-//! A server that is told to stop puts its job back; the next one finishes it.
+//! A server that is told to stop puts its job back, and the next one finishes it; one whose database goes away finishes it itself.
+
+use std::time::Duration;
 
 use serde_json::json;
+use sqlx::{Connection as _, PgConnection};
 
-use crate::database::{Database, on_both};
+use crate::database::{Database, on_both, on_postgres};
 use crate::lessons::{CLASSIFY, enrol, lesson, of_pupil, submitted, watched};
 use crate::pictures::{FLORA, png};
 use crate::test_app::TestApp;
@@ -55,4 +58,30 @@ async fn a_job_that_is_too_large_for_the_next_server_fails(database: Database) {
         (&json!("failed"), &json!("too_many_examples")),
         "{ended}"
     );
+}
+
+async fn a_database_that_goes_away_costs_no_attempt(database: Database) {
+    let app = TestApp::start(&database, &[]).await;
+    enrol(&app).await;
+    let job = submitted(&app, "flora", lesson(&FLORA)).await;
+    watched(&app, &job, |job| job["phase"] == "encode").await;
+    let mut other = PgConnection::connect(database.url()).await.expect("a connection");
+    let cut = "select pg_terminate_backend(pid) from pg_stat_activity
+               where datname = current_database() and pid <> pg_backend_pid()";
+    // What the worker does meanwhile fails.
+    for _ in 0..40 {
+        sqlx::query(cut).execute(&mut other).await.expect("cut");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let ended = app.end_of(&job).await;
+    assert_eq!(
+        (&ended["state"], &ended["attempts"]),
+        (&json!("succeeded"), &json!(1)),
+        "{ended}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_is_not_blamed_for_its_database() {
+    on_postgres(|database| Box::pin(a_database_that_goes_away_costs_no_attempt(database))).await;
 }

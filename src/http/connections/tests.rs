@@ -201,6 +201,24 @@ async fn who_is_busy_makes_room_once_it_is_answered_and_the_next_may_take_its_ti
 }
 
 #[tokio::test]
+async fn half_a_head_keeps_nobody_out() {
+    let server = Server::patient(2).await;
+    let mut once_answered = server.connect_and_send(GET).await;
+    read_answer(&mut once_answered).await;
+    once_answered.write_all(b"GET /slow HTT").await.expect("sent");
+    let _never_answered = server.connect_and_send(b"GET /slow HTTP/1.1\r\nhos").await;
+    let [mut first, mut second] = [
+        server.connect_and_send(GET).await,
+        server.connect_and_send(GET).await,
+    ];
+    // Far sooner than those are let go of for doing nothing.
+    for answered in [&mut first, &mut second] {
+        timeout(LONG / 2, read_answer(answered)).await.expect("in time");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn closing_ends_what_is_idle_at_once_and_lets_the_rest_finish() {
     let mut server = Server::patient(9).await;
     let (idle, busy) = (
