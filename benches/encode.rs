@@ -13,6 +13,7 @@ use clipkeep::adapter::Head;
 use clipkeep::clip::{Backbone, BackboneSource, Limits};
 use clipkeep::domain::Digest;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use image::ImageFormat;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -21,7 +22,7 @@ criterion_main!(benches);
 
 /// What an image costs that was seen lately, beside its head.
 fn digests(criterion: &mut Criterion) {
-    let bytes = jpeg(500, 375);
+    let bytes = encoded(500, 375, ImageFormat::Jpeg);
     let mut group = criterion.benchmark_group("digest");
     group.throughput(Throughput::Bytes(bytes.len() as u64));
     group.bench_function("jpeg-500x375", |bench| {
@@ -92,15 +93,18 @@ fn preprocessing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("preprocessing");
     group.sample_size(10).throughput(Throughput::Elements(1));
     for (width, height) in [(32, 32), (500, 375), (4000, 3000)] {
-        let jpeg = jpeg(width, height);
-        group.bench_function(format!("jpeg-{width}x{height}"), |bench| {
-            bench.iter(|| processor.process(black_box(&jpeg), limits).unwrap());
-        });
+        // Of a bitmap there is nothing to decode: what it takes is resizing, of all pixels.
+        for (name, format) in [("jpeg", ImageFormat::Jpeg), ("bitmap", ImageFormat::Bmp)] {
+            let file = encoded(width, height, format);
+            group.bench_function(format!("{name}-{width}x{height}"), |bench| {
+                bench.iter(|| processor.process(black_box(&file), limits).unwrap());
+            });
+        }
     }
 }
 
-/// A picture with edges and grain, as photographs have: two bits a pixel or so.
-fn jpeg(width: u32, height: u32) -> Vec<u8> {
+/// A picture with edges and grain, as photographs have: as a JPEG, two bits a pixel or so.
+fn encoded(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
     let mut grain = ChaCha8Rng::seed_from_u64(0);
     let picture = image::RgbImage::from_fn(width, height, |x, y| {
         let stripe = if (x / 40 + y / 60) % 2 == 0 { 60 } else { 150 };
@@ -108,9 +112,9 @@ fn jpeg(width: u32, height: u32) -> Vec<u8> {
         let grain = grain.random_range(0..24);
         image::Rgb([red + grain, green + grain, blue + grain])
     });
-    let mut jpeg = Cursor::new(Vec::new());
-    picture.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
-    jpeg.into_inner()
+    let mut file = Cursor::new(Vec::new());
+    picture.write_to(&mut file, format).unwrap();
+    file.into_inner()
 }
 
 fn backbone() -> Backbone {

@@ -71,7 +71,7 @@ pub struct BackboneArgs {
     pub device: DeviceChoice,
     /// What images are encoded in, and texts on a processor. `auto` takes bf16 on a GPU and on a processor with instructions
     /// for it, and int16 on others with AVX512-VNNI, or with AVX2 and no AVX-512, if features keep a cosine of 0.999 with
-    /// those of f32. int8 is less exact, and with AVX2 faster; both are for processors.
+    /// those of f32. int8 is faster and less exact; both are for processors.
     #[arg(
         long,
         env = "CLIPKEEP_DTYPE",

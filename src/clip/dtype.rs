@@ -33,7 +33,7 @@ pub enum Dtype {
     Bf16,
     /// Whole numbers of 16 bits, of which 12 are used, scaled for each token and each output. On processors alone.
     Int16,
-    /// As `Int16`, of 8 bits: with AVX2 faster, and less exact.
+    /// As `Int16`, of 8 bits: faster, and less exact.
     Int8,
 }
 

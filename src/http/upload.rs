@@ -218,7 +218,7 @@ async fn add_archive(
 }
 
 /// A file without a name, gone when it is closed.
-async fn temporary(directory: &Path) -> Result<File, Problem> {
+pub(super) async fn temporary(directory: &Path) -> Result<File, Problem> {
     let directory = directory.to_owned();
     let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(directory)).await;
     file.map_err(|e| Problem::internal(&e))?

@@ -12,6 +12,7 @@ use super::accuracy::Accuracy;
 use super::extract::{Json, Path, Query};
 use super::problem::Problem;
 use super::{Api, page};
+use crate::blocking;
 use crate::domain::{
     AccuracyMatrix, Class, Digest, JobId, JobKind, ModelConfig, ModelName, Strategy, TaskName, Version,
     VersionNumber,
@@ -118,13 +119,15 @@ async fn list(
         Some(newest) => api.store.histories(&model, newest.number).await?,
         None => Histories::default(),
     };
-    let versions = found
-        .into_iter()
-        .map(|version| {
+    // Of many tasks it takes a while.
+    let versions = blocking::run(move || {
+        let summary = |version: Version| {
             let matrix = histories.of(version.number).matrix;
             VersionSummary::of(version, &matrix)
-        })
-        .collect();
+        };
+        found.into_iter().map(summary).collect()
+    });
+    let versions = versions.await;
     let link = page::link(&uri, next);
     Ok((
         AppendHeaders(link),

@@ -5,9 +5,10 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use futures::{StreamExt as _, stream};
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use serde::Deserialize;
+use tokio_util::io::ReaderStream;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -25,6 +26,9 @@ use crate::store::{Arrival, ImportError as Refused};
 
 /// The task that holds the classes of an imported version, unless the query names it.
 const TASK: &str = "imported";
+
+/// Bytes of a file that are read at a time.
+const PIECE: usize = 1 << 16;
 
 pub(super) fn router() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -78,11 +82,13 @@ async fn export(
     if is_at_hand(&headers, &tag) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
-    let exported = api.learner.export(&model, number).await?.ok_or_else(unknown)?;
+    let spool = upload::temporary(&api.spool).await?.into_std().await;
+    let exported = api.learner.export(&model, number, spool).await?;
+    let exported = exported.ok_or_else(unknown)?;
     let headers = [
         (header::ETAG, tag),
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-        (header::CONTENT_LENGTH, exported.len().to_string()),
+        (header::CONTENT_LENGTH, exported.length.to_string()),
         (
             header::CONTENT_DISPOSITION,
             // A model's name needs no quoting.
@@ -92,11 +98,12 @@ async fn export(
     Ok((headers, sent(exported, place)).into_response())
 }
 
-/// The file as a body that keeps its place until it is sent: it is held in memory for as long.
+/// The file as a body that keeps its place until it is sent: it is on the disk for as long.
 fn sent(exported: Exported, place: Place) -> Body {
-    let pieces = stream::iter(exported.pieces).map(move |piece| {
+    let file = tokio::fs::File::from_std(exported.file);
+    let pieces = ReaderStream::with_capacity(file, PIECE).map(move |piece| {
         let _held = &place;
-        Ok::<_, std::convert::Infallible>(piece)
+        piece
     });
     Body::from_stream(pieces)
 }

@@ -1,6 +1,7 @@
 //! A version as a file that another server takes in and goes on learning with.
 
-use bytes::Bytes;
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
 
 use super::Learner;
 use super::recall::{RecallError, extended};
@@ -10,24 +11,14 @@ use crate::domain::{Digest, ModelName, VersionNumber};
 use crate::store::StoreError;
 
 /// A version's file.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Exported {
     /// Of the snapshot in it.
     pub digest: Digest,
-    /// Its content, in pieces that follow one another.
-    pub pieces: Vec<Bytes>,
-}
-
-impl Exported {
+    /// Its content, from the start.
+    pub file: File,
     /// Its size in bytes.
-    pub fn len(&self) -> usize {
-        self.pieces.iter().map(Bytes::len).sum()
-    }
-
-    /// Whether there is nothing in it.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+    pub length: u64,
 }
 
 /// Why a version could not be exported.
@@ -42,11 +33,14 @@ pub enum ExportError {
     /// What is stored does not read, or cannot be written.
     #[error("the version cannot be written down")]
     Codec(#[from] CodecError),
+    /// The spool file failed.
+    #[error("the version cannot be spooled")]
+    Spool(#[from] io::Error),
 }
 
 impl Learner {
-    /// A version's file: its snapshot, and the statistics of all classes that it knows. `None` where there is no such
-    /// version. The same version always gives the same file.
+    /// A version's file, written to `spool`, which is empty: its snapshot, and the statistics of all classes that it knows. `None`
+    /// where there is no such version. The same version always gives the same file.
     ///
     /// # Errors
     /// [`ExportError`] when the store fails or what it holds is damaged.
@@ -54,7 +48,9 @@ impl Learner {
         &self,
         model: &ModelName,
         version: VersionNumber,
+        mut spool: File,
     ) -> Result<Option<Exported>, ExportError> {
+        let _turn = self.moving.lock().await;
         let Some(snapshot) = self.store.snapshot(model, version).await? else {
             return Ok(None);
         };
@@ -68,9 +64,17 @@ impl Learner {
         let written = blocking::run(move || {
             let statistics = statistics::encode(&remembered)?;
             drop(remembered);
-            export::encode(snapshot.into_bytes(), statistics)
+            for piece in export::encode(snapshot.into_bytes(), statistics)? {
+                spool.write_all(&piece)?;
+            }
+            let length = spool.stream_position()?;
+            spool.rewind()?;
+            Ok(Exported {
+                digest,
+                file: spool,
+                length,
+            })
         });
-        let pieces = written.await?;
-        Ok(Some(Exported { digest, pieces }))
+        written.await.map(Some)
     }
 }

@@ -90,7 +90,7 @@ impl Learner {
         let model = self.store.model(&new.model).await;
         let unknown = || store::ImportError::UnknownModel(new.model.clone());
         let model = model.map_err(store::ImportError::from)?.ok_or_else(unknown)?;
-        let _turn = self.importing.lock().await;
+        let _turn = self.moving.lock().await;
         let (arriving, intake) = self.take_in(new, &model).await?;
         let named = intake.classes(&arriving.task);
         match self.arrive(&arriving, &intake, named.clone(), now).await {

@@ -74,8 +74,8 @@ pub struct Learner {
     /// Held by a fit as long as it is in memory: one that nobody waits for any more may still be.
     fitting: Arc<tokio::sync::Mutex<()>>,
     wake: Notify,
-    /// Held by the one version that is taken in at a time: it is in memory a few times over.
-    importing: tokio::sync::Mutex<()>,
+    /// Held by the one version that is taken in or written down at a time: it is in memory a few times over.
+    moving: tokio::sync::Mutex<()>,
 }
 
 impl Learner {
@@ -104,7 +104,7 @@ impl Learner {
             fit_pool: Arc::new(fit_pool),
             fitting: Arc::default(),
             wake: Notify::new(),
-            importing: tokio::sync::Mutex::default(),
+            moving: tokio::sync::Mutex::default(),
         })
     }
 

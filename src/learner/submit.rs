@@ -126,18 +126,24 @@ impl Learner {
         Ok(job)
     }
 
-    /// Cancels a job that has not ended; `None` where there is no such job. Its images are gone when this returns.
+    /// Cancels a job that has not ended; `None` where there is no such job. Its images are gone when this returns. Goes on where
+    /// nobody waits for it any more: with many images it takes a while, and is not taken back.
     ///
     /// # Errors
     /// [`CancelError`] when it has ended, or the store fails.
     pub async fn cancel(&self, job: JobId, now: Timestamp) -> Result<Option<Job>, CancelError> {
-        let cancelled = self.store.cancel_job(job, now).await?;
-        if let Some(job) = &cancelled {
-            metrics::job_ended(job.state);
-            let store = self.store.clone();
-            tokio::spawn(async move { give_back_space(&store).await });
-        }
-        Ok(cancelled)
+        let store = self.store.clone();
+        let cancelling = tokio::spawn(async move {
+            let cancelled = store.cancel_job(job, now).await?;
+            if let Some(job) = &cancelled {
+                metrics::job_ended(job.state);
+                tokio::spawn(async move { give_back_space(&store).await });
+            }
+            Ok(cancelled)
+        });
+        cancelling
+            .await
+            .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
     }
 
     /// Whether a fit can hold so many examples.

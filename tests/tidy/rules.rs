@@ -22,7 +22,9 @@ pub(crate) const IMPORTS: &[(&str, &[&str])] = &[
     ),
     (
         "http",
-        &["learner", "registry", "engine", "store", "metrics", "domain"],
+        &[
+            "learner", "registry", "engine", "store", "blocking", "metrics", "domain",
+        ],
     ),
     ("evaluation", &["learner", "engine", "adapter", "domain"]),
     (
@@ -54,6 +56,10 @@ pub(crate) const UNSAFE: &[(&str, &str)] = &[
     (
         "crates/towers/src/tests/tiles.rs",
         "carries those out where the processor cannot",
+    ),
+    (
+        "crates/towers/benches/peak/x86.rs",
+        "single instructions in loops are written out",
     ),
     (
         "crates/towers/src/prefetch.rs",
