@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::zip;
-use crate::caller::Answer;
+use crate::caller::{Answer, PATIENCE};
 use crate::database::Database;
 use crate::pictures::{SKIES, folders, png};
 use crate::process::Process;
@@ -77,6 +77,26 @@ fn sent_slowly(
         }
         answer.await.expect("no panic")
     })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_gives_up_is_counted() {
+    let database = Database::sqlite();
+    let app = Process::start(&database, &[]);
+    let job = endless_job(&app).await;
+    let asked = app.request(Method::GET, &job).header("prefer", "wait=60");
+    let given_up = asked.timeout(Duration::from_millis(200)).send().await;
+    assert!(given_up.is_err_and(|error| error.is_timeout()));
+    let began = Instant::now();
+    loop {
+        let metrics = Answer::to(app.request(Method::GET, "/metrics")).await.text;
+        let counted = |line: &str| line.contains("/v1/jobs/{id}") && line.contains("\"499\"");
+        if metrics.lines().any(counted) {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{metrics}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
