@@ -38,6 +38,18 @@ accuracy features images:
 bench-encode *arguments:
     python3 bench/encode.py --dtype bf16 {{ arguments }}
 
+# What the processor can do at most: operations a second of each instruction for products.
+peak *arguments:
+    cargo bench --quiet --package clipkeep-towers --bench peak -- {{ arguments }}
+
+# Where the time of an image tower goes on the CPU: `just profile vit-b-32 bf16 12`. Needs perf.
+profile shape dtype batch *arguments:
+    python3 bench/shares.py {{ shape }} {{ dtype }} {{ batch }} {{ arguments }}
+
+# Everything that is measured on a GPU, in a quarter of an hour.
+bench-gpu photos *arguments:
+    python3 bench/gpu.py {{ photos }} {{ arguments }}
+
 # Answers over HTTP, against LitServe and infinity, with PyTorch, and against what encoding and decoding allow; in bf16.
 bench-http photos *arguments:
     python3 bench/serving.py {{ photos }} --dtype bf16 {{ arguments }}

@@ -2,7 +2,7 @@
 softmax between.
 
     python3 bench/attention.py --build    where scripts/build-cuda has run: needs no GPU
-    python3 bench/attention.py            where there is one, with PyTorch for CUDA
+    python3 bench/attention.py            where there is one, with PyTorch as bench/encode.py finds or installs it
 
 --build compiles attention.cu with candle's kernel into target/attention/attention: candle-flash-attn's sources come from crates.io,
 CUTLASS, which they need, from PyPI, CUDA's compiler from CUDA_HOME or from what scripts/build-cuda installed. Prints microseconds,
@@ -17,6 +17,8 @@ import sys
 import zipfile
 from pathlib import Path
 from statistics import median
+
+import environment
 
 HERE = Path(__file__).parent
 FOLDER = Path("target/attention")
@@ -105,6 +107,7 @@ class Torch:
 def measure(rounds):
     if not PROGRAM.exists():
         sys.exit(f"{PROGRAM} is missing: --build makes it")
+    environment.enter(*environment.ENCODING, ["torch"])
     import torch
 
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, candle-flash-attn {CANDLE}\n")

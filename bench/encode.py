@@ -12,6 +12,10 @@ over the rounds, ours over each of the others, ours over the best of them, which
 features with those in f32 on the CPU: of noise or, with --images, of 256 photographs at most. Ours is then timed with
 photographs, too; what pixels hold makes no difference to that. Pixels are what each takes: ours are bytes, the others' are normalised,
 in f32, and where they are in the host's memory are rounded as part of a run.
+
+The share of peak, on the CPU, is our operations a second, counted as plain products of all tokens in all layers, over those of a loop
+of nothing but the instruction that the dtype multiplies by (bench/peak.py), before and after a shape. Other ways to multiply can
+bring it above 1.
 """
 
 import argparse
@@ -23,14 +27,19 @@ from pathlib import Path
 from statistics import median
 
 import environment
+import peak
 import programs
 
-PACKAGES = ["torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy"]
-SHAPES = {
-    "vit-b-32": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, patch_size=32),
-    "vit-b-16": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, patch_size=16),
-    "vit-l-14": dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14),
-}
+IMAGE_SIZE = 224
+
+
+def tower(width, layers, patch_size, dim):
+    """As transformers describes one. CLIP's MLPs are four times as wide as a token, and its heads 64."""
+    of_width = dict(hidden_size=width, intermediate_size=4 * width, num_attention_heads=width // 64)
+    return dict(**of_width, num_hidden_layers=layers, patch_size=patch_size, projection_dim=dim)
+
+
+SHAPES = {"vit-b-32": tower(768, 12, 32, 512), "vit-b-16": tower(768, 12, 16, 512), "vit-l-14": tower(1024, 24, 14, 768)}
 UNROUNDED = ["torch", "torch-compile", "onnxruntime", "openvino"]
 IN_BF16 = ["torch-bf16", "torch-bf16-compile", "openvino-bf16"]
 # On a GPU, with its launches recorded.
@@ -65,8 +74,7 @@ class Engines:
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         torch._dynamo.config.recompile_limit = len(given.batches) * len(given.engines)
         self.torch, self.given = torch, given
-        dim = 768 if shape == "vit-l-14" else 512
-        config = CLIPVisionConfig(**SHAPES[shape], projection_dim=dim, image_size=224)
+        config = CLIPVisionConfig(**SHAPES[shape], image_size=IMAGE_SIZE)
         model = CLIPVisionModelWithProjection._from_config(config, attn_implementation="sdpa").eval()
 
         class Features(torch.nn.Module):
@@ -81,7 +89,7 @@ class Engines:
         self.folder = tempfile.TemporaryDirectory()
         self.onnx = Path(self.folder.name) / "tower.onnx"
         if any(name.startswith(("onnx", "openvino")) for name in given.engines):
-            example = torch.randn(2, 3, 224, 224)
+            example = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
             axes = {"pixels": {0: "n"}, "features": {0: "n"}}
             names_of = dict(input_names=["pixels"], output_names=["features"])
             torch.onnx.export(self.model, (example,), self.onnx, dynamo=False, dynamic_axes=axes, **names_of)
@@ -151,6 +159,17 @@ def ours(given, shape, *flags):
     return programs.bench(given.clipkeep, "encode", *options, "--batch", *given.batches)
 
 
+def operations(shape):
+    """Multiplications and additions an image, where every token goes through every layer in plain products."""
+    of = SHAPES[shape]
+    width, patches = of["hidden_size"], (IMAGE_SIZE // of["patch_size"]) ** 2
+    tokens = patches + 1
+    embedding = 2 * patches * 3 * of["patch_size"] ** 2 * width
+    products = 2 * tokens * width * (4 * width + 2 * of["intermediate_size"])
+    attention = 4 * tokens**2 * width
+    return embedding + of["num_hidden_layers"] * (products + attention) + 2 * width * of["projection_dim"]
+
+
 def warm_up(run, seconds):
     """As `clipkeep bench encode` does."""
     run()
@@ -193,18 +212,22 @@ def main():
             given.engines = [name for name in given.engines if name.startswith("torch")]
             given.engines += RECORDED * (given.dtype == "bf16")
     of_torch_alone = all(name.startswith("torch") for name in given.engines)
-    environment.enter("bench-venv", PACKAGES, ["torch", "transformers", "numpy"] if of_torch_alone else PACKAGES)
+    environment.enter(*environment.ENCODING, ["torch", "transformers", "numpy"] if of_torch_alone else None)
 
     import numpy
 
     with_onnx = [package for package in ["onnxruntime", "openvino"] if any(name.startswith(package) for name in given.engines)]
     print(environment.versions(sys.executable, "torch", "transformers", *with_onnx) + "\n")
-    head = ["shape", "batch", "clipkeep", *given.engines, *(f"ours / {name}" for name in given.engines), "ours / best", "cosine"]
+    over = [f"ours / {name}" for name in [*given.engines, "best"]]
+    head = ["shape", "batch", "clipkeep", *given.engines, *over, "cosine", "share of peak"]
+    loops = peak.build() if given.device == "cpu" and given.dtype in peak.INSTRUCTIONS else None
+    measure_peak = lambda: peak.operations_per_second(loops, given.dtype, given.threads) if loops else float("nan")
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
     for shape in given.shapes:
+        before = measure_peak()
         engines = Engines(shape, given)
         noise = numpy.random.default_rng(0)
-        pixels = [noise.standard_normal((batch, 3, 224, 224), dtype=numpy.float32) for batch in given.batches]
+        pixels = [noise.standard_normal((batch, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=numpy.float32) for batch in given.batches]
         makers = {name: engines.make(name) for name in given.engines}
         prepared = {name: [prepare(of) for of in pixels] for name, prepare in makers.items()}
         for run in [run for runs in prepared.values() for run in runs]:
@@ -218,12 +241,14 @@ def main():
                 rates = [images_per_second(run, len(of), given.seconds) for run, of in zip(runs, pixels)]
                 theirs[name].append(rates)
         cosines = [of["cosine"] for of in found]
+        at_most = median([before, measure_peak()])
         for place, batch in enumerate(given.batches):
             rate = median(rates[place] for rates in mine)
             of = [median(rates[place] for rates in theirs[name]) for name in given.engines]
             ratios = [rate / other for other in [*of, max(of, default=float("nan"))]]
             line = [f"{value:.1f}" for value in [rate, *of]] + [f"{ratio:.2f}" for ratio in ratios]
-            print(f"| {shape} | {batch} | " + " | ".join(line) + f" | {cosines[place]:.5f} |", flush=True)
+            line += [f"{cosines[place]:.5f}", f"{rate * operations(shape) / at_most:.2f}" if loops else ""]
+            print(f"| {shape} | {batch} | " + " | ".join(line) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import sys
 import venv
 from pathlib import Path
 
-# What serves and preprocesses.
+# What encodes, what serves and preprocesses, and infinity.
+ENCODING = ("bench-venv", ["torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy"])
 SERVING = ("bench-http-venv", ["torch", "torchvision", "transformers", "litserve", "python-multipart", "pillow"])
 INFINITY = ("bench-infinity-venv", ["infinity_emb[torch,vision,server,optimum]", "aiohttp"])
 

@@ -19,10 +19,21 @@ HERE = Path(__file__).parent
 PATIENCE, LOOK_EVERY = 120, 0.005
 
 
+def environ(given=None):
+    """That of this process, or another one, in which programs find the CUDA libraries that packages of PyPI bring: those of this
+    Python, and those in target/. A program for GPUs does not start without, whatever it is to do; to others they are nothing."""
+    given = os.environ if given is None else given
+    packages = [*map(Path, sys.path), *sorted(Path("target").absolute().glob("*/lib/python3*/site-packages"))]
+    # Those of CUDA 13 first: some of CUDA 12 have the same names.
+    found = [package.glob(folder) for folder in ["nvidia/cu13/lib", "nvidia/*/lib"] for package in packages]
+    folders = filter(None, [given.get("LD_LIBRARY_PATH"), *dict.fromkeys(str(folder) for of in found for folder in of)])
+    return {**given, "LD_LIBRARY_PATH": os.pathsep.join(folders)}
+
+
 def bench(binary, *arguments):
     """The objects that `clipkeep bench` prints."""
     command = [str(part) for part in [binary, "bench", *arguments]]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environ()).stdout
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
@@ -117,11 +128,11 @@ def answers_ok(url):
 class Clipkeep(Server):
     """A clipkeep server on a port of its own."""
 
-    def __init__(self, binary, backbone, data, *options, **more):
+    def __init__(self, binary, backbone, data, *options, env=None, **more):
         self.url, self.data = f"http://127.0.0.1:{free_port()}", data
         command = [binary, "serve", "--backbone", backbone, "--data-dir", data, *options]
         command += ["--listen", self.url.removeprefix("http://")]
-        super().__init__("clipkeep", command, f"{self.url}/readyz", **more)
+        super().__init__("clipkeep", command, f"{self.url}/readyz", env=environ(env), **more)
 
     def call(self, method, path, body=None, kind="application/json"):
         """The answer, as JSON where it is."""
