@@ -8,7 +8,6 @@ PHOTOS is a directory of JPEG files, which are resized to that. Prints cosines, 
 
 import argparse
 import io
-import json
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -44,7 +43,7 @@ def main():
                 embedded = server.call("POST", "/v1/embed", image, kind)
                 rows.append(embedded["embeddings"][0]["values"])
                 answer = server.call("POST", f"{model}?top_k=1&labels={','.join(LABELS)}", image, kind)
-                likeliest.add(json.dumps(answer["predictions"][0]["classes"][0]["label"]))
+                likeliest.add(answer["predictions"][0]["classes"][0]["label"])
             cosines.append(sum(a * b for a, b in zip(*rows)))
             same += len(likeliest) == 1
     print(f"cosine {median(cosines):.4f} in the median, {min(cosines):.4f} at worst; likeliest label the same for {same} of {len(cosines)}")

@@ -54,22 +54,22 @@ def main():
 
     torch.set_num_threads(1)
 
-    def theirs(data, transform, opened=Image.open):
+    def theirs(transform):
         times = []
         while len(times) < 5 or sum(times) < 1:
             before = time.perf_counter()
-            transform(opened(io.BytesIO(data)).convert("RGB"))
+            transform()
             times.append(time.perf_counter() - before)
         return {"ms": 1e3 * median(times)}
 
-    def drafted(data):
-        image = Image.open(data)
-        image.draft(None, [2 * 224 * side // min(image.size) for side in image.size])
-        return image
+    def whole(data):
+        return Image.open(io.BytesIO(data)).convert("RGB")
 
-    def to_bytes(image):
-        """As `transformers` crops, where torchvision is half a pixel to the right of it: where the margins are not equal."""
-        image = v2.Resize(224, interpolation=v2.InterpolationMode.BICUBIC)(image)
+    def of_a_draft(data):
+        """Cropped as `transformers` does, where torchvision is half a pixel to the right of it: where the margins are not equal."""
+        image = Image.open(io.BytesIO(data))
+        image.draft(None, [2 * 224 * side // min(image.size) for side in image.size])
+        image = v2.Resize(224, interpolation=v2.InterpolationMode.BICUBIC)(image.convert("RGB"))
         left, top = ((side - 224) // 2 for side in image.size)
         return v2.functional.pil_to_tensor(image.crop((left, top, left + 224, top + 224))).numpy().tobytes()
 
@@ -89,14 +89,13 @@ def main():
             data = Path(file).read_bytes()
             measures = {
                 "ours": lambda: ours(file),
-                "bytes": lambda: theirs(data, cropped()),
-                "normalised": lambda: theirs(data, clip_transform()),
-                "draft": lambda: theirs(data, cropped(), drafted),
+                "bytes": lambda: theirs(lambda: cropped()(whole(data))),
+                "normalised": lambda: theirs(lambda: clip_transform()(whole(data))),
+                "draft": lambda: theirs(lambda: of_a_draft(data)),
             }
             mine, *others = (of["ms"] for of in by_turns(given.rounds, measures).values())
             times, ratios = [f"{ms:.2f}" for ms in [mine, *others]], [f"{ms / mine:.2f}" for ms in others]
-            pixels = to_bytes(drafted(io.BytesIO(data)).convert("RGB"))
-            equal = "yes" if digests[file] == f"sha256:{hashlib.sha256(pixels).hexdigest()}" else "no"
+            equal = "yes" if digests[file] == f"sha256:{hashlib.sha256(of_a_draft(data)).hexdigest()}" else "no"
             print(f"| {Path(file).name} | {' | '.join([*times, *ratios, equal])} |", flush=True)
 
 

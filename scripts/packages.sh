@@ -4,7 +4,8 @@
 install_build_tools() {
     local packages=()
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
-    command -v cmake >/dev/null || packages+=(cmake make)
+    command -v cmake >/dev/null || packages+=(cmake)
+    command -v make >/dev/null || packages+=(make)
     command -v nasm >/dev/null || [[ $(uname -m) != x86_64 ]] || packages+=(nasm)
     ((${#packages[@]} == 0)) || install_packages "${packages[@]}"
 }

@@ -113,8 +113,8 @@ pub async fn upkeep(handle: PrometheusHandle, stop: CancellationToken) {
     }
 }
 
-/// A request was answered. `route` is the matched pattern, never the path.
-pub fn request_answered(method: &'static str, route: &str, status: u16, took: Duration) {
+/// A request was answered, or given up. `route` is the matched pattern, never the path.
+pub fn request_ended(method: &'static str, route: &str, status: u16, took: Duration) {
     histogram!(HTTP_DURATION, "http_request_method" => method, "http_route" => route.to_owned(),
         "http_response_status_code" => status.to_string())
     .record(took);

@@ -4,15 +4,17 @@
 //! [`Registry::refresh`] brings in what others activated in the same store. Readers take one [`Arc`] and keep it for
 //! a whole batch, so that an answer never mixes versions.
 
+mod pinned;
+
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::Device;
 use jiff::Timestamp;
-use lru::LruCache;
 use tokio::sync::watch;
 
+use self::pinned::Pinned;
 use crate::adapter::{Head, Snapshot, SnapshotError};
 use crate::blocking;
 use crate::domain::{Activation, Digest, Model, ModelConfig, ModelName, VersionNumber};
@@ -133,9 +135,7 @@ pub struct Registry {
     device: Device,
     backbone: Digest,
     slots: RwLock<HashMap<ModelName, Slot>>,
-    pinned: Mutex<LruCache<(ModelName, VersionNumber), Arc<Serving>>>,
-    /// Held while a version is loaded, so that those who ask for the same one load it once.
-    loading: tokio::sync::Mutex<()>,
+    pinned: Pinned,
     following: tokio::sync::Mutex<()>,
 }
 
@@ -147,8 +147,7 @@ impl Registry {
             device,
             backbone,
             slots: RwLock::default(),
-            pinned: Mutex::new(LruCache::new(pinned)),
-            loading: tokio::sync::Mutex::default(),
+            pinned: Pinned::new(pinned),
             following: tokio::sync::Mutex::default(),
         }
     }
@@ -231,16 +230,7 @@ impl Registry {
 
     /// Keeps a version in memory for [`Self::version`] and [`Self::follow`].
     pub fn keep(&self, serving: Arc<Serving>) {
-        let key = (serving.model.clone(), serving.number);
-        self.pinned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .put(key, serving);
-    }
-
-    fn kept(&self, key: &(ModelName, VersionNumber)) -> Option<Arc<Serving>> {
-        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        pinned.get(key).cloned()
+        self.pinned.keep(serving);
     }
 
     /// Creates a model that has learned nothing.
@@ -306,11 +296,13 @@ impl Registry {
             Err(error) => return Err(error),
         }
         let key = (model.clone(), number);
-        if let Some(serving) = self.kept(&key) {
+        if let Some(serving) = self.pinned.get(&key) {
             return Ok(serving);
         }
-        let _turn = self.loading.lock().await;
-        if let Some(serving) = self.kept(&key) {
+        // Those who ask for the same version load it once.
+        let turns = self.pinned.turns(&key);
+        let _turn = turns.lock().await;
+        if let Some(serving) = self.pinned.get(&key) {
             return Ok(serving);
         }
         let serving = Arc::new(self.load(model, number).await?);

@@ -81,7 +81,7 @@ pub(super) fn decode(
     };
     let turned = |size: Size| if lies(orientation) { size.turned() } else { size };
     let target = target(turned(stored));
-    let from_jpeg = markers.and_then(|found| jpeg::decoded(bytes, found, stored, turned(target)));
+    let from_jpeg = markers.and_then(|_| jpeg::decoded(bytes, stored, turned(target)));
     let picture = match from_jpeg {
         Some(picture) => picture,
         None => to_rgb(DynamicImage::from_decoder(decoder).map_err(ImageError::Undecodable)?)?,

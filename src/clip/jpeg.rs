@@ -18,15 +18,14 @@ use super::resize::Size;
 /// resizing that decides on the pixels.
 const MARGIN: usize = 2;
 
-/// Most scans of a picture that is decoded here. Each is a pass over all its blocks, however little it says.
-const SCANS: usize = 100;
+/// Most scans of a picture. Each is a pass over all its blocks, however little it says.
+const SCANS: u32 = 100;
 
 /// The bytes that every JPEG starts with, and nothing else that is decoded here.
 const START: [u8; 3] = [0xff, SOI, 0xff];
 
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
-const SOS: u8 = 0xda;
 /// Stands alone, as restarts do; used by arithmetic coding.
 const TEM: u8 = 0x01;
 
@@ -36,7 +35,6 @@ pub(super) struct Markers {
     /// Whether there is an end behind the last scan. What lies behind the end is not looked at: cameras put a second picture
     /// there.
     pub(super) is_whole: bool,
-    scans: usize,
 }
 
 /// Walks the markers of a JPEG; `None` where `bytes` are something else.
@@ -44,17 +42,10 @@ pub(super) fn markers(bytes: &[u8]) -> Option<Markers> {
     if !bytes.starts_with(&START) {
         return None;
     }
-    let mut found = Markers {
-        is_whole: false,
-        scans: 0,
-    };
     let mut rest = &bytes[2..];
     while let Some((marker, after)) = next_marker(rest) {
         rest = match marker {
-            EOI => {
-                found.is_whole = true;
-                return Some(found);
-            }
+            EOI => return Some(Markers { is_whole: true }),
             SOI | TEM | 0xd0..=0xd7 => after,
             // The coded data of a scan follows its header and holds no markers but restarts, so that the search for
             // the next marker passes over it.
@@ -62,23 +53,20 @@ pub(super) fn markers(bytes: &[u8]) -> Option<Markers> {
                 let Some(after) = behind_segment(after) else {
                     break;
                 };
-                found.scans += usize::from(marker == SOS);
                 after
             }
         };
     }
-    Some(found)
+    Some(Markers { is_whole: false })
 }
 
 /// A whole JPEG of `size`; or at a half, a quarter or an eighth of it, rounded up, where that leaves [`MARGIN`] times `wanted`.
-/// `None` where it is one that libjpeg-turbo refuses or warns of, that is of inks, or of many scans. At most 9 bytes are
-/// allocated for each of its pixels: 6 of coefficients, where they come in several scans.
-pub(super) fn decoded(bytes: &[u8], markers: Markers, size: Size, wanted: Size) -> Option<RgbImage> {
-    if markers.scans > SCANS {
-        return None;
-    }
+/// `None` where it is of inks, of more than [`SCANS`] scans, or one that libjpeg-turbo refuses or warns of. At most 9 bytes are
+/// allocated for each of its pixels, besides what fills up its last blocks: 6 of coefficients, where they come in several scans.
+pub(super) fn decoded(bytes: &[u8], size: Size, wanted: Size) -> Option<RgbImage> {
     let scale = ScalingFactor::new(eighths(size, wanted), 8);
     let mut decoder = Decompressor::new().ok()?;
+    decoder.set_scan_limit(SCANS).ok()?;
     let header = decoder.read_header(bytes).ok()?;
     let has_colors = matches!(
         header.colorspace,
@@ -186,17 +174,13 @@ mod tests {
         jpeg.into_inner()
     }
 
-    fn of_markers(jpeg: &[u8], whole: Size, wanted: Size) -> Option<RgbImage> {
-        decoded(jpeg, markers(jpeg)?, whole, wanted)
-    }
-
     /// The largest distance of a pixel at a part of a picture's size from the mean of those that it stands for by `image`'s
     /// decoder, where all of them exist.
     fn furthest_from_means(jpeg: &[u8], eighths: usize) -> f64 {
         let full = image::load_from_memory(jpeg).expect("decoded").into_rgb8();
         let [width, height] = [full.width() as usize, full.height() as usize];
         let wanted = size(width * eighths / 16, height * eighths / 16);
-        let found = of_markers(jpeg, size(width, height), wanted).expect("decoded smaller");
+        let found = decoded(jpeg, size(width, height), wanted).expect("decoded smaller");
         let sides = [width, height].map(|side| (side * eighths).div_ceil(8) as u32);
         assert_eq!([found.width(), found.height()], sides);
         let edge = 8 / eighths as u32;
@@ -263,7 +247,7 @@ mod tests {
         let pixel = |transform| {
             let jpeg = with_segment(&jpeg, &adobe(transform));
             let whole = size(16, 16);
-            of_markers(&jpeg, whole, whole).expect("decoded")[(8, 8)].0
+            decoded(&jpeg, whole, whole).expect("decoded")[(8, 8)].0
         };
         let near = |found: [u8; 3], wanted: [u8; 3]| {
             let apart = found.iter().zip(wanted).map(|(a, b)| a.abs_diff(b)).max();
@@ -285,18 +269,28 @@ mod tests {
         let jpeg = pattern(160, 120, 3);
         let (whole, small) = (size(160, 120), size(20, 15));
         for wanted in [small, whole] {
-            assert!(of_markers(&jpeg, whole, wanted).is_some());
+            assert!(decoded(&jpeg, whole, wanted).is_some());
             assert!(
-                of_markers(&jpeg, size(168, 120), wanted).is_none(),
+                decoded(&jpeg, size(168, 120), wanted).is_none(),
                 "another picture"
             );
-            assert!(of_markers(&jpeg[..200], whole, wanted).is_none(), "damaged");
-            assert!(of_markers(b"GIF89a", whole, wanted).is_none(), "another format");
+            assert!(decoded(&jpeg[..200], whole, wanted).is_none(), "damaged");
+            assert!(decoded(b"GIF89a", whole, wanted).is_none(), "another format");
         }
         let cmyk = pinned("cmyk.jpg");
         let picture = image::load_from_memory(&cmyk).expect("decoded");
         let inks = size(picture.width() as usize, picture.height() as usize);
-        assert!(of_markers(&cmyk, inks, size(1, 1)).is_none(), "inks");
+        assert!(decoded(&cmyk, inks, size(1, 1)).is_none(), "inks");
+    }
+
+    #[test]
+    fn what_is_warned_of_is_left_to_others() {
+        let jpeg = pattern(160, 120, 3);
+        let whole = size(160, 120);
+        // Bytes between two segments, which are passed over.
+        let between = [&jpeg[..2], &[0, 0], &jpeg[2..]].concat();
+        assert!(decoded(&between, whole, whole).is_none());
+        assert!(decoded(&jpeg, whole, whole).is_some());
     }
 
     #[test]
@@ -304,13 +298,13 @@ mod tests {
         let jpeg = pinned("progressive.jpg");
         let picture = image::load_from_memory(&jpeg).expect("decoded");
         let whole = size(picture.width() as usize, picture.height() as usize);
-        assert!(of_markers(&jpeg, whole, size(4, 4)).is_some());
+        assert!(decoded(&jpeg, whole, size(4, 4)).is_some());
         // Says nothing, of one component, and is a pass over all its blocks.
-        let scan = [0xff, SOS, 0, 8, 1, 1, 0, 1, 5, 0x10];
+        let scan = [0xff, 0xda, 0, 8, 1, 1, 0, 1, 5, 0x10];
         let end = jpeg.len() - 2;
-        let many = [&jpeg[..end], &scan.repeat(SCANS), &jpeg[end..]].concat();
-        assert!(markers(&many).is_some_and(|found| found.is_whole && found.scans > SCANS));
-        assert!(of_markers(&many, whole, size(4, 4)).is_none());
+        let many = [&jpeg[..end], &scan.repeat(SCANS as usize), &jpeg[end..]].concat();
+        assert!(markers(&many).is_some_and(|found| found.is_whole));
+        assert!(decoded(&many, whole, size(4, 4)).is_none());
     }
 
     #[test]

@@ -3,8 +3,10 @@
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,8 +19,9 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_io_timeout::TimeoutWriter;
@@ -31,7 +34,7 @@ use crate::metrics;
 /// a place is not asked.
 const CROWDED: Duration = Duration::from_millis(20);
 
-/// How long one that was asked to end may go on without answering: with half of a request's head, or with the last of an answer.
+/// How long one that was asked to end may have half of a request's head.
 const HALF_A_HEAD: Duration = Duration::from_secs(1);
 
 /// Bounds on connections.
@@ -140,9 +143,13 @@ impl Connection {
         let mut stream = TimeoutWriter::new(stream);
         stream.set_timeout(Some(self.idle));
         let router = self.router;
-        let answers = Answers::default();
+        let talk = Arc::new(Talk::default());
+        let stream = Heard {
+            stream: Box::pin(stream),
+            talk: Arc::clone(&talk),
+        };
         let service = service_fn(|request: Request<Incoming>| {
-            let answering = answers.begin();
+            let answering = talk.begin();
             let answer = router.clone().oneshot(request);
             answer.map_ok(|answer| {
                 answer.map(|body| Answer {
@@ -154,7 +161,7 @@ impl Connection {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.idle)
-            .serve_connection(TokioIo::new(Box::pin(stream)), service);
+            .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let asked_to_end = async {
             sleep(CROWDED).await;
@@ -166,9 +173,10 @@ impl Connection {
             ended = connection.as_mut() => ended,
             () = asked_to_end => {
                 connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = answers.none_for(HALF_A_HEAD) => Ok(()),
+                match timeout(HALF_A_HEAD, connection.as_mut()).await {
+                    Ok(ended) => ended,
+                    Err(_) if talk.is_half_a_head() => Ok(()),
+                    Err(_) => connection.await,
                 }
             }
             () = self.closing.cancelled() => {
@@ -182,40 +190,40 @@ impl Connection {
     }
 }
 
-/// What a connection answers.
+/// What goes on in a connection.
 #[derive(Default)]
-struct Answers {
-    /// How many.
-    under_way: watch::Sender<usize>,
+struct Talk {
+    answers: AtomicUsize,
+    /// Whether bytes have arrived since the last answer, and no whole head.
+    has_begun: AtomicBool,
 }
 
-impl Answers {
-    /// One begins.
-    fn begin(&self) -> Answering {
-        self.under_way.send_modify(|under_way| *under_way += 1);
-        Answering(self.under_way.clone())
-    }
-
-    /// Comes back once for so long none has been under way.
-    async fn none_for(&self, duration: Duration) {
-        let mut under_way = self.under_way.subscribe();
-        loop {
-            // The sender is here.
-            let _is_known = under_way.wait_for(|under_way| *under_way == 0).await.is_ok();
-            let begins = under_way.wait_for(|under_way| *under_way > 0);
-            if timeout(duration, begins).await.is_err() {
-                return;
-            }
+impl Talk {
+    fn bytes_arrived(&self) {
+        let is_answering = self.answers.load(Ordering::Relaxed) > 0;
+        if !is_answering {
+            self.has_begun.store(true, Ordering::Relaxed);
         }
     }
+
+    /// A head has arrived.
+    fn begin(self: &Arc<Self>) -> Answering {
+        self.has_begun.store(false, Ordering::Relaxed);
+        self.answers.fetch_add(1, Ordering::Relaxed);
+        Answering(Arc::clone(self))
+    }
+
+    fn is_half_a_head(&self) -> bool {
+        self.has_begun.load(Ordering::Relaxed)
+    }
 }
 
-/// An answer under way, until it is dropped.
-struct Answering(watch::Sender<usize>);
+/// An answer under way, until all of it is made.
+struct Answering(Arc<Talk>);
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.send_modify(|under_way| *under_way -= 1);
+        self.0.answers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -242,5 +250,56 @@ impl hyper::body::Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// A stream that tells when bytes arrive.
+struct Heard<S> {
+    stream: S,
+    talk: Arc<Talk>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.talk.bytes_arrived();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -37,7 +37,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     response
 }
 
-/// The status of a request whose client went away before it was answered: as nginx counts it.
+/// The status of a request whose connection went away before it was answered: as nginx counts it.
 const GIVEN_UP: u16 = 499;
 
 /// A request; once it is dropped, it is measured.
@@ -52,10 +52,10 @@ struct Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         let took = self.started.elapsed();
-        metrics::request_answered(self.method, &self.route, self.status, took);
+        metrics::request_ended(self.method, &self.route, self.status, took);
         let ms = took.as_secs_f64() * 1e3;
         self.span
-            .in_scope(|| tracing::debug!(status = self.status, ms, "answered"));
+            .in_scope(|| tracing::debug!(status = self.status, ms, "ended"));
     }
 }
 

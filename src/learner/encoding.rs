@@ -50,11 +50,7 @@ impl Learn<'_> {
             done += decoded.images.len() as u32;
             let next = self.next_chunk(decoded.end, limit);
             let encoded = self.encode_chunk(decoded, reads);
-            chunk = tokio::select! {
-                both = try_join(next, encoded) => both?.0,
-                // A chunk can take longer than a server may take to stop.
-                () = self.stop.cancelled() => return Err(Stop::Told),
-            };
+            chunk = try_join(next, encoded).await?.0;
         }
         self.took("encode", started);
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
+use std::sync::Arc;
 
 use super::Learner;
 use super::recall::{RecallError, extended};
@@ -50,7 +51,7 @@ impl Learner {
         version: VersionNumber,
         mut spool: File,
     ) -> Result<Option<Exported>, ExportError> {
-        let _turn = self.moving.lock().await;
+        let turn = Arc::clone(&self.moving).lock_owned().await;
         let Some(snapshot) = self.store.snapshot(model, version).await? else {
             return Ok(None);
         };
@@ -62,6 +63,8 @@ impl Learner {
         }
         let digest = snapshot.digest();
         let written = blocking::run(move || {
+            // Also where nobody waits for it any more.
+            let _turn = turn;
             let statistics = statistics::encode(&remembered)?;
             drop(remembered);
             for piece in export::encode(snapshot.into_bytes(), statistics)? {

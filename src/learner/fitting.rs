@@ -48,7 +48,10 @@ impl Learn<'_> {
             fitting,
             ..
         } = self.learner;
-        let turn = Arc::clone(fitting).lock_owned().await;
+        let turn = tokio::select! {
+            turn = Arc::clone(fitting).lock_owned() => turn,
+            () = self.stop.cancelled() => return Err(Stop::Told),
+        };
         let model = self.model().await?;
         let base = match model.active {
             Some(active) => Some(registry.version(&model.name, active).await?),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::json;
+use tokio::sync::OwnedMutexGuard;
 
 use super::{Learner, packing};
 use crate::adapter::{Imported, Snapshot, SnapshotError, VettingError, Widths, export, statistics};
@@ -81,6 +82,9 @@ struct Intake {
     train_count: u32,
 }
 
+/// Held while a version is in memory.
+type Turn = OwnedMutexGuard<()>;
+
 impl Learner {
     /// Takes a version in: a root of the model's history, which later tasks are learned on top of as on any other.
     ///
@@ -90,8 +94,8 @@ impl Learner {
         let model = self.store.model(&new.model).await;
         let unknown = || store::ImportError::UnknownModel(new.model.clone());
         let model = model.map_err(store::ImportError::from)?.ok_or_else(unknown)?;
-        let _turn = self.moving.lock().await;
-        let (arriving, intake) = self.take_in(new, &model).await?;
+        let turn = Arc::clone(&self.moving).lock_owned().await;
+        let (arriving, (intake, _turn)) = self.take_in(new, &model, turn).await?;
         let named = intake.classes(&arriving.task);
         match self.arrive(&arriving, &intake, named.clone(), now).await {
             Err(ImportError::Store(store::ImportError::ClassTaken(_))) => {
@@ -106,7 +110,12 @@ impl Learner {
     }
 
     /// Reads the file and sees whether the model could go on from it.
-    async fn take_in(&self, new: NewVersion, model: &Model) -> Result<(Arriving, Intake), ImportError> {
+    async fn take_in(
+        &self,
+        new: NewVersion,
+        model: &Model,
+        turn: Turn,
+    ) -> Result<(Arriving, (Intake, Turn)), ImportError> {
         let NewVersion {
             model: name,
             task,
@@ -136,7 +145,8 @@ impl Learner {
                 return Err(ImportError::TooManyClasses(most_classes));
             }
             let vetted = found.vetted(&config, widths)?;
-            Intake::of(vetted).map_err(ImportError::Encode)
+            // Kept until here also where nobody waits for it any more.
+            Ok((Intake::of(vetted).map_err(ImportError::Encode)?, turn))
         });
         Ok((arriving, read.await?))
     }

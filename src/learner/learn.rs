@@ -94,7 +94,12 @@ impl<'a> Learn<'a> {
     /// The task's classes, and its examples once all are encoded.
     async fn lesson(&mut self) -> Result<(Vec<NewClass>, Arc<Examples>), Stop> {
         let classes = self.learner.store.job_classes(self.job.id).await?;
-        self.encode().await?;
+        let stop = self.stop;
+        tokio::select! {
+            encoded = self.encode() => encoded?,
+            // A chunk can take longer than a server may take to stop.
+            () = stop.cancelled() => return Err(Stop::Told),
+        }
         let examples = self.examples(&classes).await?;
         Ok((classes, Arc::new(examples)))
     }

@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use rayon::ThreadPool;
 use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
 
 use crate::engine::Engine;
 use crate::registry::Registry;
@@ -74,8 +75,10 @@ pub struct Learner {
     /// Held by a fit as long as it is in memory: one that nobody waits for any more may still be.
     fitting: Arc<tokio::sync::Mutex<()>>,
     wake: Notify,
+    /// What goes on beside requests and jobs.
+    aside: TaskTracker,
     /// Held by the one version that is taken in or written down at a time: it is in memory a few times over.
-    moving: tokio::sync::Mutex<()>,
+    moving: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Learner {
@@ -104,13 +107,19 @@ impl Learner {
             fit_pool: Arc::new(fit_pool),
             fitting: Arc::default(),
             wake: Notify::new(),
-            moving: tokio::sync::Mutex::default(),
+            aside: TaskTracker::new(),
+            moving: Arc::default(),
         })
     }
 
     /// Most bytes that a fit reads of a task's examples.
     pub fn fit_bytes(&self) -> u64 {
         self.config.fit_bytes
+    }
+
+    /// What goes on beside requests and jobs, and is to be waited for before the store is closed.
+    pub fn aside(&self) -> &TaskTracker {
+        &self.aside
     }
 
     /// A worker that runs this learner's jobs.

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use super::Learner;
 use super::upload::{Upload, UploadError};
@@ -133,14 +134,16 @@ impl Learner {
     /// [`CancelError`] when it has ended, or the store fails.
     pub async fn cancel(&self, job: JobId, now: Timestamp) -> Result<Option<Job>, CancelError> {
         let store = self.store.clone();
-        let cancelling = tokio::spawn(async move {
+        let aside = self.aside.clone();
+        let cancelling = async move {
             let cancelled = store.cancel_job(job, now).await?;
             if let Some(job) = &cancelled {
                 metrics::job_ended(job.state);
-                tokio::spawn(async move { give_back_space(&store).await });
+                aside.spawn(async move { give_back_space(&store).await });
             }
             Ok(cancelled)
-        });
+        };
+        let cancelling = self.aside.spawn(cancelling.in_current_span());
         cancelling
             .await
             .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))

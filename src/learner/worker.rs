@@ -20,6 +20,9 @@ use crate::store::{Attempt, Lease, StoreError};
 /// How often a job is taken up. One that brings down its server each time must not do so for ever.
 const MOST_ATTEMPTS: u32 = 10;
 
+/// How often in a row a job is forgiven that the store failed under it: it may be the job that the store cannot take.
+const MOST_FORGIVEN: u32 = 3;
+
 /// What a tick did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -38,6 +41,8 @@ pub struct Worker {
     learner: Arc<Learner>,
     /// The job that was run last, where the store did not hear how it ended.
     unsettled: Option<JobId>,
+    /// The job that was in that place last, and how often in a row.
+    forgiven: Option<(JobId, u32)>,
 }
 
 impl Worker {
@@ -45,6 +50,7 @@ impl Worker {
         Self {
             learner,
             unsettled: None,
+            forgiven: None,
         }
     }
 
@@ -86,10 +92,9 @@ impl Worker {
     ///
     /// # Errors
     /// When the store fails. The job is then as it was last saved.
-    async fn tick(&mut self, stop: &CancellationToken) -> Result<Outcome, StoreError> {
+    pub async fn tick(&mut self, stop: &CancellationToken) -> Result<Outcome, StoreError> {
         if let Some(job) = self.unsettled {
-            // A store that went away says nothing about the job.
-            let _it_may_have_ended = self.requeue(job, Attempt::Forgiven).await?;
+            self.settle(job).await?;
             self.unsettled = None;
         }
         let learner = &*self.learner;
@@ -110,6 +115,20 @@ impl Worker {
         let outcome = self.see_through(job, stop).instrument(span).await?;
         self.unsettled = None;
         Ok(outcome)
+    }
+
+    /// Puts a job back that the store failed under, which as a rule says nothing about the job.
+    async fn settle(&mut self, job: JobId) -> Result<(), StoreError> {
+        let before = self.forgiven.filter(|(known, _)| *known == job);
+        let times = before.map_or(0, |(_, times)| times);
+        let attempt = if times < MOST_FORGIVEN {
+            Attempt::Forgiven
+        } else {
+            Attempt::Counts
+        };
+        let _it_may_have_ended = self.requeue(job, attempt).await?;
+        self.forgiven = Some((job, times + 1));
+        Ok(())
     }
 
     async fn see_through(&self, job: Job, stop: &CancellationToken) -> Result<Outcome, StoreError> {
@@ -175,18 +194,17 @@ impl Worker {
         }
     }
 
-    /// Renews the lease until it is lost, or nothing has been heard of it for as long as it lasts.
+    /// Renews the lease until it is lost.
     async fn lease_lost(&self, id: JobId) {
         let Learner {
             store, owner, config, ..
         } = &*self.learner;
-        let mut renewed = Instant::now();
-        while renewed.elapsed() < config.lease {
+        loop {
             tokio::time::sleep(config.lease / 3).await;
-            let asked = Instant::now();
+            // A connection to a database that is gone may never answer; the next one may be to another.
             let renewal = store.renew_lease(id, owner, Timestamp::now(), config.lease);
             match tokio::time::timeout(config.lease / 3, renewal).await {
-                Ok(Ok(Lease::Held)) => renewed = asked,
+                Ok(Ok(Lease::Held)) => {}
                 Ok(Ok(Lease::Lost)) => return,
                 Ok(Err(error)) => {
                     let error = &error as &dyn std::error::Error;

@@ -217,3 +217,26 @@ from_sqlx!(
     ImportError,
     ActivateError
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_database_complains_about_passes_or_stays() {
+        // Of PostgreSQL: shut down, out of disk, a standby now; of SQLite: busy, full.
+        for code in ["57P01", "53100", "25006", "5", "13", "261"] {
+            assert!(passes(Some(code)), "{code}");
+        }
+        // A constraint, a syntax error, a transaction that was given up; a constraint.
+        for code in ["23505", "42601", "25P02", "19"] {
+            assert!(!passes(Some(code)), "{code}");
+        }
+        let encoding = StoreError::from(sqlx::Error::Encode("too long".into()));
+        assert!(matches!(encoding, StoreError::Refused(_)));
+        assert!(matches!(
+            StoreError::from(sqlx::Error::PoolTimedOut),
+            StoreError::Unavailable(_)
+        ));
+    }
+}

@@ -15,6 +15,8 @@ use tokio::time::timeout;
 use super::*;
 
 const IDLE: Duration = Duration::from_secs(1);
+/// Bytes of the large route's answer, which no socket holds.
+const LARGE: usize = 1 << 25;
 /// How long the slow route takes.
 const SLOW: Duration = Duration::from_millis(1500);
 /// Far longer than anything here should take.
@@ -63,6 +65,7 @@ impl Server {
         };
         let router = Router::new()
             .route("/slow", get(slow))
+            .route("/large", get(|| async { vec![b'x'; LARGE] }))
             .route("/endless", get(endless));
         let closing = CancellationToken::new();
         let running = tokio::spawn(serve(listener, router, limits, closing.clone()));
@@ -215,6 +218,20 @@ async fn half_a_head_keeps_nobody_out() {
     for answered in [&mut first, &mut second] {
         timeout(LONG / 2, read_answer(answered)).await.expect("in time");
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn who_reads_slowly_gets_all_of_an_answer() {
+    let server = Server::patient(1).await;
+    let slow = server
+        .connect_and_send(b"GET /large HTTP/1.1\r\nhost: here\r\n\r\n")
+        .await;
+    sleep(2 * CROWDED).await;
+    let mut last = server.connect_and_send(GET).await;
+    sleep(2 * HALF_A_HEAD).await;
+    assert!(read_to_end(slow).await.len() > LARGE);
+    read_answer(&mut last).await;
     server.stop().await;
 }
 
