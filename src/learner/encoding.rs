@@ -40,13 +40,11 @@ impl Learn<'_> {
             });
         }
         let mut done = counts.encoded + counts.discarded;
+        let share = |done| f64::from(done) / f64::from(counts.total.max(1));
+        self.report(Phase::Encode, share(done), None).await?;
         let mut chunk = self.next_chunk(0, limit).await?;
-        loop {
-            let share = f64::from(done) / f64::from(counts.total.max(1));
-            self.report(Phase::Encode, share, None).await?;
-            let Some(decoded) = chunk else {
-                break;
-            };
+        while let Some(decoded) = chunk {
+            self.report(Phase::Encode, share(done), None).await?;
             done += decoded.images.len() as u32;
             let next = self.next_chunk(decoded.end, limit);
             let encoded = self.encode_chunk(decoded, reads);
