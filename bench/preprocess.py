@@ -69,10 +69,12 @@ def main():
         """Cropped as `transformers` does, where torchvision is half a pixel to the right of it: where the margins are not equal."""
         image = Image.open(io.BytesIO(data))
         image.draft(None, [2 * 224 * side // min(image.size) for side in image.size])
-        image = v2.Resize(224, interpolation=v2.InterpolationMode.BICUBIC)(image.convert("RGB"))
+        image = resized(image.convert("RGB"))
         left, top = ((side - 224) // 2 for side in image.size)
         return v2.functional.pil_to_tensor(image.crop((left, top, left + 224, top + 224))).numpy().tobytes()
 
+    resized = v2.Resize(224, interpolation=v2.InterpolationMode.BICUBIC)
+    to_bytes, normalised = cropped(), clip_transform()
     digests = {}
 
     def ours(file):
@@ -89,8 +91,8 @@ def main():
             data = Path(file).read_bytes()
             measures = {
                 "ours": lambda: ours(file),
-                "bytes": lambda: theirs(lambda: cropped()(whole(data))),
-                "normalised": lambda: theirs(lambda: clip_transform()(whole(data))),
+                "bytes": lambda: theirs(lambda: to_bytes(whole(data))),
+                "normalised": lambda: theirs(lambda: normalised(whole(data))),
                 "draft": lambda: theirs(lambda: of_a_draft(data)),
             }
             mine, *others = (of["ms"] for of in by_turns(given.rounds, measures).values())

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::clip::Backbone;
 use crate::config::{BackboneArgs, DeviceChoice, ServeConfig};
@@ -141,7 +142,8 @@ impl App {
             ..
         } = self;
         let (stopping, closing) = (api.stopping.clone(), api.closing.clone());
-        let workers = api.learner.aside().clone();
+        let workers = TaskTracker::new();
+        let learner = Arc::clone(&api.learner);
         workers.spawn(api.learner.worker().run(stopping.clone()));
         workers.spawn(follow_store(
             Arc::clone(&api.registry),
@@ -149,6 +151,7 @@ impl App {
             closing.clone(),
         ));
         workers.spawn(metrics::upkeep(api.metrics.clone(), closing.clone()));
+        workers.close();
 
         let engine = api.engine.clone();
         let serve = http::serve(listener, http::router(api), connections, closing.clone());
@@ -177,10 +180,14 @@ impl App {
             let _some_may_be_late = tokio::time::timeout(PARTING, &mut serving).await;
         }
         drop(serving);
-        workers.close();
         // What a worker leaves unfinished is in the store as it was last saved; the next start takes it up.
-        if tokio::time::timeout(drain, workers.wait()).await.is_err() {
-            tracing::warn!("the running job did not stop in time and is left as it was last saved");
+        if tokio::time::timeout(drain, join(workers.wait(), learner.finish()))
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "the running job, or what else is written, did not stop in time and is left as it was last saved"
+            );
         }
         tokio::task::spawn_blocking(move || engine.stop()).await?;
         // A database that has gone may never answer.

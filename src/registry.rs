@@ -14,7 +14,7 @@ use candle_core::Device;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use self::pinned::Pinned;
+use self::pinned::{Pinned, Turn};
 use crate::adapter::{Head, Snapshot, SnapshotError};
 use crate::blocking;
 use crate::domain::{Activation, Digest, Model, ModelConfig, ModelName, VersionNumber};
@@ -301,11 +301,12 @@ impl Registry {
         }
         // Those who ask for the same version load it once.
         let turns = self.pinned.turns(&key);
-        let _turn = turns.lock().await;
+        let turn = turns.lock_owned().await;
         if let Some(serving) = self.pinned.get(&key) {
             return Ok(serving);
         }
-        let serving = Arc::new(self.load(model, number).await?);
+        let (serving, _turn) = self.load(model, number, turn).await?;
+        let serving = Arc::new(serving);
         self.keep(Arc::clone(&serving));
         Ok(serving)
     }
@@ -341,7 +342,13 @@ impl Registry {
         &self.device
     }
 
-    async fn load(&self, model: &ModelName, number: VersionNumber) -> Result<Serving, RegistryError> {
+    /// Reads a version; gives the turn back, which it keeps until then also where nobody waits for it any more.
+    async fn load(
+        &self,
+        model: &ModelName,
+        number: VersionNumber,
+        turn: Turn,
+    ) -> Result<(Serving, Turn), RegistryError> {
         let unknown = || RegistryError::UnknownVersion {
             model: model.clone(),
             version: number,
@@ -349,7 +356,8 @@ impl Registry {
         let content = self.store.snapshot(model, number).await?.ok_or_else(unknown)?;
         let digest = content.digest();
         let device = self.device.clone();
-        let decoded = blocking::run(move || Snapshot::decode(content.bytes(), &device)).await;
+        let decoding = blocking::run(move || (Snapshot::decode(content.bytes(), &device), turn));
+        let (decoded, turn) = decoding.await;
         let snapshot = decoded.map_err(|source| RegistryError::Snapshot {
             model: model.clone(),
             version: number,
@@ -363,7 +371,7 @@ impl Registry {
                 backbone,
             });
         }
-        Ok(Serving::new(model.clone(), number, digest, snapshot))
+        Ok((Serving::new(model.clone(), number, digest, snapshot), turn))
     }
 
     fn served(&self, model: &ModelName) -> Result<Served, RegistryError> {

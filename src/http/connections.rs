@@ -3,23 +3,19 @@
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::serve::Listener;
-use futures::{FutureExt as _, TryFutureExt as _};
-use hyper::body::{Frame, Incoming, SizeHint};
+use futures::FutureExt as _;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -34,7 +30,7 @@ use crate::metrics;
 /// a place is not asked.
 const CROWDED: Duration = Duration::from_millis(20);
 
-/// How long one that was asked to end may have half of a request's head.
+/// How long one that was asked to end may have half of the head of its first request. Half of another one counts for nothing.
 const HALF_A_HEAD: Duration = Duration::from_secs(1);
 
 /// Bounds on connections.
@@ -51,7 +47,7 @@ pub struct ConnectionLimits {
 /// A connection is closed when for [`ConnectionLimits::idle`] no request's head has arrived whole, or nobody has taken anything
 /// of an answer; a request under way may take as long as its handler lets it. Where all places are taken and one more
 /// arrives, the oldest are asked, one after another, to end when they have answered: at once where nothing has arrived of a
-/// next request, and soon where half of its head has. One that still waits for a place when `closing` is cancelled is not answered.
+/// next request, or not all of its head. One that still waits for a place when `closing` is cancelled is not answered.
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
@@ -143,25 +139,15 @@ impl Connection {
         let mut stream = TimeoutWriter::new(stream);
         stream.set_timeout(Some(self.idle));
         let router = self.router;
-        let talk = Arc::new(Talk::default());
-        let stream = Heard {
-            stream: Box::pin(stream),
-            talk: Arc::clone(&talk),
-        };
+        let has_asked = AtomicBool::new(false);
         let service = service_fn(|request: Request<Incoming>| {
-            let answering = talk.begin();
-            let answer = router.clone().oneshot(request);
-            answer.map_ok(|answer| {
-                answer.map(|body| Answer {
-                    body,
-                    _answering: answering,
-                })
-            })
+            has_asked.store(true, Ordering::Relaxed);
+            router.clone().oneshot(request)
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.idle)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let mut connection = pin!(connection);
         let asked_to_end = async {
             sleep(CROWDED).await;
@@ -175,8 +161,8 @@ impl Connection {
                 connection.as_mut().graceful_shutdown();
                 match timeout(HALF_A_HEAD, connection.as_mut()).await {
                     Ok(ended) => ended,
-                    Err(_) if talk.is_half_a_head() => Ok(()),
-                    Err(_) => connection.await,
+                    Err(_) if has_asked.load(Ordering::Relaxed) => connection.await,
+                    Err(_) => Ok(()),
                 }
             }
             () = self.closing.cancelled() => {
@@ -187,119 +173,5 @@ impl Connection {
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection broke off");
         }
-    }
-}
-
-/// What goes on in a connection.
-#[derive(Default)]
-struct Talk {
-    answers: AtomicUsize,
-    /// Whether bytes have arrived since the last answer, and no whole head.
-    has_begun: AtomicBool,
-}
-
-impl Talk {
-    fn bytes_arrived(&self) {
-        let is_answering = self.answers.load(Ordering::Relaxed) > 0;
-        if !is_answering {
-            self.has_begun.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// A head has arrived.
-    fn begin(self: &Arc<Self>) -> Answering {
-        self.has_begun.store(false, Ordering::Relaxed);
-        self.answers.fetch_add(1, Ordering::Relaxed);
-        Answering(Arc::clone(self))
-    }
-
-    fn is_half_a_head(&self) -> bool {
-        self.has_begun.load(Ordering::Relaxed)
-    }
-}
-
-/// An answer under way, until all of it is made.
-struct Answering(Arc<Talk>);
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.answers.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The body of an answer.
-struct Answer {
-    body: Body,
-    _answering: Answering,
-}
-
-impl hyper::body::Body for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A stream that tells when bytes arrive.
-struct Heard<S> {
-    stream: S,
-    talk: Arc<Talk>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if buffer.filled().len() > before {
-            self.talk.bytes_arrived();
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

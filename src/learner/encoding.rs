@@ -44,11 +44,11 @@ impl Learn<'_> {
         self.report(Phase::Encode, share(done), None).await?;
         let mut chunk = self.next_chunk(0, limit).await?;
         while let Some(decoded) = chunk {
-            self.report(Phase::Encode, share(done), None).await?;
             done += decoded.images.len() as u32;
             let next = self.next_chunk(decoded.end, limit);
             let encoded = self.encode_chunk(decoded, reads);
             chunk = try_join(next, encoded).await?.0;
+            self.report(Phase::Encode, share(done), None).await?;
         }
         self.took("encode", started);
         Ok(())

@@ -46,12 +46,23 @@ impl Learner {
     /// # Errors
     /// [`ExportError`] when the store fails or what it holds is damaged.
     pub async fn export(
+        self: &Arc<Self>,
+        model: &ModelName,
+        version: VersionNumber,
+        spool: File,
+    ) -> Result<Option<Exported>, ExportError> {
+        let (learner, model) = (Arc::clone(self), model.clone());
+        self.to_the_end(async move { learner.export_in_turn(&model, version, spool).await })
+            .await
+    }
+
+    async fn export_in_turn(
         &self,
         model: &ModelName,
         version: VersionNumber,
         mut spool: File,
     ) -> Result<Option<Exported>, ExportError> {
-        let turn = Arc::clone(&self.moving).lock_owned().await;
+        let _turn = self.moving.lock().await;
         let Some(snapshot) = self.store.snapshot(model, version).await? else {
             return Ok(None);
         };
@@ -63,8 +74,6 @@ impl Learner {
         }
         let digest = snapshot.digest();
         let written = blocking::run(move || {
-            // Also where nobody waits for it any more.
-            let _turn = turn;
             let statistics = statistics::encode(&remembered)?;
             drop(remembered);
             for piece in export::encode(snapshot.into_bytes(), statistics)? {

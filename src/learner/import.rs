@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::json;
-use tokio::sync::OwnedMutexGuard;
 
 use super::{Learner, packing};
 use crate::adapter::{Imported, Snapshot, SnapshotError, VettingError, Widths, export, statistics};
@@ -82,20 +81,23 @@ struct Intake {
     train_count: u32,
 }
 
-/// Held while a version is in memory.
-type Turn = OwnedMutexGuard<()>;
-
 impl Learner {
     /// Takes a version in: a root of the model's history, which later tasks are learned on top of as on any other.
     ///
     /// # Errors
     /// [`ImportError`]; nothing is stored then.
-    pub async fn import(&self, new: NewVersion, now: Timestamp) -> Result<Version, ImportError> {
+    pub async fn import(self: &Arc<Self>, new: NewVersion, now: Timestamp) -> Result<Version, ImportError> {
+        let learner = Arc::clone(self);
+        self.to_the_end(async move { learner.import_in_turn(new, now).await })
+            .await
+    }
+
+    async fn import_in_turn(&self, new: NewVersion, now: Timestamp) -> Result<Version, ImportError> {
         let model = self.store.model(&new.model).await;
         let unknown = || store::ImportError::UnknownModel(new.model.clone());
         let model = model.map_err(store::ImportError::from)?.ok_or_else(unknown)?;
-        let turn = Arc::clone(&self.moving).lock_owned().await;
-        let (arriving, (intake, _turn)) = self.take_in(new, &model, turn).await?;
+        let _turn = self.moving.lock().await;
+        let (arriving, intake) = self.take_in(new, &model).await?;
         let named = intake.classes(&arriving.task);
         match self.arrive(&arriving, &intake, named.clone(), now).await {
             Err(ImportError::Store(store::ImportError::ClassTaken(_))) => {
@@ -110,12 +112,7 @@ impl Learner {
     }
 
     /// Reads the file and sees whether the model could go on from it.
-    async fn take_in(
-        &self,
-        new: NewVersion,
-        model: &Model,
-        turn: Turn,
-    ) -> Result<(Arriving, (Intake, Turn)), ImportError> {
+    async fn take_in(&self, new: NewVersion, model: &Model) -> Result<(Arriving, Intake), ImportError> {
         let NewVersion {
             model: name,
             task,
@@ -145,8 +142,7 @@ impl Learner {
                 return Err(ImportError::TooManyClasses(most_classes));
             }
             let vetted = found.vetted(&config, widths)?;
-            // Kept until here also where nobody waits for it any more.
-            Ok((Intake::of(vetted).map_err(ImportError::Encode)?, turn))
+            Intake::of(vetted).map_err(ImportError::Encode)
         });
         Ok((arriving, read.await?))
     }

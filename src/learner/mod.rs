@@ -34,6 +34,7 @@ use std::time::Duration;
 use rayon::ThreadPool;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::engine::Engine;
 use crate::registry::Registry;
@@ -75,10 +76,10 @@ pub struct Learner {
     /// Held by a fit as long as it is in memory: one that nobody waits for any more may still be.
     fitting: Arc<tokio::sync::Mutex<()>>,
     wake: Notify,
-    /// What goes on beside requests and jobs.
+    /// What goes on also where nobody waits for it any more.
     aside: TaskTracker,
     /// Held by the one version that is taken in or written down at a time: it is in memory a few times over.
-    moving: Arc<tokio::sync::Mutex<()>>,
+    moving: tokio::sync::Mutex<()>,
 }
 
 impl Learner {
@@ -108,7 +109,7 @@ impl Learner {
             fitting: Arc::default(),
             wake: Notify::new(),
             aside: TaskTracker::new(),
-            moving: Arc::default(),
+            moving: tokio::sync::Mutex::default(),
         })
     }
 
@@ -117,9 +118,18 @@ impl Learner {
         self.config.fit_bytes
     }
 
-    /// What goes on beside requests and jobs, and is to be waited for before the store is closed.
-    pub fn aside(&self) -> &TaskTracker {
-        &self.aside
+    /// Waits for what goes on although nobody else waits for it, and is to be called before the store is closed.
+    pub async fn finish(&self) {
+        self.aside.close();
+        self.aside.wait().await;
+    }
+
+    /// The result of some work that goes on where nobody waits for it any more; its panic, if it panics, is the caller's.
+    async fn to_the_end<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        let working = self.aside.spawn(work.in_current_span());
+        working
+            .await
+            .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
     }
 
     /// A worker that runs this learner's jobs.

@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
-use tracing::Instrument as _;
 
 use super::Learner;
 use super::upload::{Upload, UploadError};
@@ -143,10 +142,7 @@ impl Learner {
             }
             Ok(cancelled)
         };
-        let cancelling = self.aside.spawn(cancelling.in_current_span());
-        cancelling
-            .await
-            .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+        self.to_the_end(cancelling).await
     }
 
     /// Whether a fit can hold so many examples.

@@ -20,7 +20,7 @@ use crate::store::{Attempt, Lease, StoreError};
 /// How often a job is taken up. One that brings down its server each time must not do so for ever.
 const MOST_ATTEMPTS: u32 = 10;
 
-/// How often in a row a job is forgiven that the store failed under it: it may be the job that the store cannot take.
+/// How often a job is forgiven that the store failed under it, until another one was: it may be the job that the store cannot take.
 const MOST_FORGIVEN: u32 = 3;
 
 /// What a tick did.
@@ -41,8 +41,7 @@ pub struct Worker {
     learner: Arc<Learner>,
     /// The job that was run last, where the store did not hear how it ended.
     unsettled: Option<JobId>,
-    /// The job that was in that place last, and how often in a row.
-    forgiven: Option<(JobId, u32)>,
+    forgiven: Forgiven,
 }
 
 impl Worker {
@@ -50,7 +49,7 @@ impl Worker {
         Self {
             learner,
             unsettled: None,
-            forgiven: None,
+            forgiven: Forgiven::default(),
         }
     }
 
@@ -94,7 +93,8 @@ impl Worker {
     /// When the store fails. The job is then as it was last saved.
     pub async fn tick(&mut self, stop: &CancellationToken) -> Result<Outcome, StoreError> {
         if let Some(job) = self.unsettled {
-            self.settle(job).await?;
+            let _it_may_have_ended = self.requeue(job, self.forgiven.attempt(job)).await?;
+            self.forgiven.count(job);
             self.unsettled = None;
         }
         let learner = &*self.learner;
@@ -115,20 +115,6 @@ impl Worker {
         let outcome = self.see_through(job, stop).instrument(span).await?;
         self.unsettled = None;
         Ok(outcome)
-    }
-
-    /// Puts a job back that the store failed under, which as a rule says nothing about the job.
-    async fn settle(&mut self, job: JobId) -> Result<(), StoreError> {
-        let before = self.forgiven.filter(|(known, _)| *known == job);
-        let times = before.map_or(0, |(_, times)| times);
-        let attempt = if times < MOST_FORGIVEN {
-            Attempt::Forgiven
-        } else {
-            Attempt::Counts
-        };
-        let _it_may_have_ended = self.requeue(job, attempt).await?;
-        self.forgiven = Some((job, times + 1));
-        Ok(())
     }
 
     async fn see_through(&self, job: Job, stop: &CancellationToken) -> Result<Outcome, StoreError> {
@@ -256,5 +242,54 @@ fn unless_lost(lease: Lease, outcome: Outcome) -> Outcome {
     match lease {
         Lease::Held => outcome,
         Lease::Lost => Outcome::Lost,
+    }
+}
+
+/// The job that the store failed under last, and how often it did.
+#[derive(Default)]
+struct Forgiven {
+    last: Option<(JobId, u32)>,
+}
+
+impl Forgiven {
+    fn times(&self, job: JobId) -> u32 {
+        let last = self.last.filter(|(known, _)| *known == job);
+        last.map_or(0, |(_, times)| times)
+    }
+
+    /// What one more failure says about a job: as a rule nothing.
+    fn attempt(&self, job: JobId) -> Attempt {
+        if self.times(job) < MOST_FORGIVEN {
+            Attempt::Forgiven
+        } else {
+            Attempt::Counts
+        }
+    }
+
+    fn count(&mut self, job: JobId) {
+        self.last = Some((job, self.times(job) + 1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_forgiven_a_few_times() {
+        let (one, other) = (JobId::new(), JobId::new());
+        let mut forgiven = Forgiven::default();
+        for _ in 0..MOST_FORGIVEN {
+            assert_eq!(forgiven.attempt(one), Attempt::Forgiven);
+            forgiven.count(one);
+        }
+        assert_eq!(forgiven.attempt(one), Attempt::Counts);
+        assert_eq!(forgiven.attempt(other), Attempt::Forgiven);
+        forgiven.count(other);
+        assert_eq!(
+            forgiven.attempt(one),
+            Attempt::Forgiven,
+            "another one was meanwhile"
+        );
     }
 }

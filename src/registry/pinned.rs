@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{self, Arc, MutexGuard, PoisonError, Weak};
 
 use lru::LruCache;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::Serving;
 use crate::domain::{ModelName, VersionNumber};
@@ -13,20 +14,21 @@ use crate::domain::{ModelName, VersionNumber};
 type Key = (ModelName, VersionNumber);
 
 /// Who loads a version has it locked.
-type Turns = tokio::sync::Mutex<()>;
+type Turns = Mutex<()>;
+pub(super) type Turn = OwnedMutexGuard<()>;
 
 /// The versions that were asked for last.
 pub(super) struct Pinned {
-    versions: Mutex<LruCache<Key, Arc<Serving>>>,
-    loading: Mutex<HashMap<Key, Weak<Turns>>>,
+    versions: sync::Mutex<LruCache<Key, Arc<Serving>>>,
+    loading: sync::Mutex<HashMap<Key, Weak<Turns>>>,
 }
 
 impl Pinned {
     /// Room for `most`.
     pub(super) fn new(most: NonZeroUsize) -> Self {
         Self {
-            versions: Mutex::new(LruCache::new(most)),
-            loading: Mutex::default(),
+            versions: sync::Mutex::new(LruCache::new(most)),
+            loading: sync::Mutex::default(),
         }
     }
 
@@ -52,7 +54,7 @@ impl Pinned {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn locked<T>(mutex: &sync::Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -22,7 +22,7 @@ use crate::domain::{Digest, Job, JobId};
 pub enum Attempt {
     /// It was tried and did not come to an end.
     Counts,
-    /// Its worker was told to stop; nothing was wrong with it.
+    /// Its worker was told to stop, or the store failed; nothing was wrong with it.
     Forgiven,
 }
 

@@ -224,10 +224,11 @@ async fn half_a_head_keeps_nobody_out() {
 #[tokio::test]
 async fn who_reads_slowly_gets_all_of_an_answer() {
     let server = Server::patient(1).await;
-    let slow = server
+    let mut slow = server
         .connect_and_send(b"GET /large HTTP/1.1\r\nhost: here\r\n\r\n")
         .await;
     sleep(2 * CROWDED).await;
+    slow.write_all(b"GET /slow HTT").await.expect("sent");
     let mut last = server.connect_and_send(GET).await;
     sleep(2 * HALF_A_HEAD).await;
     assert!(read_to_end(slow).await.len() > LARGE);
