@@ -52,8 +52,12 @@ impl Learner {
         spool: File,
     ) -> Result<Option<Exported>, ExportError> {
         let (learner, model) = (Arc::clone(self), model.clone());
-        self.to_the_end(async move { learner.export_in_turn(&model, version, spool).await })
-            .await
+        let turn = Arc::clone(&self.moving).lock_owned().await;
+        self.to_the_end(async move {
+            let _turn = turn;
+            learner.export_in_turn(&model, version, spool).await
+        })
+        .await
     }
 
     async fn export_in_turn(
@@ -62,7 +66,6 @@ impl Learner {
         version: VersionNumber,
         mut spool: File,
     ) -> Result<Option<Exported>, ExportError> {
-        let _turn = self.moving.lock().await;
         let Some(snapshot) = self.store.snapshot(model, version).await? else {
             return Ok(None);
         };

@@ -88,15 +88,18 @@ impl Learner {
     /// [`ImportError`]; nothing is stored then.
     pub async fn import(self: &Arc<Self>, new: NewVersion, now: Timestamp) -> Result<Version, ImportError> {
         let learner = Arc::clone(self);
-        self.to_the_end(async move { learner.import_in_turn(new, now).await })
-            .await
+        let turn = Arc::clone(&self.moving).lock_owned().await;
+        self.to_the_end(async move {
+            let _turn = turn;
+            learner.import_in_turn(new, now).await
+        })
+        .await
     }
 
     async fn import_in_turn(&self, new: NewVersion, now: Timestamp) -> Result<Version, ImportError> {
         let model = self.store.model(&new.model).await;
         let unknown = || store::ImportError::UnknownModel(new.model.clone());
         let model = model.map_err(store::ImportError::from)?.ok_or_else(unknown)?;
-        let _turn = self.moving.lock().await;
         let (arriving, intake) = self.take_in(new, &model).await?;
         let named = intake.classes(&arriving.task);
         match self.arrive(&arriving, &intake, named.clone(), now).await {

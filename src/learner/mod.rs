@@ -79,7 +79,7 @@ pub struct Learner {
     /// What goes on also where nobody waits for it any more.
     aside: TaskTracker,
     /// Held by the one version that is taken in or written down at a time: it is in memory a few times over.
-    moving: tokio::sync::Mutex<()>,
+    moving: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Learner {
@@ -109,7 +109,7 @@ impl Learner {
             fitting: Arc::default(),
             wake: Notify::new(),
             aside: TaskTracker::new(),
-            moving: tokio::sync::Mutex::default(),
+            moving: Arc::default(),
         })
     }
 
