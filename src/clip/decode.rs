@@ -68,8 +68,8 @@ pub(super) fn decode(
     target: impl FnOnce(Size) -> Size,
 ) -> Result<(RgbImage, Size), ImageError> {
     let mut decoder = open(bytes, limits)?;
-    let markers = jpeg::markers(bytes);
-    if markers.is_some_and(|found| !found.is_whole) {
+    let is_whole_jpeg = jpeg::is_whole(bytes);
+    if is_whole_jpeg == Some(false) {
         return Err(ImageError::Truncated);
     }
     // A damaged orientation is no reason to refuse a picture.
@@ -81,7 +81,7 @@ pub(super) fn decode(
     };
     let turned = |size: Size| if lies(orientation) { size.turned() } else { size };
     let target = target(turned(stored));
-    let from_jpeg = markers.and_then(|_| jpeg::decoded(bytes, stored, turned(target)));
+    let from_jpeg = is_whole_jpeg.and_then(|_| jpeg::decoded(bytes, stored, turned(target)));
     let picture = match from_jpeg {
         Some(picture) => picture,
         None => to_rgb(DynamicImage::from_decoder(decoder).map_err(ImageError::Undecodable)?)?,

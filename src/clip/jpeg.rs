@@ -29,23 +29,16 @@ const EOI: u8 = 0xd9;
 /// Stands alone, as restarts do; used by arithmetic coding.
 const TEM: u8 = 0x01;
 
-/// What the markers of a JPEG say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Markers {
-    /// Whether there is an end behind the last scan. What lies behind the end is not looked at: cameras put a second picture
-    /// there.
-    pub(super) is_whole: bool,
-}
-
-/// Walks the markers of a JPEG; `None` where `bytes` are something else.
-pub(super) fn markers(bytes: &[u8]) -> Option<Markers> {
+/// Whether there is an end behind the last scan of a JPEG; `None` where `bytes` are something else. What lies behind the end is not
+/// looked at: cameras put a second picture there.
+pub(super) fn is_whole(bytes: &[u8]) -> Option<bool> {
     if !bytes.starts_with(&START) {
         return None;
     }
     let mut rest = &bytes[2..];
     while let Some((marker, after)) = next_marker(rest) {
         rest = match marker {
-            EOI => return Some(Markers { is_whole: true }),
+            EOI => return Some(true),
             SOI | TEM | 0xd0..=0xd7 => after,
             // The coded data of a scan follows its header and holds no markers but restarts, so that the search for
             // the next marker passes over it.
@@ -57,7 +50,7 @@ pub(super) fn markers(bytes: &[u8]) -> Option<Markers> {
             }
         };
     }
-    Some(Markers { is_whole: false })
+    Some(false)
 }
 
 /// A whole JPEG of `size`; or at a half, a quarter or an eighth of it, rounded up, where that leaves [`MARGIN`] times `wanted`.
@@ -132,7 +125,7 @@ mod tests {
 
     #[test]
     fn only_the_end_of_the_picture_itself_counts() {
-        let is_whole = |bytes: &[u8]| markers(bytes).expect("a JPEG").is_whole;
+        let is_whole = |bytes: &[u8]| is_whole(bytes).expect("a JPEG");
         assert!(is_whole(WHOLE));
         assert!(is_whole(&[WHOLE, b"another picture".as_slice()].concat()));
         for length in 3..WHOLE.len() {
@@ -303,13 +296,13 @@ mod tests {
         let scan = [0xff, 0xda, 0, 8, 1, 1, 0, 1, 5, 0x10];
         let end = jpeg.len() - 2;
         let many = [&jpeg[..end], &scan.repeat(SCANS as usize), &jpeg[end..]].concat();
-        assert!(markers(&many).is_some_and(|found| found.is_whole));
+        assert_eq!(is_whole(&many), Some(true));
         assert!(decoded(&many, whole, size(4, 4)).is_none());
     }
 
     #[test]
     fn other_formats_have_other_ends() {
-        assert_eq!(markers(b""), None);
-        assert_eq!(markers(b"\x89PNG\r\n\x1a\n"), None);
+        assert_eq!(is_whole(b""), None);
+        assert_eq!(is_whole(b"\x89PNG\r\n\x1a\n"), None);
     }
 }

@@ -52,12 +52,8 @@ impl Learner {
         spool: File,
     ) -> Result<Option<Exported>, ExportError> {
         let (learner, model) = (Arc::clone(self), model.clone());
-        let turn = Arc::clone(&self.moving).lock_owned().await;
-        self.to_the_end(async move {
-            let _turn = turn;
-            learner.export_in_turn(&model, version, spool).await
-        })
-        .await
+        self.move_to_the_end(async move { learner.export_in_turn(&model, version, spool).await })
+            .await
     }
 
     async fn export_in_turn(

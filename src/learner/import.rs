@@ -88,12 +88,8 @@ impl Learner {
     /// [`ImportError`]; nothing is stored then.
     pub async fn import(self: &Arc<Self>, new: NewVersion, now: Timestamp) -> Result<Version, ImportError> {
         let learner = Arc::clone(self);
-        let turn = Arc::clone(&self.moving).lock_owned().await;
-        self.to_the_end(async move {
-            let _turn = turn;
-            learner.import_in_turn(new, now).await
-        })
-        .await
+        self.move_to_the_end(async move { learner.import_in_turn(new, now).await })
+            .await
     }
 
     async fn import_in_turn(&self, new: NewVersion, now: Timestamp) -> Result<Version, ImportError> {

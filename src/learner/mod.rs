@@ -132,6 +132,16 @@ impl Learner {
             .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
     }
 
+    /// The same, of work on a version that is taken in or written down: when no other one is.
+    async fn move_to_the_end<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        let turn = Arc::clone(&self.moving).lock_owned().await;
+        let moving = async move {
+            let _turn = turn;
+            work.await
+        };
+        self.to_the_end(moving).await
+    }
+
     /// A worker that runs this learner's jobs.
     pub fn worker(self: &Arc<Self>) -> Worker {
         Worker::new(Arc::clone(self))

@@ -9,8 +9,9 @@
 
 use std::arch::asm;
 use std::arch::is_x86_feature_detected as has;
-use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::mem::offset_of;
+
+use clipkeep_towers::{Activation, Instructions, Precision, Transformer};
 
 use crate::Instruction;
 
@@ -125,32 +126,24 @@ pub(crate) fn all() -> Vec<Instruction> {
         of_vectors!("vdpbf16ps", avx512 && has!("avx512bf16"), 64, "vdpbf16ps"),
         of_vectors!("vpdpwssd", avx512 && has!("avx512vnni"), 64, "vpdpwssd"),
         of_vectors!("vpdpbusd", avx512 && has!("avx512vnni"), 128, "vpdpbusd"),
-        of_tiles!("tdpbf16ps", has_tiles(1 << 22), 16384),
-        of_tiles!("tdpbusd", has_tiles(1 << 25), 32768),
+        of_tiles!("tdpbf16ps", has_tiles(Precision::Bf16), 16384),
+        of_tiles!("tdpbusd", has_tiles(Precision::Int8), 32768),
     ]
 }
 
-/// Whether there are tiles, the kernel lends them, and the processor multiplies what `bit` of CPUID.(7, 0):EDX stands for.
-fn has_tiles(bit: u32) -> bool {
-    const TILES: u32 = 1 << 24;
-    let bits = if __cpuid(0).eax >= 7 {
-        __cpuid_count(7, 0).edx
-    } else {
-        0
-    };
-    bits & TILES != 0 && bits & bit != 0 && tiles_are_lent()
+/// Whether towers of this precision are computed on tiles here: then the processor has them, and the kernel lends them to the process.
+fn has_tiles(precision: Precision) -> bool {
+    let best = Instructions::made_for(&TOWER, precision);
+    best.iter()
+        .any(|instructions| instructions.to_string().contains("amx"))
 }
 
-/// Asks the kernel for the tiles' state, once for all threads of the process (Documentation/arch/x86/xstate.rst).
-#[cfg(target_os = "linux")]
-fn tiles_are_lent() -> bool {
-    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
-    const XFEATURE_XTILE_DATA: i64 = 18;
-    // SAFETY: the call takes two numbers and touches no memory of ours.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA) == 0 }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn tiles_are_lent() -> bool {
-    false
-}
+/// One that all instructions suit.
+const TOWER: Transformer = Transformer {
+    width: 768,
+    mlp_width: 3072,
+    layers: 1,
+    heads: 12,
+    activation: Activation::QuickGelu,
+    layer_norm_epsilon: 1e-5,
+};
