@@ -88,6 +88,15 @@ impl DecodePool {
         try_join_all(running).await
     }
 
+    /// Runs what follows on work that had a place, once a request.
+    pub(super) async fn go_on<T, F>(&self, work: F) -> Result<Result<T, Panicked>, EngineError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        self.spawn((), work).await
+    }
+
     fn interactive(&self, count: usize) -> Result<OwnedSemaphorePermit, EngineError> {
         let count = count.min(self.capacity) as u32;
         Arc::clone(&self.places)

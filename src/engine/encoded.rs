@@ -1,89 +1,141 @@
 //! What is asked of a batch, and what the backbone makes of it.
 //!
-//! Invariant: whatever is encoded at a time is of one kind, images or texts, and has one answer a row.
+//! Images with the same bytes are one row for all who ask, and none for the backbone where it has become known since they were
+//! looked at. Invariant: whatever is encoded at a time is of one kind, and has one row an input.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{Tensor, bail};
 use tokio::sync::oneshot;
 
+use super::features::FeatureCache;
 use super::{Asked, EngineError, Input, Output, Pixels, Work};
 use crate::clip::{Backbone, EncodeError, Pause};
 use crate::domain::{Digest, Reads};
 
 /// What is encoded at a time.
 pub(super) enum Inputs {
+    /// Features that are known already.
+    Known(Vec<Arc<[f32]>>),
     /// Bytes `(3, image_size, image_size)` each.
     Images(Vec<Vec<u8>>),
     /// Tokens.
     Texts(Vec<Vec<u32>>),
 }
 
+/// What inputs are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Known,
+    Images,
+    Texts,
+}
+
 impl Inputs {
-    pub(super) fn are_images(&self) -> bool {
-        matches!(self, Self::Images(_))
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::Known(_) => Kind::Known,
+            Self::Images(_) => Kind::Images,
+            Self::Texts(_) => Kind::Texts,
+        }
     }
 }
 
 /// What is asked about an input, and by whom.
 pub(super) struct Ask {
     pub(super) asked: Asked,
+    /// Which of the inputs.
+    pub(super) row: u32,
     /// Of an image whose features are to be remembered.
     pub(super) image: Option<Digest>,
     pub(super) enqueued: Instant,
     pub(super) reply: oneshot::Sender<Result<Output, EngineError>>,
 }
 
-/// Images and texts apart, each with what is asked about them in the same order; none of what is not there.
-pub(super) fn by_kind(work: Vec<Work>) -> impl Iterator<Item = (Inputs, Vec<Ask>)> {
-    let (mut images, mut of_images) = (Vec::new(), Vec::new());
-    let (mut texts, mut of_texts) = (Vec::new(), Vec::new());
-    for Work {
-        input,
-        enqueued,
-        reply,
-    } in work
-    {
-        let (asks, asked, image) = match input {
+/// Inputs of one kind, and what is asked about them.
+struct Pile<T> {
+    inputs: Vec<T>,
+    asks: Vec<Ask>,
+}
+
+impl<T> Pile<T> {
+    fn new() -> Self {
+        let (inputs, asks) = (Vec::new(), Vec::new());
+        Self { inputs, asks }
+    }
+
+    /// The row of one more input.
+    fn add(&mut self, input: T) -> u32 {
+        self.inputs.push(input);
+        self.inputs.len() as u32 - 1
+    }
+}
+
+/// Each kind apart, with what is asked about it; none of what is not there.
+pub(super) fn by_kind(
+    work: Vec<Work>,
+    features: Option<&FeatureCache>,
+) -> impl Iterator<Item = (Inputs, Vec<Ask>)> + use<> {
+    let (mut known, mut images, mut texts) = (Pile::new(), Pile::new(), Pile::new());
+    let mut rows: HashMap<Digest, u32> = HashMap::new();
+    for work in work {
+        let Work {
+            input,
+            enqueued,
+            reply,
+        } = work;
+        let ask = |asked, row, image| Ask {
+            asked,
+            row,
+            image,
+            enqueued,
+            reply,
+        };
+        match input {
+            Input::Text { tokens } => {
+                let row = texts.add(tokens);
+                texts.asks.push(ask(Asked::Row(Reads::Features), row, None));
+            }
             Input::Image {
                 pixels: Pixels { bytes, image },
                 asked,
             } => {
-                images.push(bytes);
-                (&mut of_images, asked, image)
+                if let Some(features) = image.and_then(|image| features?.known_since(&image)) {
+                    let row = known.add(features);
+                    known.asks.push(ask(asked, row, None));
+                    continue;
+                }
+                let row = match image {
+                    Some(image) => *rows.entry(image).or_insert_with(|| images.add(bytes)),
+                    None => images.add(bytes),
+                };
+                images.asks.push(ask(asked, row, image));
             }
-            Input::Text { tokens } => {
-                texts.push(tokens);
-                (&mut of_texts, Asked::Row(Reads::Features), None)
-            }
-        };
-        asks.push(Ask {
-            asked,
-            image,
-            enqueued,
-            reply,
-        });
+        }
     }
     let kinds = [
-        (Inputs::Images(images), of_images),
-        (Inputs::Texts(texts), of_texts),
+        (Inputs::Known(known.inputs), known.asks),
+        (Inputs::Images(images.inputs), images.asks),
+        (Inputs::Texts(texts.inputs), texts.asks),
     ];
     kinds.into_iter().filter(|(_, asks)| !asks.is_empty())
 }
 
-/// The values that answer each input, in order.
+/// The values that answer those who ask, in order.
 pub(super) type Answers = Vec<Vec<f32>>;
 
-/// Things that are asked, each once, and the places of those who ask.
-pub(super) type Groups<'a> = Vec<(&'a Asked, Vec<u32>)>;
+/// Things that are asked, each once, and the places of those who ask among all who do.
+pub(super) type Groups<'a> = Vec<(&'a Asked, Vec<usize>)>;
 
 /// Rows, then what heads are to make of rows.
 pub(super) fn grouped(asks: &[Ask]) -> (Groups<'_>, Groups<'_>) {
     let mut groups: Groups<'_> = Vec::new();
     for (place, Ask { asked, .. }) in asks.iter().enumerate() {
         match groups.iter_mut().find(|(known, _)| known.is_same(asked)) {
-            Some((_, places)) => places.push(place as u32),
-            None => groups.push((asked, vec![place as u32])),
+            Some((_, places)) => places.push(place),
+            None => groups.push((asked, vec![place])),
         }
     }
     groups
@@ -118,8 +170,16 @@ impl Encoded {
                 backbone.encode_pixels(&images, reads, pause)?
             }
             Inputs::Texts(tokens) => (backbone.encode_tokens_pausing(tokens, pause)?, None),
+            Inputs::Known(rows) => {
+                let shape = (rows.len(), backbone.dim());
+                (Tensor::from_vec(rows.concat(), shape, backbone.device())?, None)
+            }
         };
         Ok(Self { features, tokens })
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.features.dims()[0]
     }
 
     /// The features, one row an input, once they are there.
@@ -127,15 +187,21 @@ impl Encoded {
         self.features.to_vec2()
     }
 
-    /// Fills in the answers to groups, each with one piece of work.
-    pub(super) fn answer(&self, groups: &Groups<'_>, answers: &mut Answers) -> candle_core::Result<()> {
+    /// Fills in the answers to groups of some asks, each with one piece of work.
+    pub(super) fn answer(
+        &self,
+        asks: &[Ask],
+        groups: &Groups<'_>,
+        answers: &mut Answers,
+    ) -> candle_core::Result<()> {
         for (asked, places) in groups {
             let rows = match (asked.reads(), &self.tokens) {
                 (Reads::Features, _) => &self.features,
                 (Reads::Tokens, Some(tokens)) => tokens,
                 (Reads::Tokens, None) => bail!("these inputs have no tokens"),
             };
-            let index = Tensor::new(places.as_slice(), rows.device())?;
+            let index: Vec<u32> = places.iter().map(|place| asks[*place].row).collect();
+            let index = Tensor::new(index, rows.device())?;
             let rows = rows.index_select(&index, 0)?;
             let values = match asked {
                 Asked::Row(_) => rows.to_vec2()?,
@@ -143,7 +209,7 @@ impl Encoded {
                 Asked::Probabilities(head) => head.probabilities(&rows)?,
             };
             for (place, values) in places.iter().zip(values) {
-                answers[*place as usize] = values;
+                answers[*place] = values;
             }
         }
         Ok(())

@@ -1,14 +1,12 @@
-//! From bytes to pixels, or, where the image was seen lately, at once to the answer.
+//! From bytes to pixels, or, where the image was seen lately, at once to its features.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use candle_core::Tensor;
 
 use super::decode::Panicked;
-use super::error::because;
-use super::{Asked, Engine, EngineError, Output, Priority, Shared, Timing};
+use super::{Engine, EngineError, Priority, Shared};
 use crate::clip::ImageError;
 use crate::domain::{Digest, Reads};
 use crate::metrics;
@@ -21,103 +19,74 @@ pub struct Pixels {
     pub(super) image: Option<Digest>,
 }
 
-/// What became of an image that was asked about.
+/// What a look at an image found.
 pub enum Looked {
-    /// It was seen lately: here is the answer.
-    Known(Output),
+    /// It was seen lately: its features.
+    Known(Arc<[f32]>),
     /// It is to be encoded.
-    Pixels(Pixels),
+    Fresh(Pixels),
 }
 
 impl Engine {
-    /// Decodes and resizes one image on the CPU pool.
+    /// Looks at one image, of which something is to be read: finds its features where they are remembered, and else decodes and
+    /// resizes it on the CPU pool.
     ///
     /// # Errors
     /// [`EngineError::Image`], or [`EngineError::Overloaded`] when interactive work finds the pool full; background
     /// work waits instead.
-    pub async fn decode(&self, bytes: Bytes, priority: Priority) -> Result<Pixels, EngineError> {
-        let shared = Arc::clone(&self.shared);
-        let decode = timed(priority, move || shared.pixels(&bytes, None, priority));
-        done(self.shared.decode.run(priority, decode).await?)
+    pub async fn look(&self, bytes: Bytes, reads: Reads, priority: Priority) -> Result<Looked, EngineError> {
+        done(
+            self.shared
+                .decode
+                .run(priority, self.looking(bytes, reads, priority))
+                .await?,
+        )
     }
 
-    /// Looks at all images of an interactive request: answers what is asked about those whose features are remembered, and
-    /// decodes the others. One result an image, in order.
+    /// Looks at all images of an interactive request. One result an image, in order.
     ///
     /// # Errors
     /// [`EngineError::Overloaded`] when the pool has no room for all of them and is not idle.
-    pub async fn look(
+    pub async fn look_at_all(
         &self,
         images: Vec<Bytes>,
-        asked: &Asked,
+        reads: Reads,
     ) -> Result<Vec<Result<Looked, EngineError>>, EngineError> {
-        let looking = |bytes: Bytes| {
-            let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
-            timed(Priority::Interactive, move || shared.look(&bytes, &asked))
-        };
+        let looking = |bytes| self.looking(bytes, reads, Priority::Interactive);
         let works = images.into_iter().map(looking).collect();
         let looked = self.shared.decode.run_all(works).await?;
         Ok(looked.into_iter().map(done).collect())
     }
+
+    /// Work for the decode pool, which tells how long it waited.
+    fn looking(
+        &self,
+        bytes: Bytes,
+        reads: Reads,
+        priority: Priority,
+    ) -> impl FnOnce() -> Result<Looked, EngineError> + use<> {
+        let (shared, asked) = (Arc::clone(&self.shared), Instant::now());
+        move || {
+            metrics::decode_waited(priority.as_str(), asked.elapsed());
+            shared.look(&bytes, reads, priority)
+        }
+    }
 }
 
 impl Shared {
-    /// The answer about an image that is remembered, or the pixels of another one.
-    fn look(&self, bytes: &[u8], asked: &Asked) -> Result<Looked, EngineError> {
-        let cache = self
-            .features
-            .as_ref()
-            .filter(|_| asked.reads() == Reads::Features);
+    fn look(&self, bytes: &[u8], reads: Reads, priority: Priority) -> Result<Looked, EngineError> {
+        let cache = self.features.as_ref().filter(|_| reads == Reads::Features);
         let image = cache.map(|_| Digest::of(bytes));
-        match cache.zip(image).and_then(|(cache, image)| cache.get(&image)) {
-            Some(features) => self.answer(&features, asked).map(Looked::Known),
-            None => self
-                .pixels(bytes, image, Priority::Interactive)
-                .map(Looked::Pixels),
+        if let Some(features) = cache.zip(image).and_then(|(cache, image)| cache.get(&image)) {
+            return Ok(Looked::Known(features));
         }
-    }
-
-    /// Decodes and resizes an image.
-    fn pixels(&self, bytes: &[u8], image: Option<Digest>, priority: Priority) -> Result<Pixels, EngineError> {
         let started = Instant::now();
         let pixels = self.processor.process(bytes, self.limits);
         metrics::image_decoded(priority.as_str(), started.elapsed());
-        Ok(Pixels {
+        Ok(Looked::Fresh(Pixels {
             bytes: pixels?,
             image,
-        })
-    }
-
-    /// What is asked about one row of features.
-    fn answer(&self, features: &[f32], asked: &Asked) -> Result<Output, EngineError> {
-        let started = Instant::now();
-        let values = match asked {
-            Asked::Row(_) | Asked::Rows => features.to_vec(),
-            Asked::Probabilities(head) => Tensor::from_slice(features, (1, features.len()), &self.target)
-                .and_then(|row| head.probabilities(&row))
-                .map_err(|error| EngineError::Backbone(because(&error)))?
-                .concat(),
-        };
-        if values.iter().any(|value| !value.is_finite()) {
-            return Err(EngineError::NotFinite);
-        }
-        let head = started.elapsed();
-        Ok(Output {
-            values,
-            timing: Timing {
-                head,
-                ..Timing::default()
-            },
-        })
-    }
-}
-
-/// Work for the decode pool that tells how long it waited.
-fn timed<T>(priority: Priority, work: impl FnOnce() -> T) -> impl FnOnce() -> T {
-    let asked = Instant::now();
-    move || {
-        metrics::decode_waited(priority.as_str(), asked.elapsed());
-        work()
+        }))
     }
 }
 

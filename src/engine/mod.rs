@@ -17,6 +17,7 @@ mod encoded;
 mod error;
 mod features;
 mod heads;
+mod known;
 mod look;
 mod queue;
 mod texts;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, DeviceLocation};
+use futures::future::try_join;
 use tokio::sync::oneshot;
 
 use crate::adapter::{Head, Readout};
@@ -116,7 +118,7 @@ pub enum Asked {
 
 impl Asked {
     /// What is read of the image for the answer.
-    fn reads(&self) -> Reads {
+    pub fn reads(&self) -> Reads {
         match self {
             Self::Row(reads) => *reads,
             Self::Rows => Reads::Tokens,
@@ -142,6 +144,17 @@ pub struct Output {
     pub values: Vec<f32>,
     /// How long it took.
     pub timing: Timing,
+}
+
+impl Output {
+    /// An answer of finite numbers.
+    fn finite(values: Vec<f32>, timing: Timing) -> Result<Self, EngineError> {
+        if values.iter().all(|value| value.is_finite()) {
+            Ok(Self { values, timing })
+        } else {
+            Err(EngineError::NotFinite)
+        }
+    }
 }
 
 /// How long an image spent in each stage of its batch.
@@ -256,21 +269,36 @@ impl Engine {
         self.shared.processor.inspect(bytes, self.shared.limits)
     }
 
-    /// Encodes images and answers what is asked about each of them. One answer an image, in order.
+    /// Answers what is asked about each of some images, of which those that are not known are encoded. One answer an image, in
+    /// order. They were looked at for what the answer reads.
     ///
     /// # Errors
     /// [`EngineError::Overloaded`] when the queue has no room for all of them.
     pub async fn encode(
         &self,
-        images: Vec<Pixels>,
+        images: Vec<Looked>,
         asked: Asked,
         priority: Priority,
     ) -> Result<Vec<Output>, EngineError> {
-        let inputs = images.into_iter().map(|pixels| Input::Image {
-            pixels,
-            asked: asked.clone(),
-        });
-        self.run(inputs, priority).await
+        let (mut known, mut fresh) = (Vec::new(), Vec::new());
+        let mut are_known = Vec::with_capacity(images.len());
+        for image in images {
+            are_known.push(matches!(image, Looked::Known(_)));
+            match image {
+                Looked::Known(features) => known.push(features),
+                Looked::Fresh(pixels) => fresh.push(Input::Image {
+                    pixels,
+                    asked: asked.clone(),
+                }),
+            }
+        }
+        let known = self.answer_known(known, &asked);
+        let (known, fresh) = try_join(known, self.run(fresh, priority)).await?;
+        let (mut known, mut fresh) = (known.into_iter(), fresh.into_iter());
+        let in_order = are_known
+            .into_iter()
+            .filter_map(|is_known| if is_known { known.next() } else { fresh.next() });
+        Ok(in_order.collect())
     }
 
     /// The device that runs the backbone, where heads have to be.
@@ -302,7 +330,8 @@ impl Engine {
             bytes: vec![128; 3 * side * side],
             image: None,
         };
-        self.encode(vec![grey], Asked::Row(Reads::Features), Priority::Interactive)
+        let grey = vec![Looked::Fresh(grey)];
+        self.encode(grey, Asked::Row(Reads::Features), Priority::Interactive)
             .await
             .map(|_| ())
     }
@@ -324,7 +353,7 @@ impl Engine {
 
     async fn run(
         &self,
-        inputs: impl Iterator<Item = Input>,
+        inputs: impl IntoIterator<Item = Input>,
         priority: Priority,
     ) -> Result<Vec<Output>, EngineError> {
         let enqueued = Instant::now();
@@ -353,3 +382,6 @@ impl Engine {
         Ok(outputs)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -95,32 +95,11 @@ impl Engine {
 mod tests {
     use std::time::Duration;
 
-    use candle_core::Device;
-
-    use super::super::EngineConfig;
-    use super::super::batching::Policy;
     use super::*;
-    use crate::clip::{Backbone, BackboneSource, Dtype, Limits};
 
     /// An engine whose queue holds two batches of two.
     async fn engine() -> Engine {
-        let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu, Dtype::F32).await;
-        let config = EngineConfig {
-            policy: Policy {
-                max_batch: 2,
-                max_wait: Duration::from_millis(1),
-                background_batch: 2,
-                background_every: 8,
-                batch_time: Duration::MAX,
-            },
-            queue_capacity: 4,
-            decode_threads: 1,
-            decode_capacity: 4,
-            limits: Limits { max_pixels: 1 << 20 },
-            text_cache: 100,
-            feature_cache_bytes: 0,
-        };
-        Engine::start(backbone.expect("embedded"), &config).expect("threads")
+        super::super::tests::engine(2, Duration::from_millis(1)).await
     }
 
     fn texts(numbers: std::ops::Range<usize>) -> Vec<String> {
@@ -174,10 +153,7 @@ mod tests {
     #[tokio::test]
     async fn a_failure_of_the_backbone_is_said_once() {
         let engine = engine().await;
-        let run = engine.run(
-            [Input::Text { tokens: Vec::new() }].into_iter(),
-            Priority::Interactive,
-        );
+        let run = engine.run([Input::Text { tokens: Vec::new() }], Priority::Interactive);
         let error = run.await.expect_err("a text without tokens").to_string();
         assert!(
             error.starts_with("the backbone failed: text 0 has 0 tokens"),

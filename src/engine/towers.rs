@@ -119,63 +119,24 @@ mod tests {
 
     use candle_core::Device;
 
-    use super::super::batching::Policy;
-    use super::super::{Asked, EngineConfig, Pixels};
+    use super::super::Asked;
+    use super::super::tests::{head, picture, values};
     use super::*;
-    use crate::adapter::Head;
-    use crate::clip::{Backbone, BackboneSource, Dtype, Limits};
 
     /// An engine that waits for a whole batch of `max_batch` images.
     async fn engine(max_batch: usize) -> Engine {
-        let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu, Dtype::F32).await;
-        let config = EngineConfig {
-            policy: Policy {
-                max_batch,
-                max_wait: Duration::from_mins(1),
-                background_batch: 1,
-                background_every: 8,
-                batch_time: Duration::MAX,
-            },
-            queue_capacity: 16,
-            decode_threads: 1,
-            decode_capacity: 4,
-            limits: Limits { max_pixels: 1 << 20 },
-            text_cache: 100,
-            feature_cache_bytes: 0,
-        };
-        Engine::start(backbone.expect("embedded"), &config).expect("threads")
+        super::super::tests::engine(max_batch, Duration::from_mins(1)).await
     }
 
-    /// Two pictures without a pattern.
-    fn pixels(engine: &Engine) -> Vec<Pixels> {
-        let side = engine.info().image_size;
-        let picture = |seed: usize| Pixels {
-            bytes: (0..3 * side * side)
-                .map(|n| (128.0 + 127.0 * ((n * seed) as f32).sin()) as u8)
-                .collect(),
-            image: None,
-        };
-        vec![picture(3), picture(7)]
-    }
-
+    /// Of two pictures.
     async fn rows(engine: &Engine, asked: Asked) -> Vec<Vec<f32>> {
-        let outputs = engine.encode(pixels(engine), asked, Priority::Interactive).await;
-        outputs
-            .expect("encoded")
-            .into_iter()
-            .map(|output| output.values)
-            .collect()
+        values(engine, vec![picture(engine, 3), picture(engine, 7)], asked).await
     }
 
     #[tokio::test]
     async fn one_batch_answers_with_tokens_features_and_probabilities() {
         let engine = engine(8).await;
-        let dim = engine.info().dim;
-        let anchors: Vec<Vec<f32>> = (0..3)
-            .map(|class| (0..dim).map(|n| f32::from(n == class)).collect())
-            .collect();
-        let head = Tensor::new(anchors, &Device::Cpu).and_then(|anchors| Head::zero_shot(anchors, 100.0));
-        let head = Arc::new(head.expect("a head"));
+        let head = head(&engine);
         let (tokens, features, both, probabilities) = tokio::join!(
             rows(&engine, Asked::Row(Reads::Tokens)),
             rows(&engine, Asked::Row(Reads::Features)),

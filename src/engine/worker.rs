@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 
-use super::encoded::{Answers, Ask, Encoded, Inputs, by_kind, grouped};
+use super::encoded::{Answers, Ask, Encoded, Inputs, Kind, by_kind, grouped};
 use super::error::because;
 use super::features::FeatureCache;
 use super::queue::{Batch, Queue};
@@ -27,7 +27,7 @@ use crate::metrics;
 pub(super) struct Worker {
     pub(super) backbone: Backbone,
     pub(super) queue: Arc<Queue>,
-    /// What is encoded of images with a digest is remembered here.
+    /// What is encoded of images with a digest is remembered here, and they are looked up here once more when their turn has come.
     pub(super) features: Option<Arc<FeatureCache>>,
     /// Whether the device still does, after a batch that failed.
     pub(super) works: fn(&Device) -> bool,
@@ -46,7 +46,7 @@ pub(super) struct Lost;
 struct Begun {
     encoded: Encoded,
     asks: Vec<Ask>,
-    are_images: bool,
+    kind: Kind,
     priority: Priority,
     /// When the device was free for them.
     started: Instant,
@@ -108,15 +108,20 @@ impl Worker {
 
     /// Runs a batch, or begins it where it overlaps with what was `begun`, which is finished.
     fn follow(&self, batch: Batch, begun: &mut Option<Begun>) -> Result<(), Lost> {
-        for (inputs, asks) in by_kind(batch.work) {
-            if self.overlaps && inputs.are_images() {
-                let next = self.begin(&inputs, asks, batch.priority)?;
-                let over = self.finish(begun.take())?;
-                *begun = next.map(|next| next.behind(over));
-            } else {
-                self.finish(begun.take())?;
-                self.finish(self.begin(&inputs, asks, batch.priority)?)?;
+        for (inputs, asks) in by_kind(batch.work, self.features.as_deref()) {
+            match inputs.kind() {
+                Kind::Images if self.overlaps => {
+                    let next = self.begin(&inputs, asks, batch.priority)?;
+                    let over = self.finish(begun.take())?;
+                    *begun = next.map(|next| next.behind(over));
+                    continue;
+                }
+                Kind::Images | Kind::Texts => {
+                    self.finish(begun.take())?;
+                }
+                Kind::Known => {}
             }
+            self.finish(self.begin(&inputs, asks, batch.priority)?)?;
         }
         Ok(())
     }
@@ -136,7 +141,7 @@ impl Worker {
             Ok(encoded) => Ok(Some(Begun {
                 encoded,
                 asks,
-                are_images: inputs.are_images(),
+                kind: inputs.kind(),
                 priority,
                 started,
                 paused,
@@ -164,10 +169,12 @@ impl Worker {
             Ok(done) => done,
             Err(reason) => return self.refuse(begun.asks, &reason).map(|()| None),
         };
-        let priority = begun.priority.as_str();
-        metrics::batch_encoded(priority, answers.len(), timing.encode, timing.head);
-        if begun.are_images {
-            self.queue.took(answers.len(), timing.encode);
+        let (priority, rows) = (begun.priority.as_str(), begun.encoded.rows());
+        if begun.kind != Kind::Known {
+            metrics::batch_encoded(priority, rows, timing.encode, timing.head);
+        }
+        if begun.kind == Kind::Images {
+            self.queue.took(rows, timing.encode);
         }
         let mut are_finite = true;
         for (ask, values) in begun.asks.into_iter().zip(answers) {
@@ -176,16 +183,12 @@ impl Worker {
                 ..timing
             };
             metrics::queue_waited(priority, timing.queue);
-            let output = if values.iter().all(|value| value.is_finite()) {
-                Ok(Output { values, timing })
-            } else {
-                are_finite = false;
-                Err(EngineError::NotFinite)
-            };
+            let output = Output::finite(values, timing);
+            are_finite &= output.is_ok();
             // The caller may have gone away during the forward.
             let _ = ask.reply.send(output);
         }
-        if are_finite {
+        if are_finite && begun.kind != Kind::Known {
             *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         Ok(Some(over))
@@ -198,20 +201,21 @@ impl Worker {
         // This waits for a device that is at it still: otherwise the heads' time would hold the forward's.
         let features = encoded.features()?;
         let mut answers = vec![Vec::new(); asks.len()];
-        encoded.answer(&rows, &mut answers)?;
+        encoded.answer(asks, &rows, &mut answers)?;
         let over = Instant::now();
         let encode = over.saturating_duration_since(begun.started);
         if let Some(cache) = &self.features {
-            for (ask, row) in asks.iter().zip(features) {
+            for ask in asks {
+                let row = features[ask.row as usize].as_slice();
                 if let Some(image) = ask.image
                     && row.iter().all(|value| value.is_finite())
                 {
-                    cache.insert(image, row.into());
+                    cache.insert(image, row.into(), begun.priority);
                 }
             }
         }
         let started = Instant::now();
-        encoded.answer(&heads, &mut answers)?;
+        encoded.answer(asks, &heads, &mut answers)?;
         let timing = Timing {
             queue: Duration::ZERO,
             encode: encode.saturating_sub(begun.paused),

@@ -16,7 +16,7 @@ use super::order::ClassOrder;
 use super::pictures::{Picture, Pictures, PicturesError};
 use crate::adapter::{Prompts, embedding};
 use crate::domain::{Anchors, Features, Label, Reads, Split};
-use crate::engine::{Asked, Engine, EngineError, Pixels, Priority};
+use crate::engine::{Asked, Engine, EngineError, Looked, Priority};
 
 /// Images that are decoded at a time, or wait for it.
 const DECODING: usize = 16;
@@ -87,16 +87,15 @@ pub async fn encode(
             let read = pictures.read(picture);
             async move {
                 let (name, bytes) = read?;
-                let pixels = match engine.decode(bytes.into(), Priority::Background).await {
-                    Ok(pixels) => Ok(pixels),
+                let image = match engine
+                    .look(bytes.into(), wanted.reads, Priority::Background)
+                    .await
+                {
+                    Ok(image) => Ok(image),
                     Err(EngineError::Image(error)) => Err(causes(&error)),
                     Err(error) => return Err(EncodingError::Engine(error)),
                 };
-                Ok(Decoded {
-                    picture,
-                    name,
-                    pixels,
-                })
+                Ok(Decoded { picture, name, image })
             }
         })
         .buffered(DECODING);
@@ -137,7 +136,7 @@ pub async fn prompts(
 struct Decoded {
     picture: Picture,
     name: String,
-    pixels: Result<Pixels, String>,
+    image: Result<Looked, String>,
 }
 
 /// An image's features, then its tokens where they are wanted; or why it has none.
@@ -152,13 +151,13 @@ async fn rows(engine: &Engine, chunk: Vec<Decoded>, wanted: &Wanted<'_>) -> Resu
         Reads::Features => Asked::Row(Reads::Features),
         Reads::Tokens => Asked::Rows,
     };
-    let mut pixels = Vec::with_capacity(chunk.len());
+    let mut images = Vec::with_capacity(chunk.len());
     let mut waiting = Vec::with_capacity(chunk.len());
     for decoded in chunk {
-        let why = decoded.pixels.map(|image| pixels.push(image));
+        let why = decoded.image.map(|image| images.push(image));
         waiting.push((decoded.picture, decoded.name, why));
     }
-    let outputs = engine.encode(pixels, asked, Priority::Background).await?;
+    let outputs = engine.encode(images, asked, Priority::Background).await?;
     let mut outputs = outputs.into_iter();
     let row = |(picture, name, why): (Picture, String, Result<(), String>)| {
         let values = why.and_then(|()| {

@@ -7,7 +7,7 @@ use axum::response::AppendHeaders;
 
 use super::images::Images;
 use super::problem::Problem;
-use crate::engine::{Asked, Engine, EngineError, Looked, Output, Priority};
+use crate::engine::{Asked, Engine, EngineError, Output, Priority};
 
 /// What became of a request's images.
 pub(super) struct Encoded {
@@ -64,34 +64,26 @@ pub(super) async fn encode(engine: &Engine, images: Images, asked: Asked) -> Res
             Err(problem) => failures.push(Some(problem)),
         }
     }
-    let looked = engine.look(received, &asked).await?;
+    let looked = engine.look_at_all(received, asked.reads()).await?;
     let mut times = StageTimes {
         decode: started.elapsed(),
         ..StageTimes::default()
     };
 
-    let mut pixels = Vec::with_capacity(looked.len());
-    let mut known = Vec::with_capacity(looked.len());
+    let mut good = Vec::with_capacity(looked.len());
     let places = failures.iter_mut().filter(|failure| failure.is_none());
     for (place, image) in places.zip(looked) {
         match image {
-            Ok(Looked::Known(output)) => known.push(Some(output)),
-            Ok(Looked::Pixels(image)) => {
-                pixels.push(image);
-                known.push(None);
-            }
+            Ok(image) => good.push(image),
             Err(error @ EngineError::Image(_)) => *place = Some(error.into()),
             Err(error) => return Err(error.into()),
         }
     }
-    if known.is_empty() {
+    if good.is_empty() {
         return Err(all_failed(failures.into_iter().flatten().collect(), images.raw));
     }
-    let encoded = engine.encode(pixels, asked, Priority::Interactive).await?;
-    let mut encoded = encoded.into_iter();
-    let mut outputs = known
-        .into_iter()
-        .filter_map(|known| known.or_else(|| encoded.next()));
+    let outputs = engine.encode(good, asked, Priority::Interactive).await?;
+    let mut outputs = outputs.into_iter();
     let mut results = Vec::with_capacity(failures.len());
     for (place, failure) in failures.into_iter().enumerate() {
         match failure {

@@ -9,13 +9,13 @@ use super::learn::Learn;
 use super::stop::{Stop, causes, held};
 use super::{Learner, LearnerConfig};
 use crate::domain::{Features, Phase, Reads};
-use crate::engine::{Asked, EngineError, Pixels, Priority};
+use crate::engine::{Asked, EngineError, Looked, Priority};
 use crate::store::PendingExample;
 
 /// Images that are encoded together, and where the next ones begin.
 struct Chunk {
-    /// Position, and pixels or why there are none.
-    images: Vec<(u32, Result<Pixels, String>)>,
+    /// Position, and what a look at the image found, or why it is none.
+    images: Vec<(u32, Result<Looked, String>)>,
     end: u32,
 }
 
@@ -42,10 +42,10 @@ impl Learn<'_> {
         let mut done = counts.encoded + counts.discarded;
         let share = |done| f64::from(done) / f64::from(counts.total.max(1));
         self.report(Phase::Encode, share(done), None).await?;
-        let mut chunk = self.next_chunk(0, limit).await?;
+        let mut chunk = self.next_chunk(0, limit, reads).await?;
         while let Some(decoded) = chunk {
             done += decoded.images.len() as u32;
-            let next = self.next_chunk(decoded.end, limit);
+            let next = self.next_chunk(decoded.end, limit, reads);
             let encoded = self.encode_chunk(decoded, reads);
             chunk = try_join(next, encoded).await?.0;
             self.report(Phase::Encode, share(done), None).await?;
@@ -64,8 +64,8 @@ impl Learn<'_> {
         chunk.min(u32::try_from(fit).unwrap_or(u32::MAX)).max(1)
     }
 
-    /// The next images from a position on, decoded; `None` where there are no more.
-    async fn next_chunk(&self, from: u32, limit: u32) -> Result<Option<Chunk>, Stop> {
+    /// The next images from a position on, decoded unless their features are remembered; `None` where there are no more.
+    async fn next_chunk(&self, from: u32, limit: u32, reads: Reads) -> Result<Option<Chunk>, Stop> {
         let Learner {
             store,
             engine,
@@ -80,8 +80,11 @@ impl Learn<'_> {
         };
         let end = last.position + 1;
         let decode = |example: PendingExample| async move {
-            let image = match engine.decode(example.image.into(), Priority::Background).await {
-                Ok(pixels) => Ok(pixels),
+            let image = match engine
+                .look(example.image.into(), reads, Priority::Background)
+                .await
+            {
+                Ok(image) => Ok(image),
                 Err(EngineError::Image(error)) => Err(causes(&error)),
                 Err(error) => return Err(error),
             };
@@ -94,18 +97,18 @@ impl Learn<'_> {
     async fn encode_chunk(&self, chunk: Chunk, reads: Reads) -> Result<(), Stop> {
         let engine = &self.learner.engine;
         let mut positions = Vec::with_capacity(chunk.images.len());
-        let mut pixels = Vec::with_capacity(chunk.images.len());
+        let mut images = Vec::with_capacity(chunk.images.len());
         for (position, image) in chunk.images {
             match image {
                 Ok(image) => {
                     positions.push(position);
-                    pixels.push(image);
+                    images.push(image);
                 }
                 Err(why) => self.discard(position, &why).await?,
             }
         }
         let outputs = engine
-            .encode(pixels, Asked::Row(reads), Priority::Background)
+            .encode(images, Asked::Row(reads), Priority::Background)
             .await?;
         let mut features = Vec::with_capacity(outputs.len());
         for (position, output) in positions.into_iter().zip(outputs) {

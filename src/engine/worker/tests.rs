@@ -7,7 +7,7 @@ use super::super::device::computes;
 use super::super::{Asked, Input, Pixels, Work};
 use super::*;
 use crate::clip::{BackboneSource, Dtype};
-use crate::domain::Reads;
+use crate::domain::{Digest, Reads};
 
 pub(in crate::engine) async fn backbone() -> Backbone {
     let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu, Dtype::F32).await;
@@ -197,4 +197,35 @@ async fn images_are_answered_before_the_texts_of_their_batch_are_begun() {
         assert!(worker.follow(batch, &mut None).is_err());
         assert!(row(&mut of_image).is_some() && row(&mut of_text).is_none());
     }
+}
+
+#[tokio::test]
+async fn an_image_is_encoded_once_whoever_asks() {
+    let mut worker = worker().await;
+    let cache = Arc::new(FeatureCache::new(1 << 20, worker.backbone.dim()).expect("room"));
+    worker.features = Some(Arc::clone(&cache));
+    let [known, twice, other] = [b"known", b"twice", b"other"].map(|bytes| Digest::of(bytes));
+    let made_up = vec![0.5; worker.backbone.dim()];
+    cache.insert(known, made_up.clone().into(), Priority::Interactive);
+    // Which bytes were encoded shows in the answer.
+    let (all, mut answers): (Vec<_>, Vec<_>) = [(twice, 60), (known, 120), (other, 180), (twice, 240)]
+        .map(|(digest, byte)| {
+            let (mut work, answer) = work(worker.bytes(), byte);
+            if let Input::Image { pixels, .. } = &mut work.input {
+                pixels.image = Some(digest);
+            }
+            (work, answer)
+        })
+        .into_iter()
+        .unzip();
+    let batch = Batch {
+        work: all,
+        priority: Priority::Background,
+    };
+    assert!(worker.follow(batch, &mut None).is_ok());
+    let rows: Vec<_> = answers.iter_mut().map(|of| row(of).expect("a row")).collect();
+    assert_eq!(rows[1], made_up);
+    assert!(rows[0] == rows[3] && rows[0] != rows[2] && rows[2] != made_up);
+    let found = [twice, other].map(|digest| cache.known_since(&digest).expect("remembered").to_vec());
+    assert!(found[0] == rows[0] && found[1] == rows[2]);
 }
