@@ -17,18 +17,27 @@ from clip_transform import clip_transform
 
 
 class Classify(litserve.LitAPI):
-    def __init__(self, clip, labels, dtype, threads, **options):
+    def __init__(self, given, **options):
         super().__init__(**options)
-        self.clip, self.labels, self.dtype, self.threads = clip, labels, dtype, threads
+        self.given, self.dtype = given, DTYPES[given.dtype]
 
     def setup(self, device):
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.given.threads)
         torch.manual_seed(0)
-        model = CLIPVisionModelWithProjection.from_pretrained(self.clip, attn_implementation="sdpa")
+        model = CLIPVisionModelWithProjection.from_pretrained(self.given.clip, attn_implementation="sdpa")
         self.model = model.eval().to(device, self.dtype)
-        anchors = torch.randn(self.labels, model.config.projection_dim)
+        anchors = torch.randn(self.given.labels, model.config.projection_dim)
         self.anchors = torch.nn.functional.normalize(anchors, dim=1).to(device, self.dtype)
         self.transform = clip_transform()
+        if self.given.compile:
+            self.compile(model.config.image_size)
+
+    @torch.inference_mode()
+    def compile(self, side):
+        """For one image, and for batches of any size: all that a server meets, before it is ready."""
+        self.model = torch.compile(self.model)
+        for batch in [1, self.given.batch, self.given.batch // 2 + 1]:
+            self.predict(torch.zeros(batch, 3, side, side))
 
     def decode_request(self, request: Request):
         return self.transform(Image.open(request["image"].file).convert("RGB"))
@@ -51,18 +60,21 @@ class Classify(litserve.LitAPI):
         return {"classes": [{"label": int(i), "probability": float(p)} for p, i in zip(best.values, best.indices)]}
 
 
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("clip")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    parser.add_argument("--dtype", choices=[*DTYPES], default="f32")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--labels", type=int, default=10)
+    parser.add_argument("--compile", action="store_true", help="by torch.compile, which needs a compiler for C++")
     given = parser.parse_args()
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[given.dtype]
-    api = Classify(given.clip, given.labels, dtype, given.threads, max_batch_size=given.batch, batch_timeout=0.005)
+    api = Classify(given, max_batch_size=given.batch, batch_timeout=0.005)
     accelerator, _, number = given.device.partition(":")
     server = litserve.LitServer(api, accelerator=accelerator, devices=[int(number)] if number else "auto")
     server.run(port=given.port, host="127.0.0.1", log_level="warning", generate_client_file=False)

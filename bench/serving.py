@@ -60,13 +60,17 @@ def clipkeep(given, clip, folder):
     return Contender(server, f"{server.url}/v1/models/default/classify?labels={urllib.parse.quote(LABELS)}", FORM)
 
 
-def litserve(given, clip, _, python):
+def litserve(given, clip, _, python, name="litserve", options=()):
     port = programs.free_port()
     at = f"http://127.0.0.1:{port}"
     command = [python, programs.HERE / "litserve_clip.py", clip, "--port", port, "--dtype", given.dtype, "--threads", given.threads]
-    command += ["--device", given.device, "--batch", given.litserve_batch]
-    server = programs.Server("litserve", command, f"{at}/health", env=environ(given))
+    command += ["--device", given.device, "--batch", given.litserve_batch, *options]
+    server = programs.Server(name, command, f"{at}/health", env=environ(given))
     return Contender(server, f"{at}/predict", FORM)
+
+
+def litserve_compiled(given, clip, folder, python):
+    return litserve(given, clip, folder, python, "litserve, compiled", ["--compile"])
 
 
 def infinity(given, clip, folder, python):
@@ -85,7 +89,11 @@ def infinity(given, clip, folder, python):
 
 
 # How each is started, the environment that it takes, and its package there.
-PEERS = {"litserve": (litserve, environment.SERVING, "litserve"), "infinity": (infinity, environment.INFINITY, "infinity_emb")}
+PEERS = {
+    "litserve": (litserve, environment.SERVING, "litserve"),
+    "litserve-compiled": (litserve_compiled, environment.SERVING, "litserve"),
+    "infinity": (infinity, environment.INFINITY, "infinity_emb"),
+}
 
 
 def environ(given):

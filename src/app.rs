@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use axum::Router;
 use candle_core::{Device, Tensor};
 use futures::future::join;
 use jiff::Timestamp;
@@ -119,6 +120,11 @@ impl App {
     /// The address that was bound.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// The whole interface, without a connection.
+    pub fn router(&self) -> Router {
+        http::router(self.api.clone())
     }
 
     /// Cancelling it stops the server as a signal does.

@@ -79,9 +79,12 @@ pub struct BackboneArgs {
         value_name = "auto|f32|bf16|int16|int8"
     )]
     pub dtype: Dtype,
-    /// Threads for tensors on the CPU, and as many again for decoding. As many as there are cores unless given.
+    /// Threads for tensors on the CPU. As many as there are cores unless given.
     #[arg(long, env = "CLIPKEEP_THREADS")]
     pub threads: Option<NonZeroUsize>,
+    /// Threads that decode and resize images. As many as there are for tensors unless given.
+    #[arg(long, env = "CLIPKEEP_DECODE_THREADS")]
+    pub decode_threads: Option<NonZeroUsize>,
 }
 
 /// Backbone, device and batching.
@@ -124,7 +127,7 @@ pub struct EngineArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Learning")]
 pub struct LearnerArgs {
-    /// Threads that fit and evaluate.
+    /// Threads that fit and evaluate. On Linux they have the lowest priority: what those who answer leave of the processor.
     #[arg(long, env = "CLIPKEEP_FIT_THREADS", default_value = "1")]
     pub fit_threads: NonZeroUsize,
     /// How long a worker may go silent before another server takes its job, in seconds.
@@ -232,10 +235,16 @@ impl BackboneArgs {
         }
     }
 
-    /// Threads for tensors, and as many for decoding.
+    /// Threads for tensors.
     pub fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         self.threads.map_or_else(cores, NonZeroUsize::get)
+    }
+
+    /// Threads that decode.
+    pub fn decode_threads(&self) -> usize {
+        self.decode_threads
+            .map_or_else(|| self.threads(), NonZeroUsize::get)
     }
 
     /// The sizes of an engine that serves nobody, so that its batches may all be as large as is good for throughput. Images
@@ -252,7 +261,7 @@ impl BackboneArgs {
                 batch_time: Duration::MAX,
             },
             queue_capacity: QUEUE,
-            decode_threads: self.threads(),
+            decode_threads: self.decode_threads(),
             decode_capacity: QUEUE,
             limits: clip::Limits {
                 max_pixels: MOST_MEGAPIXELS * 1_000_000,
@@ -320,7 +329,7 @@ impl ServeConfig {
                 batch_time: Duration::from_millis(engine.batch_millis.get()),
             },
             queue_capacity: engine.queue.get(),
-            decode_threads: engine.backbone.threads(),
+            decode_threads: engine.backbone.decode_threads(),
             decode_capacity: engine.queue.get(),
             limits: clip::Limits {
                 max_pixels: self.limits.max_megapixels * 1_000_000,

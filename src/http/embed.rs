@@ -9,7 +9,7 @@ use utoipa_axum::routes;
 
 use super::body::BodyForm;
 use super::capped::Capped;
-use super::extract::{Json, parse_json};
+use super::extract::{Json, parse_json_aside};
 use super::images::{Images, JsonImage};
 use super::problem::Problem;
 use super::{Api, Limits, body, inference};
@@ -32,6 +32,12 @@ struct EmbedBody {
     texts: Option<Capped<String>>,
     /// Whether to put each text into the default prompt template first.
     template: Option<bool>,
+}
+
+/// What a JSON body holds.
+enum Inputs {
+    Images(Images),
+    Texts { texts: Vec<String>, template: bool },
 }
 
 /// Embeddings, one an input, in order.
@@ -76,14 +82,27 @@ async fn embed(State(api): State<Api>, request: Request) -> Result<Response, Pro
     if BodyForm::of(request.headers(), |_| false) != Some(BodyForm::Json) {
         return embed_images(&api, Images::from_request(request, &api).await?).await;
     }
-    let body: EmbedBody = parse_json(&body::bytes(request, &api).await?)?;
-    match (body.images, body.texts, body.template) {
-        (Some(images), None, None) => embed_images(&api, Images::from_json(images, api.limits.images)?).await,
-        (None, Some(Capped(texts)), template) => embed_texts(&api, texts, template.unwrap_or_default()).await,
-        _ => Err(Problem::invalid(
-            "unprocessable",
-            "send either images, or texts and perhaps template",
-        )),
+    let (body, limit) = (body::bytes(request, &api).await?, api.limits.images);
+    match parse_json_aside(body, move |body: EmbedBody| body.inputs(limit)).await? {
+        Inputs::Images(images) => embed_images(&api, images).await,
+        Inputs::Texts { texts, template } => embed_texts(&api, texts, template).await,
+    }
+}
+
+impl EmbedBody {
+    /// Images, of which there may be `limit`, or texts.
+    fn inputs(self, limit: usize) -> Result<Inputs, Problem> {
+        match (self.images, self.texts, self.template) {
+            (Some(images), None, None) => Images::from_json(images, limit).map(Inputs::Images),
+            (None, Some(Capped(texts)), template) => Ok(Inputs::Texts {
+                texts,
+                template: template.unwrap_or_default(),
+            }),
+            _ => Err(Problem::invalid(
+                "unprocessable",
+                "send either images, or texts and perhaps template",
+            )),
+        }
     }
 }
 

@@ -9,11 +9,13 @@ use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::body::{self, BodyForm};
 use super::problem::{ItemError, Problem, shortened};
+use crate::blocking;
 
 /// A JSON body, coming or going.
 pub(super) struct Json<T>(pub(super) T);
@@ -87,6 +89,18 @@ pub(super) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem>
     })?;
     reader.end().map_err(|error| broken(&error))?;
     Ok(value)
+}
+
+/// Parses a JSON body that may be large, and makes something of it: on a thread where that holds up nobody.
+pub(super) async fn parse_json_aside<T, R>(
+    body: Bytes,
+    make: impl FnOnce(T) -> Result<R, Problem> + Send + 'static,
+) -> Result<R, Problem>
+where
+    T: DeserializeOwned,
+    R: Send + 'static,
+{
+    blocking::run(move || parse_json(&body).and_then(make)).await
 }
 
 fn query_problem(rejection: &QueryRejection) -> Problem {

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::body::BodyForm;
 use super::capped::Capped;
-use super::extract::parse_json;
+use super::extract::parse_json_aside;
 use super::form::Form;
 use super::problem::{Problem, shortened};
 use super::{Limits, body};
@@ -60,8 +60,8 @@ where
             BodyForm::Raw => Self::new(vec![Ok(body::bytes(request, state).await?)], true),
             BodyForm::Multipart => Self::new(multipart_images(request, state, limit).await?, false),
             BodyForm::Json => {
-                let body: JsonImages = parse_json(&body::bytes(request, state).await?)?;
-                Self::from_json(body.images, limit)
+                let body = body::bytes(request, state).await?;
+                parse_json_aside(body, move |body: JsonImages| Self::from_json(body.images, limit)).await
             }
         }
     }

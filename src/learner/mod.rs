@@ -24,6 +24,7 @@ mod recall;
 mod split;
 mod stop;
 mod submit;
+mod threads;
 mod unlearn;
 mod upload;
 mod worker;
@@ -94,11 +95,7 @@ impl Learner {
         owner: Owner,
         config: LearnerConfig,
     ) -> std::io::Result<Self> {
-        let fit_pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.fit_threads)
-            .thread_name(|n| format!("fit-{n}"))
-            .build()
-            .map_err(std::io::Error::other)?;
+        let fit_pool = threads::start(config.fit_threads)?;
         Ok(Self {
             engine,
             registry,
