@@ -1,6 +1,7 @@
 """What a job costs those who classify meanwhile, and what they cost it, at half of the load that a server can bear.
 
     python3 bench/learning.py PHOTOS
+    python3 bench/learning.py PHOTOS --strategy prompt --pictures 60 --seconds 20
 
 PHOTOS is a directory of JPEG files. Starts a clipkeep server with a ViT-B/32 of made-up weights, measures what 64 clients get of
 it, and takes half of that as the rate of all windows. In every round three things take turns: a task of 1,000 pictures in ten
@@ -68,7 +69,7 @@ class Rounds:
 
     def new_model(self):
         model = f"model-{next(self.models)}"
-        self.server.create(model)
+        self.server.create(model, config={"strategy": self.given.strategy})
         return model
 
     def ask(self, model, *options):
@@ -110,6 +111,7 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--backbone", default="random:vit-b-32", help="(default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=1_000, help="of a task (default: %(default)s)")
+    parser.add_argument("--strategy", default="ensemble", help="of the models; prompt fits for longest (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, help="of a window (default: 1.5 times a job's)")
     parser.add_argument("--clipkeep", default="target/release/clipkeep", help="the program (default: %(default)s)")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 # Of a server, until it is ready; and between two looks whether it is.
-PATIENCE, LOOK_EVERY = 120, 0.005
+PATIENCE, LOOK_EVERY = 600, 0.005
 
 
 def environ(given=None):

@@ -5,7 +5,8 @@ same threads and clients, runs that take turns.
     OMP_WAIT_POLICY=PASSIVE python3 bench/serving.py PHOTOS --dtype bf16 --clients 64
     python3 bench/serving.py PHOTOS --dtype bf16 --device cuda:0 --clients 1 64 256 --litserve-batch 64
 
-PHOTOS is a directory of JPEG files. clipkeep and LitServe take a form and answer with probabilities, infinity takes JSON and
+PHOTOS is a directory of JPEG files. LitServe runs PyTorch as it is and compiled by it, which takes a compiler for C++ and a minute or two
+before that one is ready (--peers leaves some out). clipkeep and LitServe take a form and answer with probabilities, infinity takes JSON and
 answers with an embedding. Installs the others from PyPI into target/ the first time, unless this Python has them. Prints medians over
 the rounds, and ours over the best of the others.
 
@@ -69,10 +70,6 @@ def litserve(given, clip, _, python, name="litserve", options=()):
     return Contender(server, f"{at}/predict", FORM)
 
 
-def litserve_compiled(given, clip, folder, python):
-    return litserve(given, clip, folder, python, "litserve, compiled", ["--compile"])
-
-
 def infinity(given, clip, folder, python):
     port = programs.free_port()
     at = f"http://127.0.0.1:{port}"
@@ -88,10 +85,11 @@ def infinity(given, clip, folder, python):
     return Contender(server, f"{at}/embeddings", ["--envelope", ENVELOPE])
 
 
+COMPILED = partial(litserve, name="litserve, compiled", options=["--compile"])
 # How each is started, the environment that it takes, and its package there.
 PEERS = {
     "litserve": (litserve, environment.SERVING, "litserve"),
-    "litserve-compiled": (litserve_compiled, environment.SERVING, "litserve"),
+    "litserve-compiled": (COMPILED, environment.SERVING, "litserve"),
     "infinity": (infinity, environment.INFINITY, "infinity_emb"),
 }
 

@@ -75,7 +75,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     );
     describe_counter!(
         FEATURE_CACHE,
-        "Images looked up among those whose features are remembered, by outcome"
+        "Images looked up among those whose features are remembered, by outcome and by who asked; one that is remembered only by the time its turn comes is a miss"
     );
     describe_histogram!(
         ENCODE,
@@ -155,9 +155,10 @@ pub fn image_decoded(priority: &'static str, took: Duration) {
     histogram!(DECODE, "priority" => priority).record(took);
 }
 
-/// Somebody asked whether an image's features are remembered.
-pub fn features_looked_up(known: bool) {
-    counter!(FEATURE_CACHE, "outcome" => if known { "hit" } else { "miss" }).increment(1);
+/// An image of some priority was looked up among those whose features are remembered.
+pub fn features_looked_up(priority: &'static str, known: bool) {
+    let outcome = if known { "hit" } else { "miss" };
+    counter!(FEATURE_CACHE, "priority" => priority, "outcome" => outcome).increment(1);
 }
 
 /// A batch of some priority went through the backbone and its heads.

@@ -14,7 +14,7 @@ use candle_core::Device;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use self::pinned::{Pinned, Turn};
+use self::pinned::{Found, Pinned, Turn};
 use crate::adapter::{Head, Snapshot, SnapshotError};
 use crate::blocking;
 use crate::domain::{Activation, Digest, Model, ModelConfig, ModelName, VersionNumber};
@@ -300,11 +300,10 @@ impl Registry {
             return Ok(serving);
         }
         // Those who ask for the same version load it once.
-        let turns = self.pinned.turns(&key);
-        let turn = turns.lock_owned().await;
-        if let Some(serving) = self.pinned.get(&key) {
-            return Ok(serving);
-        }
+        let turn = match self.pinned.find(&key).await {
+            Found::Here(serving) => return Ok(serving),
+            Found::Stored(turn) => turn,
+        };
         let (serving, _turn) = self.load(model, number, turn).await?;
         let serving = Arc::new(serving);
         self.keep(Arc::clone(&serving));

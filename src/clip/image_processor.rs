@@ -10,7 +10,7 @@ mod file;
 
 use super::decode::{ImageError, Limits, decode, open};
 use super::error::BackboneError;
-use super::resize::{Filter, Size, Window, resize};
+use super::resize::{Filter, Scaling, Size, Window, resize};
 use file::{PreprocessorFile, ProcessorFile, invalid};
 
 /// The file this module parses, as messages name it.
@@ -104,7 +104,7 @@ impl ImageProcessor {
     /// bytes. A picture smaller than the crop is centred on black.
     pub fn process(&self, bytes: &[u8], limits: Limits) -> Result<Vec<u8>, ImageError> {
         let (image, target) = decode(bytes, limits, |size| self.resize.target(size))?;
-        let size = Size {
+        let from = Size {
             width: image.width() as usize,
             height: image.height() as usize,
         };
@@ -114,23 +114,22 @@ impl ImageProcessor {
             columns: columns.kept(),
             rows: rows.kept(),
         };
-        let kept = resize::<3>(&image, size, target, &window, self.filter);
-        Ok(self.planes(&kept, &columns, &rows))
-    }
-
-    /// Channel by channel, with black around what was kept.
-    fn planes(&self, kept: &[u8], columns: &Cut, rows: &Cut) -> Vec<u8> {
         let area = self.crop.width * self.crop.height;
         let mut out = vec![0; 3 * area];
-        for (channel, plane) in out.chunks_exact_mut(area).enumerate() {
-            let lines = plane.chunks_exact_mut(self.crop.width).skip(rows.padding);
-            for (line, row) in lines.zip(kept.chunks_exact(columns.length.max(1) * 3)) {
-                for (out, pixel) in line[columns.padding..].iter_mut().zip(row.as_chunks::<3>().0) {
+        let scaling = Scaling {
+            from,
+            to: target,
+            filter: self.filter,
+        };
+        resize::<3>(&image, scaling, &window, |(row, column), pixels| {
+            let start = (rows.padding + row) * self.crop.width + columns.padding + column;
+            for (channel, plane) in out.chunks_exact_mut(area).enumerate() {
+                for (out, pixel) in plane[start..].iter_mut().zip(pixels) {
                     *out = pixel[channel];
                 }
             }
-        }
-        out
+        });
+        Ok(out)
     }
 }
 

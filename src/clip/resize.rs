@@ -118,6 +118,14 @@ impl Size {
     }
 }
 
+/// What is done to a picture's size.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scaling {
+    pub(super) from: Size,
+    pub(super) to: Size,
+    pub(super) filter: Filter,
+}
+
 /// The part of the target that is computed, in target pixels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Window {
@@ -125,15 +133,20 @@ pub(super) struct Window {
     pub(super) rows: Range<usize>,
 }
 
-/// Resizes `pixels` (rows of `size.width` pixels of `CHANNELS` bytes) to `target`, and returns the pixels of `window`,
-/// row by row. `pixels` must hold exactly `size`, sizes must not be zero, and the window must lie inside the target.
+/// Resizes `pixels`, rows of pixels of `CHANNELS` bytes, and hands those of `window` to `write`: pixels side by side, and the row and
+/// column of the window where they begin. There must be exactly as many as the scaling begins with, sizes must not be zero, and
+/// the window must lie inside the target.
 pub(super) fn resize<const CHANNELS: usize>(
     pixels: &[u8],
-    size: Size,
-    target: Size,
+    scaling: Scaling,
     window: &Window,
-    filter: Filter,
-) -> Vec<u8> {
+    mut write: impl FnMut((usize, usize), &[[u8; CHANNELS]]),
+) {
+    let Scaling {
+        from: size,
+        to: target,
+        filter,
+    } = scaling;
     assert_eq!(
         pixels.len(),
         size.width * size.height * CHANNELS,
@@ -144,20 +157,18 @@ pub(super) fn resize<const CHANNELS: usize>(
         "the window leaves the target"
     );
     let vectors = Vectors::new();
-    let stride = window.columns.len() * CHANNELS;
-    let mut out = vec![0; window.rows.len() * stride];
     let mut columns = taps(filter, size.width, target.width, window.columns.clone());
     let mut left = 0;
     loop {
         let strip = Strip::next(&mut columns);
         if strip.columns.is_empty() {
-            return out;
+            return;
         }
         let rows = taps(filter, size.height, target.height, window.rows.clone());
         resize_strip::<CHANNELS>(vectors, (pixels, size), &strip, rows, |row, pixels| {
-            out[row * stride + left..][..pixels.len()].copy_from_slice(pixels);
+            write((row, left), pixels);
         });
-        left += strip.width * CHANNELS;
+        left += strip.width;
     }
 }
 
@@ -210,7 +221,7 @@ fn resize_strip<const CHANNELS: usize>(
     (pixels, size): (&[u8], Size),
     strip: &Strip,
     rows: impl Iterator<Item = Tap>,
-    mut write: impl FnMut(usize, &[u8]),
+    mut write: impl FnMut(usize, &[[u8; CHANNELS]]),
 ) {
     let mut waiting = rows.enumerate().peekable();
     let first = waiting.peek().map_or(size.height, |(_, tap)| tap.start);
@@ -241,16 +252,16 @@ fn resize_strip<const CHANNELS: usize>(
         }
         while let Some(row) = open.pop_front_if(|row| row.tap.end() <= y + 1) {
             vectors.round(&row.sums, &mut rounded);
+            let pixels = rounded.as_chunks::<CHANNELS>().0;
             if strip.columns.len() == strip.width {
-                write(row.index, &rounded);
+                write(row.index, pixels);
                 continue;
             }
             finished.clear();
-            let pixels = rounded.as_chunks::<CHANNELS>().0;
             for (pixel, (_, count)) in pixels.iter().zip(&strip.columns) {
                 finished.extend(std::iter::repeat_n(*pixel, *count));
             }
-            write(row.index, finished.as_flattened());
+            write(row.index, &finished);
         }
     }
 }

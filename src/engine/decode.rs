@@ -4,10 +4,10 @@
 //! background work enters only while it leaves a thread free. Invariant: a panic in a decoder costs its own image,
 //! never a thread or the process.
 
+use std::iter::repeat_n;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::future::try_join_all;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
@@ -64,37 +64,47 @@ impl DecodePool {
         self.spawn(place, work).await
     }
 
-    /// Runs all the work of one interactive request, or refuses all of it. Like the device's queue, an idle pool takes
-    /// any amount, so that one request may be larger than the pool's capacity.
-    pub(super) async fn run_all<T, F>(&self, works: Vec<F>) -> Result<Vec<Result<T, Panicked>>, EngineError>
+    /// Runs all the work of one interactive request, or refuses all of it, and then `last`, with what it came to, on the thread that
+    /// is done last. Like the device's queue, an idle pool takes any amount, so that one request may be larger than the pool's
+    /// capacity.
+    pub(super) async fn run_all<T, U, F, L>(
+        &self,
+        works: Vec<F>,
+        last: L,
+    ) -> Result<Result<U, Panicked>, EngineError>
     where
         T: Send + 'static,
+        U: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
+        L: FnOnce(Vec<Result<T, Panicked>>) -> U + Send + Sync + 'static,
     {
         if works.is_empty() {
-            return Ok(Vec::new());
+            return Ok(caught(|| last(Vec::new())));
         }
-        let mut places = self.interactive(works.len())?;
+        let (count, mut places) = (works.len(), self.interactive(works.len())?);
+        let (reply, receiver) = oneshot::channel();
+        let gathering = Arc::new(Gathering {
+            done: Mutex::new(works.iter().map(|_| None).collect()),
+            last,
+            reply,
+        });
         // Each piece gives its place back when it is done. Where there are fewer places, the last pieces have them.
-        let without = works.len().saturating_sub(self.capacity);
-        let running: Vec<_> = works
-            .into_iter()
-            .enumerate()
-            .map(|(index, work)| {
-                let place = if index < without { None } else { places.split(1) };
-                self.spawn(place, work)
-            })
-            .collect();
-        try_join_all(running).await
-    }
-
-    /// Runs what follows on work that had a place, once a request.
-    pub(super) async fn go_on<T, F>(&self, work: F) -> Result<Result<T, Panicked>, EngineError>
-    where
-        T: Send + 'static,
-        F: FnOnce() -> T + Send + 'static,
-    {
-        self.spawn((), work).await
+        let without = count.saturating_sub(self.capacity);
+        for ((index, work), gathering) in works.into_iter().enumerate().zip(repeat_n(gathering, count)) {
+            let place = if index < without { None } else { places.split(1) };
+            self.pool.spawn(move || {
+                // A caller that went away meanwhile does not want the result.
+                if !gathering.reply.is_closed() {
+                    gathering.add(index, caught(work));
+                }
+                drop(place);
+                // Every piece holds it; so who is done last has it alone.
+                if let Some(gathering) = Arc::into_inner(gathering) {
+                    gathering.end();
+                }
+            });
+        }
+        receiver.await.map_err(|_| EngineError::Stopped)
     }
 
     fn interactive(&self, count: usize) -> Result<OwnedSemaphorePermit, EngineError> {
@@ -124,10 +134,7 @@ impl DecodePool {
                 // A caller that went away meanwhile does not want the result.
                 return drop(place);
             }
-            let done = catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
-                tracing::error!("work on the decode pool panicked");
-                Panicked
-            });
+            let done = caught(work);
             // Before the answer: whoever has it finds the pool as free as it is.
             drop(place);
             let _ = reply.send(done);
@@ -136,9 +143,37 @@ impl DecodePool {
     }
 }
 
+/// What the work of a request has come to so far, and what is to be made of all of it.
+struct Gathering<T, L, U> {
+    done: Mutex<Vec<Option<Result<T, Panicked>>>>,
+    last: L,
+    reply: oneshot::Sender<Result<U, Panicked>>,
+}
+
+impl<T, U, L: FnOnce(Vec<Result<T, Panicked>>) -> U> Gathering<T, L, U> {
+    fn add(&self, index: usize, done: Result<T, Panicked>) {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(done);
+    }
+
+    fn end(self) {
+        let done = self.done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (last, reply) = (self.last, self.reply);
+        if !reply.is_closed() {
+            let _ = reply.send(caught(|| last(done.into_iter().flatten().collect())));
+        }
+    }
+}
+
+/// What some work comes to; its panic is told in the log.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
+        tracing::error!("work on the decode pool panicked");
+        Panicked
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
     use std::sync::mpsc::{Sender, channel};
     use std::time::Duration;
 
@@ -156,6 +191,15 @@ mod tests {
             let waits = waits.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let _ = waits.recv();
         })
+    }
+
+    /// What each piece comes to.
+    async fn all<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
+        pool: &DecodePool,
+        works: Vec<F>,
+    ) -> Result<Vec<Result<T, Panicked>>, EngineError> {
+        let done = pool.run_all(works, |done| done).await?;
+        Ok(done.expect("there is nothing to panic at"))
     }
 
     async fn soon<T>(work: impl Future<Output = T>) -> T {
@@ -177,8 +221,19 @@ mod tests {
         let works: Vec<_> = (0..4)
             .map(|n| move || if n == 1 { panic!("one of four") } else { n })
             .collect();
-        let done = soon(pool.run_all(works)).await.expect("an answer");
+        let done = soon(all(&pool, works)).await.expect("an answer");
         assert_eq!(done, [Ok(0), Err(Panicked), Ok(2), Ok(3)]);
+        assert!(
+            soon(all::<u8, fn() -> u8>(&pool, Vec::new()))
+                .await
+                .expect("an answer")
+                .is_empty()
+        );
+        let last = |_| panic!("what is made of all");
+        let done: Result<(), _> = soon(pool.run_all(vec![|| 7, || 8], last))
+            .await
+            .expect("an answer");
+        assert_eq!(done, Err(Panicked));
     }
 
     #[tokio::test]
@@ -206,17 +261,17 @@ mod tests {
     async fn an_idle_pool_takes_a_request_larger_than_itself_and_a_busy_one_refuses() {
         let pool = pool(1, 2);
         let numbers = || (0..5).map(|n| move || n).collect::<Vec<_>>();
-        let all: Vec<_> = (0..5).map(Ok).collect();
-        assert_eq!(soon(pool.run_all(numbers())).await.expect("an idle pool"), all);
+        let done: Vec<_> = (0..5).map(Ok).collect();
+        assert_eq!(soon(all(&pool, numbers())).await.expect("an idle pool"), done);
 
         let (gate, work) = gated();
-        let mut busy = Box::pin(pool.run_all(vec![work.clone(), work]));
+        let mut busy = Box::pin(all(&pool, vec![work.clone(), work]));
         // The first look hands the work over.
         assert!(futures::poll!(&mut busy).is_pending());
-        let refused = soon(pool.run_all(numbers())).await;
+        let refused = soon(all(&pool, numbers())).await;
         assert!(matches!(refused, Err(EngineError::Overloaded)), "{refused:?}");
         drop(gate);
         assert_eq!(soon(busy).await.expect("an answer").len(), 2);
-        assert_eq!(soon(pool.run_all(numbers())).await.expect("an idle pool"), all);
+        assert_eq!(soon(all(&pool, numbers())).await.expect("an idle pool"), done);
     }
 }

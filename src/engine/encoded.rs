@@ -1,7 +1,7 @@
 //! What is asked of a batch, and what the backbone makes of it.
 //!
-//! Images with the same bytes are one row for all who ask, and none for the backbone where it has become known since they were
-//! looked at. Invariant: whatever is encoded at a time is of one kind, and has one row an input.
+//! Images with the same digest are one row for all who ask, and nothing that is encoded where their features have become known since
+//! they were looked at. Invariant: whatever is encoded at a time is of one kind, images or texts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,28 +17,25 @@ use crate::domain::{Digest, Reads};
 
 /// What is encoded at a time.
 pub(super) enum Inputs {
-    /// Features that are known already.
-    Known(Vec<Arc<[f32]>>),
-    /// Bytes `(3, image_size, image_size)` each.
-    Images(Vec<Vec<u8>>),
+    /// Bytes `(3, image_size, image_size)` each. The features of other images are `known` and come behind theirs.
+    Images {
+        fresh: Vec<Vec<u8>>,
+        known: Vec<Arc<[f32]>>,
+    },
     /// Tokens.
     Texts(Vec<Vec<u32>>),
 }
 
-/// What inputs are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Known,
-    Images,
-    Texts,
-}
-
 impl Inputs {
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn are_images(&self) -> bool {
+        matches!(self, Self::Images { .. })
+    }
+
+    /// How many the backbone encodes.
+    pub(super) fn encoded(&self) -> usize {
         match self {
-            Self::Known(_) => Kind::Known,
-            Self::Images(_) => Kind::Images,
-            Self::Texts(_) => Kind::Texts,
+            Self::Images { fresh, .. } => fresh.len(),
+            Self::Texts(texts) => texts.len(),
         }
     }
 }
@@ -54,31 +51,13 @@ pub(super) struct Ask {
     pub(super) reply: oneshot::Sender<Result<Output, EngineError>>,
 }
 
-/// Inputs of one kind, and what is asked about them.
-struct Pile<T> {
-    inputs: Vec<T>,
-    asks: Vec<Ask>,
-}
-
-impl<T> Pile<T> {
-    fn new() -> Self {
-        let (inputs, asks) = (Vec::new(), Vec::new());
-        Self { inputs, asks }
-    }
-
-    /// The row of one more input.
-    fn add(&mut self, input: T) -> u32 {
-        self.inputs.push(input);
-        self.inputs.len() as u32 - 1
-    }
-}
-
-/// Each kind apart, with what is asked about it; none of what is not there.
+/// Images and texts apart, with what is asked about them; none of what is not there.
 pub(super) fn by_kind(
     work: Vec<Work>,
     features: Option<&FeatureCache>,
 ) -> impl Iterator<Item = (Inputs, Vec<Ask>)> + use<> {
-    let (mut known, mut images, mut texts) = (Pile::new(), Pile::new(), Pile::new());
+    let (mut fresh, mut known, mut texts) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut of_fresh, mut of_known, mut of_texts) = (Vec::new(), Vec::new(), Vec::new());
     let mut rows: HashMap<Digest, u32> = HashMap::new();
     for work in work {
         let Work {
@@ -95,32 +74,39 @@ pub(super) fn by_kind(
         };
         match input {
             Input::Text { tokens } => {
-                let row = texts.add(tokens);
-                texts.asks.push(ask(Asked::Row(Reads::Features), row, None));
+                let row = added(&mut texts, tokens);
+                of_texts.push(ask(Asked::Row(Reads::Features), row, None));
             }
-            Input::Image {
-                pixels: Pixels { bytes, image },
-                asked,
-            } => {
+            Input::Image(Pixels { bytes, image, asked }) => {
                 if let Some(features) = image.and_then(|image| features?.known_since(&image)) {
-                    let row = known.add(features);
-                    known.asks.push(ask(asked, row, None));
-                    continue;
+                    let row = added(&mut known, features);
+                    of_known.push(ask(asked, row, None));
+                } else {
+                    let row = match image {
+                        Some(image) => *rows.entry(image).or_insert_with(|| added(&mut fresh, bytes)),
+                        None => added(&mut fresh, bytes),
+                    };
+                    of_fresh.push(ask(asked, row, image));
                 }
-                let row = match image {
-                    Some(image) => *rows.entry(image).or_insert_with(|| images.add(bytes)),
-                    None => images.add(bytes),
-                };
-                images.asks.push(ask(asked, row, image));
             }
         }
     }
+    let before = fresh.len() as u32;
+    of_fresh.extend(of_known.into_iter().map(|ask: Ask| Ask {
+        row: before + ask.row,
+        ..ask
+    }));
     let kinds = [
-        (Inputs::Known(known.inputs), known.asks),
-        (Inputs::Images(images.inputs), images.asks),
-        (Inputs::Texts(texts.inputs), texts.asks),
+        (Inputs::Images { fresh, known }, of_fresh),
+        (Inputs::Texts(texts), of_texts),
     ];
     kinds.into_iter().filter(|(_, asks)| !asks.is_empty())
+}
+
+/// The place of one more.
+fn added<T>(all: &mut Vec<T>, one: T) -> u32 {
+    all.push(one);
+    all.len() as u32 - 1
 }
 
 /// The values that answer those who ask, in order.
@@ -159,27 +145,21 @@ impl Encoded {
         pause: Option<Pause<'_>>,
     ) -> Result<Self, EncodeError> {
         let (features, tokens) = match inputs {
-            Inputs::Images(images) => {
-                let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
+            Inputs::Images { fresh, known } if fresh.is_empty() => (behind(None, known, backbone)?, None),
+            Inputs::Images { fresh, known } => {
+                let images: Vec<&[u8]> = fresh.iter().map(Vec::as_slice).collect();
                 let are_tokens_read = asks.iter().any(|ask| ask.asked.reads() == Reads::Tokens);
                 let reads = if are_tokens_read {
                     Reads::Tokens
                 } else {
                     Reads::Features
                 };
-                backbone.encode_pixels(&images, reads, pause)?
+                let (features, tokens) = backbone.encode_pixels(&images, reads, pause)?;
+                (behind(Some(features), known, backbone)?, tokens)
             }
             Inputs::Texts(tokens) => (backbone.encode_tokens_pausing(tokens, pause)?, None),
-            Inputs::Known(rows) => {
-                let shape = (rows.len(), backbone.dim());
-                (Tensor::from_vec(rows.concat(), shape, backbone.device())?, None)
-            }
         };
         Ok(Self { features, tokens })
-    }
-
-    pub(super) fn rows(&self) -> usize {
-        self.features.dims()[0]
     }
 
     /// The features, one row an input, once they are there.
@@ -213,5 +193,18 @@ impl Encoded {
             }
         }
         Ok(())
+    }
+}
+
+/// Rows, if there are some, and known ones behind them.
+fn behind(rows: Option<Tensor>, known: &[Arc<[f32]>], backbone: &Backbone) -> candle_core::Result<Tensor> {
+    match rows {
+        Some(rows) if known.is_empty() => Ok(rows),
+        rows => {
+            let shape = (known.len(), backbone.dim());
+            let known = Tensor::from_vec(known.concat(), shape, backbone.device())?;
+            let all: Vec<Tensor> = rows.into_iter().chain([known]).collect();
+            Tensor::cat(&all, 0)
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Features of images that were seen lately, by the digest of their bytes: an image that is sent again costs a hash. A job's images
-//! are remembered where there is room, and push out nothing that somebody asked for.
+//! are remembered where there is room, and are the first to make room for what somebody asks for.
 //!
 //! Invariant: what is remembered is bounded in bytes. Features belong to the backbone, which never changes under an engine.
 
@@ -29,10 +29,12 @@ impl FeatureCache {
         })
     }
 
-    /// For who has just asked.
-    pub(super) fn get(&self, image: &Digest) -> Option<Arc<[f32]>> {
-        let known = self.rows().get(image).cloned();
-        metrics::features_looked_up(known.is_some());
+    pub(super) fn get(&self, image: &Digest, priority: Priority) -> Option<Arc<[f32]>> {
+        let known = match priority {
+            Priority::Interactive => self.rows().get(image).cloned(),
+            Priority::Background => self.known_since(image),
+        };
+        metrics::features_looked_up(priority.as_str(), known.is_some());
         known
     }
 
@@ -43,8 +45,16 @@ impl FeatureCache {
 
     pub(super) fn insert(&self, image: Digest, row: Arc<[f32]>, priority: Priority) {
         let mut rows = self.rows();
-        if priority == Priority::Interactive || rows.len() < rows.cap().get() {
-            rows.put(image, row);
+        match priority {
+            Priority::Interactive => {
+                rows.put(image, row);
+            }
+            Priority::Background if rows.len() < rows.cap().get() && !rows.contains(&image) => {
+                rows.put(image, row);
+                // The first to make room.
+                rows.demote(&image);
+            }
+            Priority::Background => {}
         }
     }
 
@@ -58,19 +68,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_asked_for_least_lately_makes_room() {
+    fn what_was_asked_for_least_lately_makes_room_and_a_jobs_before_that() {
+        use Priority::{Background, Interactive};
         let cache = FeatureCache::new(2 * (4 * 4 + OVERHEAD), 4).expect("room for two");
-        let digests = [b"a", b"b", b"c"].map(|bytes| Digest::of(bytes));
+        let [a, b, c, d] = [b"a", b"b", b"c", b"d"].map(|bytes| Digest::of(bytes));
         let row = |value: f32| Arc::from(vec![value; 4]);
-        cache.insert(digests[0], row(0.0), Priority::Background);
-        cache.insert(digests[1], row(1.0), Priority::Background);
-        assert_eq!(cache.get(&digests[0]), Some(row(0.0)));
-        cache.insert(digests[2], row(2.0), Priority::Background);
-        assert_eq!(cache.known_since(&digests[2]), None, "a job's push out nothing");
-        cache.insert(digests[2], row(2.0), Priority::Interactive);
-        assert_eq!(cache.get(&digests[1]), None);
-        assert_eq!(cache.get(&digests[0]), Some(row(0.0)));
-        assert_eq!(cache.get(&digests[2]), Some(row(2.0)));
+        cache.insert(a, row(0.0), Interactive);
+        cache.insert(b, row(1.0), Background);
+        cache.insert(c, row(2.0), Background);
+        assert_eq!(cache.get(&c, Background), None, "there is no room for a job's");
+        assert_eq!(cache.get(&b, Background), Some(row(1.0)));
+        cache.insert(c, row(2.0), Interactive);
+        let found = [a, b, c].map(|image| cache.known_since(&image).is_some());
+        assert_eq!(found, [true, false, true], "a job's makes room");
+        assert_eq!(cache.get(&a, Interactive), Some(row(0.0)));
+        cache.insert(d, row(3.0), Interactive);
+        let found = [a, c, d].map(|image| cache.known_since(&image).is_some());
+        assert_eq!(found, [true, false, true], "it was asked for less lately");
         assert!(
             FeatureCache::new(100, 512).is_none(),
             "too small for a row is off"

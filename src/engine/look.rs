@@ -1,96 +1,212 @@
-//! From bytes to pixels, or, where the image was seen lately, at once to its features.
+//! From bytes to pixels, or, where the image was seen lately, at once to the answer.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use candle_core::Tensor;
 
 use super::decode::Panicked;
-use super::{Engine, EngineError, Priority, Shared};
+use super::error::because;
+use super::{Asked, Engine, EngineError, Output, Priority, Shared, Timing};
 use crate::clip::ImageError;
 use crate::domain::{Digest, Reads};
 use crate::metrics;
 
-/// A decoded and resized image.
+/// A decoded and resized image, and what is asked about it.
 pub struct Pixels {
     /// 3·s·s, channel first.
     pub(super) bytes: Vec<u8>,
-    /// Of the image's bytes, where its features are to be remembered.
+    /// Of the image's bytes, where its features are to be remembered: they are all that is read for the answer.
     pub(super) image: Option<Digest>,
+    pub(super) asked: Asked,
 }
 
-/// What a look at an image found.
+/// What became of an image that was asked about.
 pub enum Looked {
-    /// It was seen lately: its features.
-    Known(Arc<[f32]>),
+    /// It was seen lately: here is the answer.
+    Known(Output),
     /// It is to be encoded.
     Fresh(Pixels),
 }
 
+/// What is there of an image before it is answered.
+enum Found {
+    Features(Arc<[f32]>),
+    Pixels(Pixels),
+}
+
 impl Engine {
-    /// Looks at one image, of which something is to be read: finds its features where they are remembered, and else decodes and
-    /// resizes it on the CPU pool.
+    /// Looks at an image of a job, on the CPU pool, once there is a thread for it: answers what is asked where its features are
+    /// remembered, and else decodes and resizes it.
     ///
     /// # Errors
-    /// [`EngineError::Image`], or [`EngineError::Overloaded`] when interactive work finds the pool full; background
-    /// work waits instead.
-    pub async fn look(&self, bytes: Bytes, reads: Reads, priority: Priority) -> Result<Looked, EngineError> {
-        done(
-            self.shared
-                .decode
-                .run(priority, self.looking(bytes, reads, priority))
-                .await?,
-        )
+    /// [`EngineError::Image`].
+    pub async fn look(&self, bytes: Bytes, asked: &Asked) -> Result<Looked, EngineError> {
+        let find = self.finding(bytes, asked, Priority::Background);
+        let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
+        let look = move || match find()? {
+            Found::Pixels(pixels) => Ok(Looked::Fresh(pixels)),
+            Found::Features(row) => Ok(Looked::Known(shared.answers(&[row], &asked)?.remove(0))),
+        };
+        of_image(self.shared.decode.run(Priority::Background, look).await?)
     }
 
-    /// Looks at all images of an interactive request. One result an image, in order.
+    /// Looks at all images of an interactive request, and answers those that are known, all of them together. One result an image,
+    /// in order.
     ///
     /// # Errors
     /// [`EngineError::Overloaded`] when the pool has no room for all of them and is not idle.
     pub async fn look_at_all(
         &self,
         images: Vec<Bytes>,
-        reads: Reads,
+        asked: &Asked,
     ) -> Result<Vec<Result<Looked, EngineError>>, EngineError> {
-        let looking = |bytes| self.looking(bytes, reads, Priority::Interactive);
-        let works = images.into_iter().map(looking).collect();
-        let looked = self.shared.decode.run_all(works).await?;
-        Ok(looked.into_iter().map(done).collect())
+        let finding = |bytes| self.finding(bytes, asked, Priority::Interactive);
+        let works = images.into_iter().map(finding).collect();
+        let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
+        let answer = move |found: Vec<_>| shared.looked(found.into_iter().map(of_image).collect(), &asked);
+        let looked = self.shared.decode.run_all(works, answer).await?;
+        looked.unwrap_or_else(|Panicked| Err(EngineError::Backbone("a head panicked".to_owned())))
     }
 
     /// Work for the decode pool, which tells how long it waited.
-    fn looking(
+    fn finding(
         &self,
         bytes: Bytes,
-        reads: Reads,
+        asked: &Asked,
         priority: Priority,
-    ) -> impl FnOnce() -> Result<Looked, EngineError> + use<> {
-        let (shared, asked) = (Arc::clone(&self.shared), Instant::now());
+    ) -> impl FnOnce() -> Result<Found, EngineError> + use<> {
+        let (shared, asked, sent) = (Arc::clone(&self.shared), asked.clone(), Instant::now());
         move || {
-            metrics::decode_waited(priority.as_str(), asked.elapsed());
-            shared.look(&bytes, reads, priority)
+            metrics::decode_waited(priority.as_str(), sent.elapsed());
+            shared.find(&bytes, asked, priority)
         }
     }
 }
 
 impl Shared {
-    fn look(&self, bytes: &[u8], reads: Reads, priority: Priority) -> Result<Looked, EngineError> {
-        let cache = self.features.as_ref().filter(|_| reads == Reads::Features);
+    fn find(&self, bytes: &[u8], asked: Asked, priority: Priority) -> Result<Found, EngineError> {
+        let cache = self
+            .features
+            .as_ref()
+            .filter(|_| asked.reads() == Reads::Features);
         let image = cache.map(|_| Digest::of(bytes));
-        if let Some(features) = cache.zip(image).and_then(|(cache, image)| cache.get(&image)) {
-            return Ok(Looked::Known(features));
+        let known = cache
+            .zip(image)
+            .and_then(|(cache, image)| cache.get(&image, priority));
+        if let Some(features) = known {
+            return Ok(Found::Features(features));
         }
         let started = Instant::now();
         let pixels = self.processor.process(bytes, self.limits);
         metrics::image_decoded(priority.as_str(), started.elapsed());
-        Ok(Looked::Fresh(Pixels {
+        Ok(Found::Pixels(Pixels {
             bytes: pixels?,
             image,
+            asked,
         }))
+    }
+
+    /// With the answers about those that are known.
+    fn looked(
+        &self,
+        found: Vec<Result<Found, EngineError>>,
+        asked: &Asked,
+    ) -> Result<Vec<Result<Looked, EngineError>>, EngineError> {
+        let features = |found: &Result<Found, EngineError>| match found {
+            Ok(Found::Features(row)) => Some(Arc::clone(row)),
+            _ => None,
+        };
+        let known: Vec<_> = found.iter().filter_map(features).collect();
+        let mut answers = self.answers(&known, asked)?.into_iter();
+        let looked = found.into_iter().filter_map(|found| match found {
+            Ok(Found::Features(_)) => answers.next().map(|answer| Ok(Looked::Known(answer))),
+            Ok(Found::Pixels(pixels)) => Some(Ok(Looked::Fresh(pixels))),
+            Err(error) => Some(Err(error)),
+        });
+        Ok(looked.collect())
+    }
+
+    /// What is asked about rows of features, one answer a row.
+    fn answers(&self, rows: &[Arc<[f32]>], asked: &Asked) -> Result<Vec<Output>, EngineError> {
+        let started = Instant::now();
+        let values = match asked {
+            _ if rows.is_empty() => Vec::new(),
+            Asked::Row(_) | Asked::Rows => rows.iter().map(|row| row.to_vec()).collect(),
+            Asked::Probabilities(head) => {
+                Tensor::from_vec(rows.concat(), (rows.len(), self.info.dim), &self.target)
+                    .and_then(|rows| head.probabilities(&rows))
+                    .map_err(|error| EngineError::Backbone(because(&error)))?
+            }
+        };
+        let timing = Timing {
+            head: started.elapsed(),
+            ..Timing::default()
+        };
+        let answers = values.into_iter().map(|values| Output::finite(values, timing));
+        answers.collect()
     }
 }
 
-/// What a piece of work on the decode pool came to.
-fn done<T>(done: Result<Result<T, EngineError>, Panicked>) -> Result<T, EngineError> {
+/// What became of work on an image.
+fn of_image<T>(done: Result<Result<T, EngineError>, Panicked>) -> Result<T, EngineError> {
     done.unwrap_or(Err(EngineError::Image(ImageError::Panicked)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::tests::{engine, head, values};
+    use super::*;
+
+    /// Pictures of one colour each, as files.
+    fn files<const N: usize>(colours: [u8; N]) -> Vec<Bytes> {
+        let file = |colour| {
+            let mut file = std::io::Cursor::new(Vec::new());
+            let picture = image::RgbImage::from_pixel(40, 30, image::Rgb([colour, 90, 200]));
+            picture
+                .write_to(&mut file, image::ImageFormat::Png)
+                .expect("written");
+            Bytes::from(file.into_inner())
+        };
+        colours.into_iter().map(file).collect()
+    }
+
+    async fn looked(engine: &Engine, files: Vec<Bytes>, asked: &Asked) -> Vec<Looked> {
+        let looked = engine.look_at_all(files, asked).await.expect("an idle pool");
+        looked
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .expect("all are images")
+    }
+
+    #[tokio::test]
+    async fn known_images_and_others_are_answered_in_order() {
+        let engine = engine(1, Duration::ZERO).await;
+        let (row, head) = (Asked::Row(Reads::Features), head(&engine));
+        let known = looked(&engine, files([10, 250]), &row).await;
+        values(&engine, known).await;
+
+        let colours = [250, 130, 10];
+        let mixed = looked(&engine, files(colours), &Asked::Probabilities(Arc::clone(&head))).await;
+        let known = mixed.iter().map(|of| matches!(of, Looked::Known(_)));
+        assert_eq!(known.collect::<Vec<_>>(), [true, false, true]);
+        let scored = values(&engine, mixed).await;
+
+        let rows = looked(&engine, files(colours), &row).await;
+        assert!(rows.iter().all(|of| matches!(of, Looked::Known(_))));
+        let rows = values(&engine, rows).await;
+        assert!(rows[0] != rows[1] && rows[1] != rows[2]);
+        let rows = Tensor::new(rows, engine.device()).and_then(|rows| head.probabilities(&rows));
+        assert_eq!(scored, rows.expect("scored"));
+
+        let tokens = looked(&engine, files([10]), &Asked::Row(Reads::Tokens)).await;
+        assert!(
+            matches!(tokens[..], [Looked::Fresh(_)]),
+            "of tokens nothing is known"
+        );
+        engine.stop();
+    }
 }

@@ -17,7 +17,6 @@ mod encoded;
 mod error;
 mod features;
 mod heads;
-mod known;
 mod look;
 mod queue;
 mod texts;
@@ -28,7 +27,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, DeviceLocation};
-use futures::future::try_join;
 use tokio::sync::oneshot;
 
 use crate::adapter::{Head, Readout};
@@ -118,7 +116,7 @@ pub enum Asked {
 
 impl Asked {
     /// What is read of the image for the answer.
-    pub fn reads(&self) -> Reads {
+    fn reads(&self) -> Reads {
         match self {
             Self::Row(reads) => *reads,
             Self::Rows => Reads::Tokens,
@@ -177,7 +175,7 @@ struct Work {
 }
 
 enum Input {
-    Image { pixels: Pixels, asked: Asked },
+    Image(Pixels),
     Text { tokens: Vec<u32> },
 }
 
@@ -264,40 +262,30 @@ impl Engine {
     /// Checks from the header alone that an image is of a known format and within the limits.
     ///
     /// # Errors
-    /// As [`Self::decode`] would give for a bad header.
+    /// As [`Self::look`] would give for a bad header.
     pub fn inspect(&self, bytes: &[u8]) -> Result<(), ImageError> {
         self.shared.processor.inspect(bytes, self.shared.limits)
     }
 
-    /// Answers what is asked about each of some images, of which those that are not known are encoded. One answer an image, in
-    /// order. They were looked at for what the answer reads.
+    /// Answers what was asked about each of some images: those that are not known are encoded. One answer an image, in order.
     ///
     /// # Errors
     /// [`EngineError::Overloaded`] when the queue has no room for all of them.
-    pub async fn encode(
-        &self,
-        images: Vec<Looked>,
-        asked: Asked,
-        priority: Priority,
-    ) -> Result<Vec<Output>, EngineError> {
-        let (mut known, mut fresh) = (Vec::new(), Vec::new());
-        let mut are_known = Vec::with_capacity(images.len());
+    pub async fn encode(&self, images: Vec<Looked>, priority: Priority) -> Result<Vec<Output>, EngineError> {
+        let (mut known, mut fresh) = (Vec::with_capacity(images.len()), Vec::new());
         for image in images {
-            are_known.push(matches!(image, Looked::Known(_)));
             match image {
-                Looked::Known(features) => known.push(features),
-                Looked::Fresh(pixels) => fresh.push(Input::Image {
-                    pixels,
-                    asked: asked.clone(),
-                }),
+                Looked::Known(output) => known.push(Some(output)),
+                Looked::Fresh(pixels) => {
+                    known.push(None);
+                    fresh.push(Input::Image(pixels));
+                }
             }
         }
-        let known = self.answer_known(known, &asked);
-        let (known, fresh) = try_join(known, self.run(fresh, priority)).await?;
-        let (mut known, mut fresh) = (known.into_iter(), fresh.into_iter());
-        let in_order = are_known
+        let mut encoded = self.run(fresh, priority).await?.into_iter();
+        let in_order = known
             .into_iter()
-            .filter_map(|is_known| if is_known { known.next() } else { fresh.next() });
+            .filter_map(|known| known.or_else(|| encoded.next()));
         Ok(in_order.collect())
     }
 
@@ -329,9 +317,9 @@ impl Engine {
         let grey = Pixels {
             bytes: vec![128; 3 * side * side],
             image: None,
+            asked: Asked::Row(Reads::Features),
         };
-        let grey = vec![Looked::Fresh(grey)];
-        self.encode(grey, Asked::Row(Reads::Features), Priority::Interactive)
+        self.encode(vec![Looked::Fresh(grey)], Priority::Interactive)
             .await
             .map(|_| ())
     }

@@ -28,14 +28,18 @@ pub(super) async fn engine(max_batch: usize, max_wait: Duration) -> Engine {
     Engine::start(backbone.expect("embedded"), &config).expect("threads")
 }
 
-/// A picture without a pattern.
-pub(super) fn picture(engine: &Engine, seed: usize) -> Looked {
+/// Two pictures without a pattern.
+pub(super) fn pictures(engine: &Engine, asked: &Asked) -> Vec<Looked> {
     let side = engine.info().image_size;
-    let wave = |n: usize| (128.0 + 127.0 * ((n * seed) as f32).sin()) as u8;
-    Looked::Fresh(Pixels {
-        bytes: (0..3 * side * side).map(wave).collect(),
-        image: None,
-    })
+    let picture = |seed: usize| {
+        let wave = |n: usize| (128.0 + 127.0 * ((n * seed) as f32).sin()) as u8;
+        Looked::Fresh(Pixels {
+            bytes: (0..3 * side * side).map(wave).collect(),
+            image: None,
+            asked: asked.clone(),
+        })
+    };
+    vec![picture(3), picture(7)]
 }
 
 /// A head of three classes.
@@ -48,8 +52,9 @@ pub(super) fn head(engine: &Engine) -> Arc<Head> {
     Arc::new(head.expect("a head"))
 }
 
-pub(super) async fn values(engine: &Engine, images: Vec<Looked>, asked: Asked) -> Vec<Vec<f32>> {
-    let outputs = engine.encode(images, asked, Priority::Interactive).await;
+/// The answers about images.
+pub(super) async fn values(engine: &Engine, images: Vec<Looked>) -> Vec<Vec<f32>> {
+    let outputs = engine.encode(images, Priority::Interactive).await;
     let outputs = outputs.expect("encoded").into_iter();
     outputs.map(|output| output.values).collect()
 }

@@ -120,7 +120,7 @@ mod tests {
     use candle_core::Device;
 
     use super::super::Asked;
-    use super::super::tests::{head, picture, values};
+    use super::super::tests::{head, pictures, values};
     use super::*;
 
     /// An engine that waits for a whole batch of `max_batch` images.
@@ -130,7 +130,7 @@ mod tests {
 
     /// Of two pictures.
     async fn rows(engine: &Engine, asked: Asked) -> Vec<Vec<f32>> {
-        values(engine, vec![picture(engine, 3), picture(engine, 7)], asked).await
+        values(engine, pictures(engine, &asked)).await
     }
 
     #[tokio::test]

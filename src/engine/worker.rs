@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 
-use super::encoded::{Answers, Ask, Encoded, Inputs, Kind, by_kind, grouped};
+use super::encoded::{Answers, Ask, Encoded, Inputs, by_kind, grouped};
 use super::error::because;
 use super::features::FeatureCache;
 use super::queue::{Batch, Queue};
@@ -46,7 +46,9 @@ pub(super) struct Lost;
 struct Begun {
     encoded: Encoded,
     asks: Vec<Ask>,
-    kind: Kind,
+    are_images: bool,
+    /// How many the backbone encodes: none where all are known by now.
+    inputs: usize,
     priority: Priority,
     /// When the device was free for them.
     started: Instant,
@@ -109,19 +111,14 @@ impl Worker {
     /// Runs a batch, or begins it where it overlaps with what was `begun`, which is finished.
     fn follow(&self, batch: Batch, begun: &mut Option<Begun>) -> Result<(), Lost> {
         for (inputs, asks) in by_kind(batch.work, self.features.as_deref()) {
-            match inputs.kind() {
-                Kind::Images if self.overlaps => {
-                    let next = self.begin(&inputs, asks, batch.priority)?;
-                    let over = self.finish(begun.take())?;
-                    *begun = next.map(|next| next.behind(over));
-                    continue;
-                }
-                Kind::Images | Kind::Texts => {
-                    self.finish(begun.take())?;
-                }
-                Kind::Known => {}
+            if self.overlaps && inputs.are_images() {
+                let next = self.begin(&inputs, asks, batch.priority)?;
+                let over = self.finish(begun.take())?;
+                *begun = next.map(|next| next.behind(over));
+            } else {
+                self.finish(begun.take())?;
+                self.finish(self.begin(&inputs, asks, batch.priority)?)?;
             }
-            self.finish(self.begin(&inputs, asks, batch.priority)?)?;
         }
         Ok(())
     }
@@ -141,7 +138,8 @@ impl Worker {
             Ok(encoded) => Ok(Some(Begun {
                 encoded,
                 asks,
-                kind: inputs.kind(),
+                are_images: inputs.are_images(),
+                inputs: inputs.encoded(),
                 priority,
                 started,
                 paused,
@@ -169,12 +167,12 @@ impl Worker {
             Ok(done) => done,
             Err(reason) => return self.refuse(begun.asks, &reason).map(|()| None),
         };
-        let (priority, rows) = (begun.priority.as_str(), begun.encoded.rows());
-        if begun.kind != Kind::Known {
-            metrics::batch_encoded(priority, rows, timing.encode, timing.head);
+        let priority = begun.priority.as_str();
+        if begun.inputs > 0 {
+            metrics::batch_encoded(priority, begun.inputs, timing.encode, timing.head);
         }
-        if begun.kind == Kind::Images {
-            self.queue.took(rows, timing.encode);
+        if begun.inputs > 0 && begun.are_images {
+            self.queue.took(begun.inputs, timing.encode);
         }
         let mut are_finite = true;
         for (ask, values) in begun.asks.into_iter().zip(answers) {
@@ -188,7 +186,7 @@ impl Worker {
             // The caller may have gone away during the forward.
             let _ = ask.reply.send(output);
         }
-        if are_finite && begun.kind != Kind::Known {
+        if are_finite && begun.inputs > 0 {
             *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         Ok(Some(over))

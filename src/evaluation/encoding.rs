@@ -82,15 +82,16 @@ pub async fn encode(
     encoded: &mut dyn FnMut(u64),
 ) -> Result<Encoded, EncodingError> {
     let classes = pictures.classes().to_vec();
+    let asked = &match wanted.reads {
+        Reads::Features => Asked::Row(Reads::Features),
+        Reads::Tokens => Asked::Rows,
+    };
     let decoded = stream::iter(pictures.all())
         .map(|picture| {
             let read = pictures.read(picture);
             async move {
                 let (name, bytes) = read?;
-                let image = match engine
-                    .look(bytes.into(), wanted.reads, Priority::Background)
-                    .await
-                {
+                let image = match engine.look(bytes.into(), asked).await {
                     Ok(image) => Ok(image),
                     Err(EngineError::Image(error)) => Err(causes(&error)),
                     Err(error) => return Err(EncodingError::Engine(error)),
@@ -101,7 +102,7 @@ pub async fn encode(
         .buffered(DECODING);
     let chunks = decoded
         .chunks(CHUNK)
-        .map(|chunk| async move { rows(engine, chunk.into_iter().collect::<Result<_, _>>()?, wanted).await })
+        .map(|chunk| async move { rows(engine, chunk.into_iter().collect::<Result<_, _>>()?).await })
         .buffered(2);
     let mut chunks = std::pin::pin!(chunks);
     let mut sorted = Sorted {
@@ -146,18 +147,14 @@ struct Row {
     values: Result<Features, String>,
 }
 
-async fn rows(engine: &Engine, chunk: Vec<Decoded>, wanted: &Wanted<'_>) -> Result<Vec<Row>, EncodingError> {
-    let asked = match wanted.reads {
-        Reads::Features => Asked::Row(Reads::Features),
-        Reads::Tokens => Asked::Rows,
-    };
+async fn rows(engine: &Engine, chunk: Vec<Decoded>) -> Result<Vec<Row>, EncodingError> {
     let mut images = Vec::with_capacity(chunk.len());
     let mut waiting = Vec::with_capacity(chunk.len());
     for decoded in chunk {
         let why = decoded.image.map(|image| images.push(image));
         waiting.push((decoded.picture, decoded.name, why));
     }
-    let outputs = engine.encode(images, asked, Priority::Background).await?;
+    let outputs = engine.encode(images, Priority::Background).await?;
     let mut outputs = outputs.into_iter();
     let row = |(picture, name, why): (Picture, String, Result<(), String>)| {
         let values = why.and_then(|()| {

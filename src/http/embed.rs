@@ -9,7 +9,7 @@ use utoipa_axum::routes;
 
 use super::body::BodyForm;
 use super::capped::Capped;
-use super::extract::{Json, parse_json_aside};
+use super::extract::{Json, parse_large_json};
 use super::images::{Images, JsonImage};
 use super::problem::Problem;
 use super::{Api, Limits, body, inference};
@@ -83,7 +83,7 @@ async fn embed(State(api): State<Api>, request: Request) -> Result<Response, Pro
         return embed_images(&api, Images::from_request(request, &api).await?).await;
     }
     let (body, limit) = (body::bytes(request, &api).await?, api.limits.images);
-    match parse_json_aside(body, move |body: EmbedBody| body.inputs(limit)).await? {
+    match parse_large_json(body, move |body: EmbedBody| body.inputs(limit)).await? {
         Inputs::Images(images) => embed_images(&api, images).await,
         Inputs::Texts { texts, template } => embed_texts(&api, texts, template).await,
     }

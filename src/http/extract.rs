@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
 use super::body::{self, BodyForm};
 use super::problem::{ItemError, Problem, shortened};
@@ -91,8 +92,14 @@ pub(super) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem>
     Ok(value)
 }
 
-/// Parses a JSON body that may be large, and makes something of it: on a thread where that holds up nobody.
-pub(super) async fn parse_json_aside<T, R>(
+/// Bytes of a body that are parsed in no time.
+const LITTLE: usize = 64 << 10;
+
+/// Larger bodies that are parsed at a time; the others wait, and those whose callers leave are forgotten.
+static PARSED: Semaphore = Semaphore::const_new(4);
+
+/// Parses a JSON body that may hold images, and makes something of it: a large one on a thread where that holds up nobody.
+pub(super) async fn parse_large_json<T, R>(
     body: Bytes,
     make: impl FnOnce(T) -> Result<R, Problem> + Send + 'static,
 ) -> Result<R, Problem>
@@ -100,7 +107,15 @@ where
     T: DeserializeOwned,
     R: Send + 'static,
 {
-    blocking::run(move || parse_json(&body).and_then(make)).await
+    if body.len() <= LITTLE {
+        return parse_json(&body).and_then(make);
+    }
+    let turn = PARSED.acquire().await;
+    blocking::run(move || {
+        let _turn = turn;
+        parse_json(&body).and_then(make)
+    })
+    .await
 }
 
 fn query_problem(rejection: &QueryRejection) -> Problem {

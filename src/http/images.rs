@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::body::BodyForm;
 use super::capped::Capped;
-use super::extract::parse_json_aside;
+use super::extract::parse_large_json;
 use super::form::Form;
 use super::problem::{Problem, shortened};
 use super::{Limits, body};
@@ -61,7 +61,7 @@ where
             BodyForm::Multipart => Self::new(multipart_images(request, state, limit).await?, false),
             BodyForm::Json => {
                 let body = body::bytes(request, state).await?;
-                parse_json_aside(body, move |body: JsonImages| Self::from_json(body.images, limit)).await
+                parse_large_json(body, move |body: JsonImages| Self::from_json(body.images, limit)).await
             }
         }
     }

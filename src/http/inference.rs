@@ -64,7 +64,7 @@ pub(super) async fn encode(engine: &Engine, images: Images, asked: Asked) -> Res
             Err(problem) => failures.push(Some(problem)),
         }
     }
-    let looked = engine.look_at_all(received, asked.reads()).await?;
+    let looked = engine.look_at_all(received, &asked).await?;
     let mut times = StageTimes {
         decode: started.elapsed(),
         ..StageTimes::default()
@@ -82,7 +82,7 @@ pub(super) async fn encode(engine: &Engine, images: Images, asked: Asked) -> Res
     if good.is_empty() {
         return Err(all_failed(failures.into_iter().flatten().collect(), images.raw));
     }
-    let outputs = engine.encode(good, asked, Priority::Interactive).await?;
+    let outputs = engine.encode(good, Priority::Interactive).await?;
     let mut outputs = outputs.into_iter();
     let mut results = Vec::with_capacity(failures.len());
     for (place, failure) in failures.into_iter().enumerate() {

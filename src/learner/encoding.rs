@@ -25,7 +25,7 @@ impl Learn<'_> {
         let started = Instant::now();
         let model = self.model().await?;
         let reads = model.config.strategy.reads();
-        let limit = self.most_rows(reads);
+        let (asked, limit) = (Asked::Row(reads), self.most_rows(reads));
         // Counted once: nobody but the lease's holder encodes a job's images.
         let counts = self.learner.store.example_counts(self.job.id).await?;
         let most = self.learner.most_examples(&model);
@@ -42,11 +42,11 @@ impl Learn<'_> {
         let mut done = counts.encoded + counts.discarded;
         let share = |done| f64::from(done) / f64::from(counts.total.max(1));
         self.report(Phase::Encode, share(done), None).await?;
-        let mut chunk = self.next_chunk(0, limit, reads).await?;
+        let mut chunk = self.next_chunk(0, limit, &asked).await?;
         while let Some(decoded) = chunk {
             done += decoded.images.len() as u32;
-            let next = self.next_chunk(decoded.end, limit, reads);
-            let encoded = self.encode_chunk(decoded, reads);
+            let next = self.next_chunk(decoded.end, limit, &asked);
+            let encoded = self.encode_chunk(decoded);
             chunk = try_join(next, encoded).await?.0;
             self.report(Phase::Encode, share(done), None).await?;
         }
@@ -65,7 +65,7 @@ impl Learn<'_> {
     }
 
     /// The next images from a position on, decoded unless their features are remembered; `None` where there are no more.
-    async fn next_chunk(&self, from: u32, limit: u32, reads: Reads) -> Result<Option<Chunk>, Stop> {
+    async fn next_chunk(&self, from: u32, limit: u32, asked: &Asked) -> Result<Option<Chunk>, Stop> {
         let Learner {
             store,
             engine,
@@ -80,10 +80,7 @@ impl Learn<'_> {
         };
         let end = last.position + 1;
         let decode = |example: PendingExample| async move {
-            let image = match engine
-                .look(example.image.into(), reads, Priority::Background)
-                .await
-            {
+            let image = match engine.look(example.image.into(), asked).await {
                 Ok(image) => Ok(image),
                 Err(EngineError::Image(error)) => Err(causes(&error)),
                 Err(error) => return Err(error),
@@ -94,7 +91,7 @@ impl Learn<'_> {
         Ok(Some(Chunk { images, end }))
     }
 
-    async fn encode_chunk(&self, chunk: Chunk, reads: Reads) -> Result<(), Stop> {
+    async fn encode_chunk(&self, chunk: Chunk) -> Result<(), Stop> {
         let engine = &self.learner.engine;
         let mut positions = Vec::with_capacity(chunk.images.len());
         let mut images = Vec::with_capacity(chunk.images.len());
@@ -107,9 +104,7 @@ impl Learn<'_> {
                 Err(why) => self.discard(position, &why).await?,
             }
         }
-        let outputs = engine
-            .encode(images, Asked::Row(reads), Priority::Background)
-            .await?;
+        let outputs = engine.encode(images, Priority::Background).await?;
         let mut features = Vec::with_capacity(outputs.len());
         for (position, output) in positions.into_iter().zip(outputs) {
             match Features::from_f32(&output.values) {

@@ -117,7 +117,9 @@ async fn http_tells_latencies_and_stages_of_a_server() {
         assert!(encode.is_some_and(|time| time > 0.0), "{told}");
     }
     let metrics = Answer::to(server.request(Method::GET, "/metrics")).await.text;
-    assert!(metrics.contains("clipkeep_feature_cache_requests_total{outcome=\"miss\"}"));
+    assert!(
+        metrics.contains("clipkeep_feature_cache_requests_total{priority=\"interactive\",outcome=\"miss\"}")
+    );
     assert!(
         !metrics.contains("outcome=\"hit\""),
         "no image is like another to a cache: {metrics}"

@@ -182,24 +182,30 @@ async fn an_image_that_a_job_has_encoded_is_known_to_those_who_come_after() {
     let database = Database::sqlite();
     let server = Process::start(&database, &[]);
     let pictures = folders(&FLORA, 0..4);
-    let hits = async || {
+    let hits = async |priority: &str| {
         let metrics = Answer::to(server.request(Method::GET, "/metrics")).await.text;
-        let counted = "clipkeep_feature_cache_requests_total{outcome=\"hit\"} ";
-        let count = metrics.lines().find_map(|line| line.strip_prefix(counted));
+        let counted =
+            format!("clipkeep_feature_cache_requests_total{{priority=\"{priority}\",outcome=\"hit\"}} ");
+        let count = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(counted.as_str()));
         count.map_or(0, |count| count.parse::<usize>().expect("a count"))
     };
     let taught = server.teach("default", "flora", zip(&pictures)).await;
-    assert_eq!((&taught["state"], hits().await), (&json!("succeeded"), 0));
+    assert_eq!(
+        (&taught["state"], hits("background").await),
+        (&json!("succeeded"), 0)
+    );
     let (_, image) = pictures[0].clone();
     let first = server.classify("/v1/models/default/classify", image).await;
-    assert_eq!(hits().await, 1);
+    assert_eq!(hits("interactive").await, 1);
 
     Answer::to(server.post("/v1/models").json(&json!({"name": "other"})))
         .await
         .json(201);
     let taught = server.teach("other", "flora", zip(&pictures)).await;
     assert_eq!(taught["state"], "succeeded", "{taught}");
-    assert_eq!(hits().await, 1 + pictures.len());
+    assert_eq!(hits("background").await, pictures.len());
     let (_, image) = pictures[0].clone();
     let other = server.classify("/v1/models/other/classify", image).await;
     assert_eq!(

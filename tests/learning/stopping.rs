@@ -2,16 +2,23 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use image::{ImageFormat, imageops};
+use reqwest::Method;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
+use crate::archive::zip;
+use crate::caller::Answer;
 use crate::database::{Database, on_both, on_postgres};
 use crate::lessons::{CLASSIFY, enrol, lesson, of_pupil, submitted, watched};
-use crate::pictures::{FLORA, png};
+use crate::pictures::{FLORA, encoded, picture, png};
+use crate::process::Process;
 use crate::test_app::TestApp;
 
 on_both!(
     a_job_that_is_too_large_for_the_next_server_fails,
+    a_stop_between_two_savings_waits_for_none,
     a_stop_while_encoding_loses_nothing,
     a_stop_while_fitting_loses_nothing
 );
@@ -43,6 +50,52 @@ async fn stopped_in(phase: &str, database: Database) {
     let versions = of_pupil(&app, "versions").await;
     assert_eq!(versions["versions"].as_array().map(Vec::len), Some(1));
     assert_eq!(app.classify(CLASSIFY, png("poppy", 40)).await["version"], 1);
+}
+
+/// Pictures so large that they are saved together, and not soon.
+fn large() -> Vec<u8> {
+    let large = |class: &str, number| {
+        let picture = picture(class, number);
+        let picture = imageops::resize(&picture, 2400, 1800, imageops::FilterType::Nearest);
+        encoded(&picture, ImageFormat::Png)
+    };
+    let files = FLORA
+        .iter()
+        .flat_map(|class| (0..3).map(move |number| (format!("{class}/{number}.png"), large(class, number))));
+    zip(&files.collect::<Vec<_>>())
+}
+
+async fn a_stop_between_two_savings_waits_for_none(database: Database) {
+    let mut server = Process::start(&database, &["--decode-threads", "1"]);
+    enrol(&server).await;
+    let job = submitted(&server, "flora", large()).await;
+    watched(&server, &job, |job| job["phase"] == "encode").await;
+    kill_process(Pid::from_child(&server.child), Signal::TERM).expect("it runs");
+    assert!(server.child.wait().expect("it ends").success());
+
+    let server = Process::start(&database, &[]);
+    let ended = server.end_of(&job).await;
+    assert_eq!(
+        (&ended["state"], &ended["attempts"]),
+        (&json!("succeeded"), &json!(1)),
+        "{ended}"
+    );
+    let events = Answer::to(server.request(Method::GET, &format!("/v1/jobs/{job}/events"))).await;
+    let events = events.text.lines().filter_map(|line| line.strip_prefix("data:"));
+    let events: Vec<Value> = events
+        .map(|data| serde_json::from_str(data).expect("JSON"))
+        .collect();
+    // What is encoded before a job is taken up is what was saved before.
+    let taken_up = events
+        .iter()
+        .rev()
+        .take_while(|event| event["state"] != "queued")
+        .filter(|event| event["phase"] == "encode");
+    let first = taken_up.last().expect("it encodes again");
+    assert_eq!(
+        first["progress"], 0.0,
+        "nothing was saved before the stop: {events:?}"
+    );
 }
 
 async fn a_job_that_is_too_large_for_the_next_server_fails(database: Database) {

@@ -1,11 +1,13 @@
 //! The worker with a backbone on a CPU.
 
+use candle_core::Tensor;
 use tokio::sync::oneshot;
 
 use super::super::batching::Policy;
 use super::super::device::computes;
 use super::super::{Asked, Input, Pixels, Work};
 use super::*;
+use crate::adapter::Head;
 use crate::clip::{BackboneSource, Dtype};
 use crate::domain::{Digest, Reads};
 
@@ -22,10 +24,10 @@ pub(in crate::engine) fn work(len: usize, byte: u8) -> (Work, Reply) {
     let pixels = Pixels {
         bytes: vec![byte; len],
         image: None,
+        asked: Asked::Row(Reads::Features),
     };
-    let asked = Asked::Row(Reads::Features);
     let work = Work {
-        input: Input::Image { pixels, asked },
+        input: Input::Image(pixels),
         enqueued: Instant::now(),
         reply,
     };
@@ -199,33 +201,85 @@ async fn images_are_answered_before_the_texts_of_their_batch_are_begun() {
     }
 }
 
-#[tokio::test]
-async fn an_image_is_encoded_once_whoever_asks() {
-    let mut worker = worker().await;
-    let cache = Arc::new(FeatureCache::new(1 << 20, worker.backbone.dim()).expect("room"));
-    worker.features = Some(Arc::clone(&cache));
-    let [known, twice, other] = [b"known", b"twice", b"other"].map(|bytes| Digest::of(bytes));
-    let made_up = vec![0.5; worker.backbone.dim()];
-    cache.insert(known, made_up.clone().into(), Priority::Interactive);
-    // Which bytes were encoded shows in the answer.
-    let (all, mut answers): (Vec<_>, Vec<_>) = [(twice, 60), (known, 120), (other, 180), (twice, 240)]
-        .map(|(digest, byte)| {
-            let (mut work, answer) = work(worker.bytes(), byte);
-            if let Input::Image { pixels, .. } = &mut work.input {
-                pixels.image = Some(digest);
-            }
-            (work, answer)
-        })
-        .into_iter()
-        .unzip();
-    let batch = Batch {
-        work: all,
-        priority: Priority::Background,
+/// Work on an image of a digest, of which something is asked.
+fn of_image(worker: &Worker, image: Digest, byte: u8, asked: &Asked) -> (Work, Reply) {
+    let (mut work, answer) = work(worker.bytes(), byte);
+    let Input::Image(pixels) = &mut work.input else {
+        unreachable!("it is an image");
     };
-    assert!(worker.follow(batch, &mut None).is_ok());
-    let rows: Vec<_> = answers.iter_mut().map(|of| row(of).expect("a row")).collect();
-    assert_eq!(rows[1], made_up);
-    assert!(rows[0] == rows[3] && rows[0] != rows[2] && rows[2] != made_up);
-    let found = [twice, other].map(|digest| cache.known_since(&digest).expect("remembered").to_vec());
-    assert!(found[0] == rows[0] && found[1] == rows[2]);
+    (pixels.image, pixels.asked) = (Some(image), asked.clone());
+    (work, answer)
+}
+
+#[tokio::test]
+async fn an_image_is_encoded_once_in_a_batch_whoever_asks() {
+    for overlaps in [false, true] {
+        let mut worker = worker().await;
+        worker.overlaps = overlaps;
+        let dim = worker.backbone.dim();
+        let cache = Arc::new(FeatureCache::new(1 << 20, dim).expect("room"));
+        worker.features = Some(Arc::clone(&cache));
+        let [known, twice, other] = [b"known", b"twice", b"other"].map(|bytes| Digest::of(bytes));
+        cache.insert(known, vec![0.5; dim].into(), Priority::Interactive);
+        let head = |shift: f64| {
+            let anchors = Tensor::arange(0_f32, 2.0 * dim as f32, &Device::Cpu)
+                .and_then(|of| (of + shift)?.sin()?.reshape((2, dim)));
+            Arc::new(
+                anchors
+                    .and_then(|anchors| Head::zero_shot(anchors, 1.0))
+                    .expect("a head"),
+            )
+        };
+        let features = Asked::Row(Reads::Features);
+        let heads = [head(0.0), head(1.0)];
+        let [one, two] = heads
+            .each_ref()
+            .map(|head| Asked::Probabilities(Arc::clone(head)));
+        // Which bytes were encoded shows in the answer.
+        let asks = [
+            (twice, 60, &features),
+            (known, 120, &one),
+            (other, 180, &features),
+            (twice, 240, &two),
+            (other, 180, &one),
+            (twice, 240, &features),
+            (known, 120, &features),
+        ];
+        let (all, mut answers): (Vec<_>, Vec<_>) = asks
+            .map(|(image, byte, asked)| of_image(&worker, image, byte, asked))
+            .into_iter()
+            .unzip();
+        let batch = Batch {
+            work: all,
+            priority: Priority::Background,
+        };
+        let mut begun = None;
+        assert!(worker.follow(batch, &mut begun).is_ok() && worker.finish(begun).is_ok());
+        let values: Vec<_> = answers.iter_mut().map(|of| row(of).expect("an answer")).collect();
+        assert_eq!(values[6], vec![0.5; dim]);
+        assert!(values[0] == values[5] && values[0] != values[2] && values[2] != values[6]);
+        let scored = |head: usize, row: &Vec<f32>| {
+            let row = Tensor::new(row.as_slice(), &Device::Cpu).and_then(|row| row.unsqueeze(0));
+            row.and_then(|row| heads[head].probabilities(&row))
+                .expect("scored")
+                .concat()
+        };
+        assert_eq!(values[1], scored(0, &values[6]));
+        assert_eq!(values[3], scored(1, &values[0]));
+        assert_eq!(values[4], scored(0, &values[2]));
+        let found = [twice, other].map(|image| cache.known_since(&image).expect("remembered").to_vec());
+        assert!(found[0] == values[0] && found[1] == values[2]);
+
+        // All of it is known by now: nothing is encoded, and nothing succeeded again.
+        *worker.last_success.lock().expect("nobody panicked") = None;
+        let (again, mut answer) = of_image(&worker, twice, 1, &two);
+        let batch = Batch {
+            work: vec![again],
+            priority: Priority::Interactive,
+        };
+        let mut begun = None;
+        assert!(worker.follow(batch, &mut begun).is_ok() && worker.finish(begun).is_ok());
+        assert_eq!(row(&mut answer).expect("an answer"), values[3]);
+        assert!(worker.last_success.lock().expect("nobody panicked").is_none());
+    }
 }
