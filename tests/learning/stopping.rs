@@ -85,15 +85,12 @@ async fn a_stop_between_two_savings_waits_for_none(database: Database) {
     let events: Vec<Value> = events
         .map(|data| serde_json::from_str(data).expect("JSON"))
         .collect();
-    // What is encoded before a job is taken up is what was saved before.
-    let taken_up = events
-        .iter()
-        .rev()
-        .take_while(|event| event["state"] != "queued")
-        .filter(|event| event["phase"] == "encode");
-    let first = taken_up.last().expect("it encodes again");
+    let stopped = events.iter().rposition(|event| event["state"] == "queued");
+    // Behind that it is taken up, and then tells how much of it is encoded.
+    let first_told = &events[stopped.expect("it went back") + 2];
     assert_eq!(
-        first["progress"], 0.0,
+        (&first_told["phase"], &first_told["progress"]),
+        (&json!("encode"), &json!(0.0)),
         "nothing was saved before the stop: {events:?}"
     );
 }
