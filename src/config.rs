@@ -127,7 +127,8 @@ pub struct EngineArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Learning")]
 pub struct LearnerArgs {
-    /// Threads that fit and evaluate. On Linux they have the lowest priority: what those who answer leave of the processor.
+    /// Threads that fit, unlearn and evaluate. On Linux they have the lowest priority of `nice`: what those who answer leave of the
+    /// processor.
     #[arg(long, env = "CLIPKEEP_FIT_THREADS", default_value = "1")]
     pub fit_threads: NonZeroUsize,
     /// How long a worker may go silent before another server takes its job, in seconds.

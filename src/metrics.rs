@@ -155,9 +155,8 @@ pub fn image_decoded(priority: &'static str, took: Duration) {
     histogram!(DECODE, "priority" => priority).record(took);
 }
 
-/// An image of some priority was looked up among those whose features are remembered.
-pub fn features_looked_up(priority: &'static str, known: bool) {
-    let outcome = if known { "hit" } else { "miss" };
+/// An image of some priority was looked up among those whose features are remembered: a `hit` or a `miss`.
+pub fn features_looked_up(priority: &'static str, outcome: &'static str) {
     counter!(FEATURE_CACHE, "priority" => priority, "outcome" => outcome).increment(1);
 }
 

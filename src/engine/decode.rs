@@ -174,6 +174,7 @@ fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc::{Sender, channel};
     use std::time::Duration;
 
@@ -273,5 +274,35 @@ mod tests {
         drop(gate);
         assert_eq!(soon(busy).await.expect("an answer").len(), 2);
         assert_eq!(soon(all(&pool, numbers())).await.expect("an idle pool"), done);
+    }
+
+    #[tokio::test]
+    async fn nothing_more_is_done_for_a_request_whose_caller_has_left() {
+        let pool = pool(1, 3);
+        let (gate, work) = gated();
+        let ran = Arc::new(AtomicUsize::new(0));
+        let counted = || {
+            let (work, ran) = (work.clone(), Arc::clone(&ran));
+            move || {
+                work();
+                ran.fetch_add(1, Ordering::Relaxed)
+            }
+        };
+        let all_ran = Arc::clone(&ran);
+        let last = move |_| all_ran.fetch_add(100, Ordering::Relaxed);
+        let mut left = Box::pin(pool.run_all(vec![counted(), counted(), counted()], last));
+        assert!(futures::poll!(&mut left).is_pending());
+        drop(left);
+        drop(gate);
+        // The one thread takes work in order: when this is done, so is what was before it.
+        let numbers = vec![|| 7; 3];
+        let done = loop {
+            match soon(all(&pool, numbers.clone())).await {
+                Err(EngineError::Overloaded) => tokio::task::yield_now().await,
+                done => break done.expect("an answer"),
+            }
+        };
+        assert_eq!(done, [Ok(7); 3]);
+        assert!(ran.load(Ordering::Relaxed) <= 1, "the first may have been begun");
     }
 }

@@ -1,7 +1,7 @@
 //! What is asked of a batch, and what the backbone makes of it.
 //!
-//! Images with the same digest are one row for all who ask, and nothing that is encoded where their features have become known since
-//! they were looked at. Invariant: whatever is encoded at a time is of one kind, images or texts.
+//! Images with the same digest are encoded as one row for all who ask; one whose features have become known since it was looked at is
+//! not encoded. Invariant: whatever is encoded at a time is of one kind, images or texts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use candle_core::{Tensor, bail};
 use tokio::sync::oneshot;
 
 use super::features::FeatureCache;
+use super::queue::Batch;
 use super::{Asked, EngineError, Input, Output, Pixels, Work};
 use crate::clip::{Backbone, EncodeError, Pause};
 use crate::domain::{Digest, Reads};
@@ -53,12 +54,13 @@ pub(super) struct Ask {
 
 /// Images and texts apart, with what is asked about them; none of what is not there.
 pub(super) fn by_kind(
-    work: Vec<Work>,
+    batch: Batch,
     features: Option<&FeatureCache>,
 ) -> impl Iterator<Item = (Inputs, Vec<Ask>)> + use<> {
     let (mut fresh, mut known, mut texts) = (Vec::new(), Vec::new(), Vec::new());
     let (mut of_fresh, mut of_known, mut of_texts) = (Vec::new(), Vec::new(), Vec::new());
     let mut rows: HashMap<Digest, u32> = HashMap::new();
+    let Batch { work, priority } = batch;
     for work in work {
         let Work {
             input,
@@ -78,7 +80,7 @@ pub(super) fn by_kind(
                 of_texts.push(ask(Asked::Row(Reads::Features), row, None));
             }
             Input::Image(Pixels { bytes, image, asked }) => {
-                if let Some(features) = image.and_then(|image| features?.known_since(&image)) {
+                if let Some(features) = image.and_then(|image| features?.get(&image, priority)) {
                     let row = added(&mut known, features);
                     of_known.push(ask(asked, row, None));
                 } else {
@@ -129,11 +131,22 @@ pub(super) fn grouped(asks: &[Ask]) -> (Groups<'_>, Groups<'_>) {
         .partition(|(asked, _)| matches!(asked, Asked::Row(_) | Asked::Rows))
 }
 
-/// What the backbone made of inputs, one row each. A GPU may be at it still.
+/// What the backbone made of inputs. A GPU may be at it still, and nothing here makes it wait.
 pub(super) struct Encoded {
-    features: Tensor,
+    /// Features, one row an input that was encoded; `None` where none was.
+    fresh: Option<Tensor>,
+    /// Those of images that are known.
+    known: Option<Tensor>,
     /// `None` unless somebody reads them.
     tokens: Option<Tensor>,
+}
+
+/// What is answered with, as soon as it is there.
+pub(super) struct Rows<'a> {
+    /// Features, one row an input.
+    features: Tensor,
+    /// One row an input that was encoded.
+    tokens: Option<&'a Tensor>,
 }
 
 impl Encoded {
@@ -144,8 +157,7 @@ impl Encoded {
         asks: &[Ask],
         pause: Option<Pause<'_>>,
     ) -> Result<Self, EncodeError> {
-        let (features, tokens) = match inputs {
-            Inputs::Images { fresh, known } if fresh.is_empty() => (behind(None, known, backbone)?, None),
+        match inputs {
             Inputs::Images { fresh, known } => {
                 let images: Vec<&[u8]> = fresh.iter().map(Vec::as_slice).collect();
                 let are_tokens_read = asks.iter().any(|ask| ask.asked.reads() == Reads::Tokens);
@@ -154,15 +166,38 @@ impl Encoded {
                 } else {
                     Reads::Features
                 };
-                let (features, tokens) = backbone.encode_pixels(&images, reads, pause)?;
-                (behind(Some(features), known, backbone)?, tokens)
+                let encode = || backbone.encode_pixels(&images, reads, pause);
+                let (fresh, tokens) = (!images.is_empty()).then(encode).transpose()?.unzip();
+                let shape = (known.len(), backbone.dim());
+                let upload = || Tensor::from_vec(known.concat(), shape, backbone.device());
+                Ok(Self {
+                    fresh,
+                    known: (!known.is_empty()).then(upload).transpose()?,
+                    tokens: tokens.flatten(),
+                })
             }
-            Inputs::Texts(tokens) => (backbone.encode_tokens_pausing(tokens, pause)?, None),
-        };
-        Ok(Self { features, tokens })
+            Inputs::Texts(tokens) => Ok(Self {
+                fresh: Some(backbone.encode_tokens_pausing(tokens, pause)?),
+                known: None,
+                tokens: None,
+            }),
+        }
     }
 
-    /// The features, one row an input, once they are there.
+    /// The rows of all inputs: what is done with them waits for a device that is at them still.
+    pub(super) fn rows(&self) -> candle_core::Result<Rows<'_>> {
+        let parts: Vec<&Tensor> = self.fresh.iter().chain(&self.known).collect();
+        let features = match parts[..] {
+            [all] => all.clone(),
+            _ => Tensor::cat(&parts, 0)?,
+        };
+        let tokens = self.tokens.as_ref();
+        Ok(Rows { features, tokens })
+    }
+}
+
+impl Rows<'_> {
+    /// The features' values.
     pub(super) fn features(&self) -> candle_core::Result<Vec<Vec<f32>>> {
         self.features.to_vec2()
     }
@@ -175,7 +210,7 @@ impl Encoded {
         answers: &mut Answers,
     ) -> candle_core::Result<()> {
         for (asked, places) in groups {
-            let rows = match (asked.reads(), &self.tokens) {
+            let rows = match (asked.reads(), self.tokens) {
                 (Reads::Features, _) => &self.features,
                 (Reads::Tokens, Some(tokens)) => tokens,
                 (Reads::Tokens, None) => bail!("these inputs have no tokens"),
@@ -193,18 +228,5 @@ impl Encoded {
             }
         }
         Ok(())
-    }
-}
-
-/// Rows, if there are some, and known ones behind them.
-fn behind(rows: Option<Tensor>, known: &[Arc<[f32]>], backbone: &Backbone) -> candle_core::Result<Tensor> {
-    match rows {
-        Some(rows) if known.is_empty() => Ok(rows),
-        rows => {
-            let shape = (known.len(), backbone.dim());
-            let known = Tensor::from_vec(known.concat(), shape, backbone.device())?;
-            let all: Vec<Tensor> = rows.into_iter().chain([known]).collect();
-            Tensor::cat(&all, 0)
-        }
     }
 }

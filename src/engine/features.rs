@@ -29,18 +29,20 @@ impl FeatureCache {
         })
     }
 
-    pub(super) fn get(&self, image: &Digest, priority: Priority) -> Option<Arc<[f32]>> {
-        let known = match priority {
-            Priority::Interactive => self.rows().get(image).cloned(),
-            Priority::Background => self.known_since(image),
-        };
-        metrics::features_looked_up(priority.as_str(), known.is_some());
+    /// What [`Self::get`] gives, and counts it.
+    pub(super) fn look_up(&self, image: &Digest, priority: Priority) -> Option<Arc<[f32]>> {
+        let known = self.get(image, priority);
+        let outcome = if known.is_some() { "hit" } else { "miss" };
+        metrics::features_looked_up(priority.as_str(), outcome);
         known
     }
 
-    /// What has become known of an image since somebody asked.
-    pub(super) fn known_since(&self, image: &Digest) -> Option<Arc<[f32]>> {
-        self.rows().peek(image).cloned()
+    pub(super) fn get(&self, image: &Digest, priority: Priority) -> Option<Arc<[f32]>> {
+        let mut rows = self.rows();
+        match priority {
+            Priority::Interactive => rows.get(image).cloned(),
+            Priority::Background => rows.peek(image).cloned(),
+        }
     }
 
     pub(super) fn insert(&self, image: Digest, row: Arc<[f32]>, priority: Priority) {
@@ -79,11 +81,11 @@ mod tests {
         assert_eq!(cache.get(&c, Background), None, "there is no room for a job's");
         assert_eq!(cache.get(&b, Background), Some(row(1.0)));
         cache.insert(c, row(2.0), Interactive);
-        let found = [a, b, c].map(|image| cache.known_since(&image).is_some());
+        let found = [a, b, c].map(|image| cache.get(&image, Background).is_some());
         assert_eq!(found, [true, false, true], "a job's makes room");
         assert_eq!(cache.get(&a, Interactive), Some(row(0.0)));
         cache.insert(d, row(3.0), Interactive);
-        let found = [a, c, d].map(|image| cache.known_since(&image).is_some());
+        let found = [a, c, d].map(|image| cache.get(&image, Background).is_some());
         assert_eq!(found, [true, false, true], "it was asked for less lately");
         assert!(
             FeatureCache::new(100, 512).is_none(),

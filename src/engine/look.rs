@@ -94,7 +94,7 @@ impl Shared {
         let image = cache.map(|_| Digest::of(bytes));
         let known = cache
             .zip(image)
-            .and_then(|(cache, image)| cache.get(&image, priority));
+            .and_then(|(cache, image)| cache.look_up(&image, priority));
         if let Some(features) = known {
             return Ok(Found::Features(features));
         }

@@ -48,7 +48,7 @@ struct Begun {
     asks: Vec<Ask>,
     are_images: bool,
     /// How many the backbone encodes: none where all are known by now.
-    inputs: usize,
+    count: usize,
     priority: Priority,
     /// When the device was free for them.
     started: Instant,
@@ -110,14 +110,15 @@ impl Worker {
 
     /// Runs a batch, or begins it where it overlaps with what was `begun`, which is finished.
     fn follow(&self, batch: Batch, begun: &mut Option<Begun>) -> Result<(), Lost> {
-        for (inputs, asks) in by_kind(batch.work, self.features.as_deref()) {
+        let priority = batch.priority;
+        for (inputs, asks) in by_kind(batch, self.features.as_deref()) {
             if self.overlaps && inputs.are_images() {
-                let next = self.begin(&inputs, asks, batch.priority)?;
+                let next = self.begin(&inputs, asks, priority)?;
                 let over = self.finish(begun.take())?;
                 *begun = next.map(|next| next.behind(over));
             } else {
                 self.finish(begun.take())?;
-                self.finish(self.begin(&inputs, asks, batch.priority)?)?;
+                self.finish(self.begin(&inputs, asks, priority)?)?;
             }
         }
         Ok(())
@@ -139,7 +140,7 @@ impl Worker {
                 encoded,
                 asks,
                 are_images: inputs.are_images(),
-                inputs: inputs.encoded(),
+                count: inputs.encoded(),
                 priority,
                 started,
                 paused,
@@ -168,11 +169,11 @@ impl Worker {
             Err(reason) => return self.refuse(begun.asks, &reason).map(|()| None),
         };
         let priority = begun.priority.as_str();
-        if begun.inputs > 0 {
-            metrics::batch_encoded(priority, begun.inputs, timing.encode, timing.head);
+        if begun.count > 0 {
+            metrics::batch_encoded(priority, begun.count, timing.encode, timing.head);
         }
-        if begun.inputs > 0 && begun.are_images {
-            self.queue.took(begun.inputs, timing.encode);
+        if begun.count > 0 && begun.are_images {
+            self.queue.took(begun.count, timing.encode);
         }
         let mut are_finite = true;
         for (ask, values) in begun.asks.into_iter().zip(answers) {
@@ -186,7 +187,7 @@ impl Worker {
             // The caller may have gone away during the forward.
             let _ = ask.reply.send(output);
         }
-        if are_finite && begun.inputs > 0 {
+        if are_finite && begun.count > 0 {
             *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         Ok(Some(over))
@@ -195,11 +196,12 @@ impl Worker {
     /// Answers and times, and when the forward was over.
     fn answer(&self, begun: &Begun) -> candle_core::Result<(Answers, Timing, Instant)> {
         let Begun { encoded, asks, .. } = begun;
-        let (rows, heads) = grouped(asks);
+        let (of_rows, of_heads) = grouped(asks);
+        let rows = encoded.rows()?;
         // This waits for a device that is at it still: otherwise the heads' time would hold the forward's.
-        let features = encoded.features()?;
+        let features = rows.features()?;
         let mut answers = vec![Vec::new(); asks.len()];
-        encoded.answer(asks, &rows, &mut answers)?;
+        rows.answer(asks, &of_rows, &mut answers)?;
         let over = Instant::now();
         let encode = over.saturating_duration_since(begun.started);
         if let Some(cache) = &self.features {
@@ -213,7 +215,7 @@ impl Worker {
             }
         }
         let started = Instant::now();
-        encoded.answer(asks, &heads, &mut answers)?;
+        rows.answer(asks, &of_heads, &mut answers)?;
         let timing = Timing {
             queue: Duration::ZERO,
             encode: encode.saturating_sub(begun.paused),
@@ -224,7 +226,7 @@ impl Worker {
 
     /// Tells those whose batch failed, if the device still works.
     fn refuse(&self, asks: Vec<Ask>, reason: &str) -> Result<(), Lost> {
-        tracing::error!(reason, inputs = asks.len(), "a batch failed");
+        tracing::error!(reason, asks = asks.len(), "a batch failed");
         let device = self.backbone.device();
         if !catch_unwind(AssertUnwindSafe(|| (self.works)(device))).unwrap_or(false) {
             return Err(Lost);

@@ -96,7 +96,7 @@ pub(super) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem>
 const LITTLE: usize = 64 << 10;
 
 /// Larger bodies that are parsed at a time; the others wait, and those whose callers leave are forgotten.
-static PARSED: Semaphore = Semaphore::const_new(4);
+static PARSING: Semaphore = Semaphore::const_new(4);
 
 /// Parses a JSON body that may hold images, and makes something of it: a large one on a thread where that holds up nobody.
 pub(super) async fn parse_large_json<T, R>(
@@ -110,7 +110,7 @@ where
     if body.len() <= LITTLE {
         return parse_json(&body).and_then(make);
     }
-    let turn = PARSED.acquire().await;
+    let turn = PARSING.acquire().await.expect("nobody closes it");
     blocking::run(move || {
         let _turn = turn;
         parse_json(&body).and_then(make)

@@ -1,4 +1,4 @@
-//! The threads that fit and evaluate. They have what those who answer leave of the processor: beside a busy server a fit goes on, at
+//! The threads that fit, unlearn and evaluate. They have what those who answer leave of the processor: beside a busy server a fit goes on, at
 //! a fraction of its pace.
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -13,10 +13,9 @@ pub(super) fn start(threads: usize) -> std::io::Result<ThreadPool> {
         .map_err(std::io::Error::other)
 }
 
-/// Gives this thread the lowest priority of those that share a processor.
+/// Gives this thread the lowest priority that `nice` has.
 #[cfg(target_os = "linux")]
 fn step_back() {
-    /// As `nice` counts.
     const LOWEST: i32 = 19;
     // Linux keeps this for each thread, under its own id.
     if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), LOWEST) {

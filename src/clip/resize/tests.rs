@@ -5,21 +5,14 @@ use proptest::prelude::*;
 use super::vectors::{Column, Vectors};
 use super::{Filter, PRECISION, Scaling, Size, Window, resize};
 
+fn scaling(from: Size, to: Size, filter: Filter) -> Scaling {
+    Scaling { from, to, filter }
+}
+
 /// The pixels of a window, row by row.
-fn resized<const CHANNELS: usize>(
-    pixels: &[u8],
-    size: Size,
-    target: Size,
-    window: &Window,
-    filter: Filter,
-) -> Vec<u8> {
+fn resized<const CHANNELS: usize>(pixels: &[u8], scaling: Scaling, window: &Window) -> Vec<u8> {
     let width = window.columns.len();
     let mut out = vec![[0; CHANNELS]; window.rows.len() * width];
-    let scaling = Scaling {
-        from: size,
-        to: target,
-        filter,
-    };
     resize::<CHANNELS>(pixels, scaling, window, |(row, column), pixels| {
         out[row * width + column..][..pixels.len()].copy_from_slice(pixels);
     });
@@ -32,13 +25,13 @@ proptest! {
         value: [u8; 3], size in sizes(60), target in sizes(60), filter in filters()
     ) {
         let pixels = value.repeat(size.width * size.height);
-        let out = resized::<3>(&pixels, size, target, &whole(target), filter);
+        let out = resized::<3>(&pixels, scaling(size, target, filter), &whole(target));
         prop_assert_eq!(out, value.repeat(target.width * target.height));
     }
 
     #[test]
     fn the_size_it_has_changes_nothing((pixels, size) in pictures(), filter in filters()) {
-        prop_assert_eq!(resized::<1>(&pixels, size, size, &whole(size), filter), pixels);
+        prop_assert_eq!(resized::<1>(&pixels, scaling(size, size, filter), &whole(size)), pixels);
     }
 
     #[test]
@@ -47,23 +40,23 @@ proptest! {
         (target, window) in sizes(50).prop_flat_map(|target| (Just(target), windows(target))),
         filter in filters(),
     ) {
-        let all = resized::<1>(&pixels, size, target, &whole(target), filter);
+        let all = resized::<1>(&pixels, scaling(size, target, filter), &whole(target));
         let cut: Vec<u8> = window
             .rows
             .clone()
             .flat_map(|row| all[row * target.width..][window.columns.clone()].to_vec())
             .collect();
-        prop_assert_eq!(resized::<1>(&pixels, size, target, &window, filter), cut);
+        prop_assert_eq!(resized::<1>(&pixels, scaling(size, target, filter), &window), cut);
     }
 
     #[test]
     fn channels_are_independent((pixels, size) in pictures(), target in sizes(40), filter in filters()) {
         let inverted: Vec<u8> = pixels.iter().map(|value| !value).collect();
         let pairs: Vec<u8> = pixels.iter().zip(&inverted).flat_map(|(a, b)| [*a, *b]).collect();
-        let of = |plane: &[u8]| resized::<1>(plane, size, target, &whole(target), filter);
+        let of = |plane: &[u8]| resized::<1>(plane, scaling(size, target, filter), &whole(target));
         let (first, second) = (of(&pixels), of(&inverted));
         let both: Vec<u8> = first.iter().zip(&second).flat_map(|(a, b)| [*a, *b]).collect();
-        prop_assert_eq!(resized::<2>(&pairs, size, target, &whole(target), filter), both);
+        prop_assert_eq!(resized::<2>(&pairs, scaling(size, target, filter), &whole(target)), both);
     }
 
     /// Rows of a picture, the last one, too; weights that sums go below zero and above 255 by.
@@ -95,7 +88,7 @@ proptest! {
     fn each_pass_rounds_what_real_numbers_give((pixels, size) in pictures(), length in 1..=40_usize, cubic: bool) {
         let (filter, kernel): (_, fn(f64) -> f64) =
             if cubic { (Filter::Bicubic, catmull_rom) } else { (Filter::Bilinear, tent) };
-        let of = |target: Size| resized::<1>(&pixels, size, target, &whole(target), filter);
+        let of = |target: Size| resized::<1>(&pixels, scaling(size, target, filter), &whole(target));
 
         let wide = of(Size { width: length, ..size });
         for (line, out) in pixels.chunks_exact(size.width).zip(wide.chunks_exact(length)) {
@@ -125,7 +118,7 @@ fn a_strip_costs_only_its_window() {
         columns: 22_288..22_512,
         rows: 447_888..448_112,
     };
-    let out = resized::<1>(&pixels, size, target, &window, Filter::Bicubic);
+    let out = resized::<1>(&pixels, scaling(size, target, Filter::Bicubic), &window);
     assert_eq!(out.len(), 224 * 224);
     assert!(out.iter().all(|value| *value == (10_000_u32 / 79) as u8));
 }
@@ -142,7 +135,7 @@ fn a_strip_squeezed_into_an_exact_target_costs_only_its_window() {
         height: 3,
     };
     let pixels: Vec<u8> = (0..size.height).map(|y| (y / 393) as u8).collect();
-    let out = resized::<1>(&pixels, size, target, &whole(target), Filter::Bicubic);
+    let out = resized::<1>(&pixels, scaling(size, target, Filter::Bicubic), &whole(target));
     assert_eq!(out.len(), 6_000_000);
     for (row, middle) in out.chunks_exact(target.width).zip([42, 127, 212]) {
         assert!(
@@ -164,7 +157,7 @@ fn a_picture_much_wider_than_its_target_is_computed_in_strips() {
     let pixels: Vec<u8> = (0..2 * size.width)
         .map(|x| (x % size.width / 2_353) as u8)
         .collect();
-    let out = resized::<1>(&pixels, size, target, &whole(target), Filter::Bicubic);
+    let out = resized::<1>(&pixels, scaling(size, target, Filter::Bicubic), &whole(target));
     let line = naive(&pixels[..size.width], target.width, catmull_rom);
     for row in out.chunks_exact(target.width) {
         // A sum of 480,000 rounded weights: each is off by up to 2^-23.

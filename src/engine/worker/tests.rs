@@ -245,16 +245,31 @@ async fn an_image_is_encoded_once_in_a_batch_whoever_asks() {
             (twice, 240, &features),
             (known, 120, &features),
         ];
-        let (all, mut answers): (Vec<_>, Vec<_>) = asks
+        let (mut all, mut answers): (Vec<_>, Vec<_>) = asks
             .map(|(image, byte, asked)| of_image(&worker, image, byte, asked))
             .into_iter()
             .unzip();
-        let batch = Batch {
-            work: all,
-            priority: Priority::Background,
+        let tokens = || {
+            let (mut work, answer) = of_image(&worker, other, 180, &Asked::Row(Reads::Tokens));
+            if let Input::Image(pixels) = &mut work.input {
+                pixels.image = None;
+            }
+            (work, answer)
         };
-        let mut begun = None;
-        assert!(worker.follow(batch, &mut begun).is_ok() && worker.finish(begun).is_ok());
+        let (work, answer_beside) = tokens();
+        all.push(work);
+        answers.push(answer_beside);
+        let answer_to = |work: Vec<Work>| {
+            let batch = Batch {
+                work,
+                priority: Priority::Background,
+            };
+            let mut begun = None;
+            assert!(worker.follow(batch, &mut begun).is_ok() && worker.finish(begun).is_ok());
+        };
+        answer_to(all);
+        let (work, mut answer_alone) = tokens();
+        answer_to(vec![work]);
         let values: Vec<_> = answers.iter_mut().map(|of| row(of).expect("an answer")).collect();
         assert_eq!(values[6], vec![0.5; dim]);
         assert!(values[0] == values[5] && values[0] != values[2] && values[2] != values[6]);
@@ -267,18 +282,23 @@ async fn an_image_is_encoded_once_in_a_batch_whoever_asks() {
         assert_eq!(values[1], scored(0, &values[6]));
         assert_eq!(values[3], scored(1, &values[0]));
         assert_eq!(values[4], scored(0, &values[2]));
-        let found = [twice, other].map(|image| cache.known_since(&image).expect("remembered").to_vec());
+        assert_eq!(
+            values[7],
+            row(&mut answer_alone).expect("an answer"),
+            "tokens beside those that are known"
+        );
+        let found = [twice, other].map(|image| {
+            cache
+                .get(&image, Priority::Background)
+                .expect("remembered")
+                .to_vec()
+        });
         assert!(found[0] == values[0] && found[1] == values[2]);
 
         // All of it is known by now: nothing is encoded, and nothing succeeded again.
         *worker.last_success.lock().expect("nobody panicked") = None;
         let (again, mut answer) = of_image(&worker, twice, 1, &two);
-        let batch = Batch {
-            work: vec![again],
-            priority: Priority::Interactive,
-        };
-        let mut begun = None;
-        assert!(worker.follow(batch, &mut begun).is_ok() && worker.finish(begun).is_ok());
+        answer_to(vec![again]);
         assert_eq!(row(&mut answer).expect("an answer"), values[3]);
         assert!(worker.last_success.lock().expect("nobody panicked").is_none());
     }
