@@ -10,7 +10,7 @@ mod file;
 
 use super::decode::{ImageError, Limits, decode, open};
 use super::error::BackboneError;
-use super::resize::{Filter, Scaling, Size, Window, resize};
+use super::resize::{Filter, Scaling, Size, Vectors, Window, resize};
 use file::{PreprocessorFile, ProcessorFile, invalid};
 
 /// The file this module parses, as messages name it.
@@ -121,13 +121,16 @@ impl ImageProcessor {
             to: target,
             filter: self.filter,
         };
-        resize::<3>(&image, scaling, &window, |(row, column), pixels| {
+        let (red, others) = out.split_at_mut(area);
+        let (green, blue) = others.split_at_mut(area);
+        let vectors = Vectors::new();
+        resize(&image, scaling, &window, |(row, column), pixels| {
             let start = (rows.padding + row) * self.crop.width + columns.padding + column;
-            for (channel, plane) in out.chunks_exact_mut(area).enumerate() {
-                for (out, pixel) in plane[start..].iter_mut().zip(pixels) {
-                    *out = pixel[channel];
-                }
-            }
+            let at = start..start + pixels.len();
+            vectors.split(
+                pixels,
+                [&mut red[at.clone()], &mut green[at.clone()], &mut blue[at]],
+            );
         });
         Ok(out)
     }

@@ -14,7 +14,8 @@ mod vectors;
 #[cfg(test)]
 mod tests;
 
-use vectors::{Column, Vectors};
+use vectors::Column;
+pub(super) use vectors::Vectors;
 
 /// Bits behind the binary point: 32, less 8 for the pixel and 2 for sums above one.
 const PRECISION: u32 = 32 - 8 - 2;

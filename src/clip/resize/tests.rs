@@ -79,6 +79,11 @@ proptest! {
             vectors.narrow::<3>(&[row.as_flattened(), &below].concat(), &columns, &mut narrowed);
             vectors.add(&mut sums, weight, &narrowed);
             vectors.round(&sums, &mut rounded);
+            let mut planes = [(); 3].map(|()| vec![0; row.len()]);
+            vectors.split(&row, planes.each_mut().map(Vec::as_mut_slice));
+            for (channel, plane) in planes.iter().enumerate() {
+                assert!(plane.iter().eq(row.iter().map(|pixel| &pixel[channel])));
+            }
             (narrowed, sums, rounded)
         };
         prop_assert_eq!(of(Vectors::new()), of(Vectors::portable()));

@@ -1,4 +1,4 @@
-//! What resizing repeats most, by the processor's vectors: by AVX2, and what the compiler makes of portable code for whatever there is.
+//! What resizing and splitting into planes repeat most, by the processor's vectors: by AVX2, and what the compiler makes of portable code for whatever there is.
 //!
 //! Invariant: the same bytes by any of them, since sums are whole numbers.
 
@@ -44,7 +44,7 @@ impl Column {
 
 /// Whose vectors.
 #[derive(Clone, Copy)]
-pub(super) struct Vectors {
+pub(in crate::clip) struct Vectors {
     arch: Arch,
     #[cfg(target_arch = "x86_64")]
     avx2: Option<V3>,
@@ -52,7 +52,7 @@ pub(super) struct Vectors {
 
 impl Vectors {
     /// The best that this processor has.
-    pub(super) fn new() -> Self {
+    pub(in crate::clip) fn new() -> Self {
         Self {
             arch: Arch::new(),
             #[cfg(target_arch = "x86_64")]
@@ -100,6 +100,11 @@ impl Vectors {
     /// Makes sums bytes.
     pub(super) fn round(self, sums: &[i32], bytes: &mut [u8]) {
         self.arch.dispatch(Round { sums, bytes });
+    }
+
+    /// Writes pixels, channel by channel, to where they begin in the planes.
+    pub(in crate::clip) fn split(self, pixels: &[[u8; 3]], planes: [&mut [u8]; 3]) {
+        self.arch.dispatch(Split { pixels, planes });
     }
 }
 
@@ -230,6 +235,24 @@ impl WithSimd for Round<'_> {
     fn with_simd<S: Simd>(self, _: S) {
         for (byte, sum) in self.bytes.iter_mut().zip(self.sums) {
             *byte = to_byte(*sum);
+        }
+    }
+}
+
+struct Split<'a> {
+    pixels: &'a [[u8; 3]],
+    planes: [&'a mut [u8]; 3],
+}
+
+impl WithSimd for Split<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let [red, green, blue] = self.planes;
+        let of_planes = red.iter_mut().zip(green).zip(blue);
+        for (((red, green), blue), pixel) in of_planes.zip(self.pixels) {
+            [*red, *green, *blue] = *pixel;
         }
     }
 }
