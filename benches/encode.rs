@@ -5,8 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
 
+mod pictures;
+
 use std::hint::black_box;
-use std::io::Cursor;
 
 use candle_core::{DType, Device, Tensor};
 use clipkeep::adapter::Head;
@@ -14,15 +15,15 @@ use clipkeep::clip::{Backbone, BackboneSource, Limits};
 use clipkeep::domain::Digest;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use image::ImageFormat;
-use rand::{RngExt as _, SeedableRng as _};
-use rand_chacha::ChaCha8Rng;
+
+use pictures::encoded;
 
 criterion_group!(benches, digests, images, texts, preprocessing, tokens, heads);
 criterion_main!(benches);
 
 /// What an image costs that was seen lately, beside its head.
 fn digests(criterion: &mut Criterion) {
-    let bytes = encoded(500, 375, ImageFormat::Jpeg);
+    let bytes = encoded((500, 375), ImageFormat::Jpeg, 0);
     let mut group = criterion.benchmark_group("digest");
     group.throughput(Throughput::Bytes(bytes.len() as u64));
     group.bench_function("jpeg-500x375", |bench| {
@@ -95,26 +96,12 @@ fn preprocessing(criterion: &mut Criterion) {
     for (width, height) in [(32, 32), (500, 375), (4000, 3000)] {
         // Of a bitmap there is nothing to decode: what it takes is resizing, of all pixels.
         for (name, format) in [("jpeg", ImageFormat::Jpeg), ("bitmap", ImageFormat::Bmp)] {
-            let file = encoded(width, height, format);
+            let file = encoded((width, height), format, 0);
             group.bench_function(format!("{name}-{width}x{height}"), |bench| {
                 bench.iter(|| processor.process(black_box(&file), limits).unwrap());
             });
         }
     }
-}
-
-/// A picture with edges and grain, as photographs have: as a JPEG, two bits a pixel or so.
-fn encoded(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
-    let mut grain = ChaCha8Rng::seed_from_u64(0);
-    let picture = image::RgbImage::from_fn(width, height, |x, y| {
-        let stripe = if (x / 40 + y / 60) % 2 == 0 { 60 } else { 150 };
-        let [red, green, blue] = [x % 64, y % 64, (x + y) % 64].map(|shade| stripe + shade as u8);
-        let grain = grain.random_range(0..24);
-        image::Rgb([red + grain, green + grain, blue + grain])
-    });
-    let mut file = Cursor::new(Vec::new());
-    picture.write_to(&mut file, format).unwrap();
-    file.into_inner()
 }
 
 fn backbone() -> Backbone {

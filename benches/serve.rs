@@ -5,9 +5,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
 
+mod pictures;
+
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::io::Cursor;
 
 use axum::Router;
 use axum::body::Body;
@@ -137,15 +138,6 @@ async fn answer(router: &Router, path: &str, (kind, body): &Sent) -> Bytes {
         .unwrap()
 }
 
-/// A JPEG of 500 × 375 pixels with edges and grain.
 fn picture(seed: u8) -> Bytes {
-    let picture = image::RgbImage::from_fn(500, 375, |x, y| {
-        let x = x + u32::from(seed);
-        let stripe = if (x / 40 + y / 60) % 2 == 0 { 60 } else { 150 };
-        let grain = (x * 7919 + y * 104_729) % 24;
-        image::Rgb([x % 64, y % 64, (x + y) % 64].map(|shade| (stripe + shade + grain) as u8))
-    });
-    let mut file = Cursor::new(Vec::new());
-    picture.write_to(&mut file, ImageFormat::Jpeg).unwrap();
-    file.into_inner().into()
+    pictures::encoded((500, 375), ImageFormat::Jpeg, seed.into())
 }

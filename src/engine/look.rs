@@ -41,7 +41,7 @@ impl Engine {
     /// remembered, and else decodes and resizes it.
     ///
     /// # Errors
-    /// [`EngineError::Image`].
+    /// [`EngineError::Image`]; where a head fails, [`EngineError::Backbone`].
     pub async fn look(&self, bytes: Bytes, asked: &Asked) -> Result<Looked, EngineError> {
         let find = self.finding(bytes, asked, Priority::Background);
         let (shared, asked) = (Arc::clone(&self.shared), asked.clone());

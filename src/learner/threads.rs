@@ -1,5 +1,5 @@
-//! The threads that fit, unlearn and evaluate. They have what those who answer leave of the processor: beside a busy server a fit goes on, at
-//! a fraction of its pace.
+//! The threads that fit, unlearn and evaluate. They have what those who answer leave of the processor: beside a busy server a fit
+//! goes on, at a fraction of its pace.
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
