@@ -56,41 +56,64 @@ pub struct ImageStates {
 /// What is made of a checkpoint's tensors.
 struct Parts {
     images: Images,
-    packed_text: Option<packed::TextTower>,
-    text: TextTower,
+    texts: Texts,
     logit_scale: f32,
 }
 
+/// The text tower, and the same one packed, on a processor that it suits.
+struct Texts {
+    tower: TextTower,
+    packed: Option<packed::TextTower>,
+}
+
 impl Parts {
+    /// Both towers, beside one another.
     fn load(
         mut weights: Weights<'_>,
         config: &ClipConfig,
         device: &Device,
         dtype: Dtype,
     ) -> Result<Self, BackboneError> {
-        let images = Images::load(&mut weights, config, device, dtype)?;
-        let text = TextTower::load(&mut weights, config)?;
-        let mut packed_text = None;
-        if device.is_cpu() {
-            let tokens = values(&text.spread_embeddings()?)?;
-            let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
-            packed_text = dtype.text_tower(config.text_shape(), &tokens, &mut take)?;
-            if dtype.rounds() && packed_text.is_none() {
-                tracing::warn!("the text tower's shape does not suit packed weights: it computes in f32");
-            }
-        }
         let exponent = weights.scalar("logit_scale")?;
         let logit_scale = exponent.exp();
         if !(logit_scale.is_finite() && logit_scale > 0.0) {
             return Err(BackboneError::LogitScale(exponent));
         }
-        weights.finish()?;
+        let (mut of_images, mut of_texts) = weights.apart();
+        let (images, texts) = rayon::join(
+            || Images::load(&mut of_images, config, device, dtype),
+            || Texts::load(&mut of_texts, config, device, dtype),
+        );
+        let (images, texts) = (images?, texts?);
+        of_images.finish()?;
+        of_texts.finish()?;
         Ok(Self {
             images,
-            packed_text,
-            text,
+            texts,
             logit_scale,
         })
+    }
+}
+
+impl Texts {
+    /// Takes `text_model.…` and `text_projection`.
+    fn load(
+        weights: &mut Weights<'_>,
+        config: &ClipConfig,
+        device: &Device,
+        dtype: Dtype,
+    ) -> Result<Self, BackboneError> {
+        let tower = TextTower::load(weights, config)?;
+        let mut packed = None;
+        if device.is_cpu() {
+            let tokens = values(&tower.spread_embeddings()?)?;
+            let mut take = |key: &str, shape: &[usize]| weights.values(key, shape);
+            packed = dtype.text_tower(config.text_shape(), &tokens, &mut take)?;
+            if dtype.rounds() && packed.is_none() {
+                tracing::warn!("the text tower's shape does not suit packed weights: it computes in f32");
+            }
+        }
+        Ok(Self { tower, packed })
     }
 }
 
@@ -145,20 +168,21 @@ impl Backbone {
         };
         // Beside one another: each takes about a second for a large model.
         let (digest, parts) = rayon::join(|| files.digest(), load);
+        let (parts, digest) = (parts?, digest?);
+        files.check_unchanged()?;
         let Parts {
             images,
-            packed_text,
-            text,
+            texts: Texts { tower, packed },
             logit_scale,
-        } = parts?;
+        } = parts;
         Ok(Self {
             name,
             digest,
             config,
             logit_scale,
             images,
-            packed_text: packed_text.map(Box::new),
-            text: Arc::new(text),
+            packed_text: packed.map(Box::new),
+            text: Arc::new(tower),
             tokenizer,
             image_processor: Arc::new(image_processor),
             device,

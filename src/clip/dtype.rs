@@ -101,11 +101,10 @@ impl Dtype {
                 let size = shape.image_size;
                 let images = noise(IMAGES * 3 * size.pow(2));
                 let images = Tensor::from_vec(images, (IMAGES, 3, size, size), &Device::Cpu)?;
-                let exact = exact()?;
-                let wanted = features(&exact, &images)?;
+                let exact = Exact::of(exact()?, shape.dim, |tower| features(tower, &images))?;
                 let rounded = load(fast)?;
                 match features(&rounded, &images) {
-                    Ok(found) if is_better((&exact, &wanted), (&rounded, &found), shape.dim) => Ok(rounded),
+                    Ok(found) if exact.is_near(&rounded, &found) => Ok(rounded),
                     Ok(_) => load(DType::F32),
                     Err(error) => {
                         tracing::warn!(%error, %rounded, "a tower fails: it computes in f32");
@@ -156,10 +155,11 @@ impl Dtype {
         features: impl Fn(&T) -> Vec<f32>,
     ) -> Result<Option<T>, E> {
         let mut first = |found: Vec<Instructions>| found.into_iter().next().map(&mut load).transpose();
+        let suiting = |precision| Instructions::suiting(transformer, precision);
         if let Some(given) = self.precision() {
-            return first(Instructions::suiting(transformer, given));
+            return first(suiting(given));
         }
-        let exact = first(Instructions::suiting(transformer, Precision::F32))?;
+        let exact = first(suiting(Precision::F32))?;
         // Behind what multiplies in halves stands the same with whole products, which is more exact.
         let fastest = |rounded| {
             let mut fast = made_for(transformer, rounded);
@@ -173,15 +173,47 @@ impl Dtype {
         if fast.is_empty() {
             return Ok(Some(exact));
         }
-        let wanted = features(&exact);
+        let exact = Exact::of(exact, dim, |tower| Ok::<_, E>(features(tower)))?;
         for instructions in fast {
             let rounded = load(instructions)?;
-            let found = features(&rounded);
-            if is_better((&exact, &wanted), (&rounded, &found), dim) {
+            if exact.is_near(&rounded, &features(&rounded)) {
                 return Ok(Some(rounded));
             }
         }
-        Ok(Some(exact))
+        suiting(Precision::F32).into_iter().next().map(load).transpose()
+    }
+}
+
+/// What a tower in f32 makes of something. The tower itself goes before another one is loaded: fresh memory is what a start waits for
+/// most, and what has just been given back comes sooner.
+struct Exact {
+    tower: String,
+    features: Vec<f32>,
+    dim: usize,
+}
+
+impl Exact {
+    /// Its `features` are rows of `dim`.
+    fn of<T: fmt::Display, E>(
+        tower: T,
+        dim: usize,
+        features: impl FnOnce(&T) -> Result<Vec<f32>, E>,
+    ) -> Result<Self, E> {
+        Ok(Self {
+            tower: tower.to_string(),
+            features: features(&tower)?,
+            dim,
+        })
+    }
+
+    /// Whether a tower that rounds is to be preferred: what it `found` of the same is near enough.
+    fn is_near(&self, rounded: &impl fmt::Display, found: &[f32]) -> bool {
+        let rows = found.chunks(self.dim).zip(self.features.chunks(self.dim));
+        let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
+        let is_near = are_near(&cosines);
+        let exact = &self.tower;
+        tracing::info!(%exact, %rounded, ?cosines, is_near, "compared a tower with the same one rounded");
+        is_near
     }
 }
 
@@ -194,19 +226,6 @@ pub(super) fn noise(count: usize) -> Vec<u8> {
 /// So many numbers without a pattern.
 fn numbers(count: usize) -> Vec<f32> {
     (0..count).map(|i| (i as f32 * 12.9898).sin()).collect()
-}
-
-/// Whether the second tower is to be preferred: its features, rows of `dim`, are near enough to those of the first.
-fn is_better<T: fmt::Display>(
-    (exact, wanted): (&T, &[f32]),
-    (rounded, found): (&T, &[f32]),
-    dim: usize,
-) -> bool {
-    let rows = found.chunks(dim).zip(wanted.chunks(dim));
-    let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
-    let is_near = are_near(&cosines);
-    tracing::info!(%exact, %rounded, ?cosines, is_near, "compared a tower with the same one rounded");
-    is_near
 }
 
 /// Whether features are near enough to those of f32. What is no number is not.
@@ -294,8 +313,9 @@ mod tests {
             let towers = [(Dtype::F32, 0.1), (Dtype::Bf16, size)];
             let [exact, rounded] = towers.map(|(dtype, size)| image_tower(dtype, size));
             let pixels = noise(3 * 32 * 32);
-            let [wanted, found] = [&exact, &rounded].map(|tower| tower.forward(&pixels, None));
-            is_better((&exact, &wanted), (&rounded, &found), 24)
+            let features = |tower: &ImageTower| tower.forward(&pixels, None);
+            let exact = Exact::of(exact, 24, |tower| Ok::<_, ()>(features(tower))).expect("features");
+            exact.is_near(&rounded, &features(&rounded))
         };
         assert!(choice(0.1));
         assert!(!choice(0.3), "another tower altogether");

@@ -36,6 +36,9 @@ pub enum BackboneError {
         /// Why.
         source: io::Error,
     },
+    /// A weights file is another one than when it was opened.
+    #[error("{} changed while it was read", .0.display())]
+    Changed(PathBuf),
     /// Whole numbers were asked for on a device that is no processor.
     #[error("--dtype int16 and int8 are for --device cpu: on a GPU there are f32 and bf16")]
     WholeNumbers,

@@ -3,7 +3,7 @@
 //! Owner: one device thread owns the [`Backbone`]; [`ClipTokenizer`] and [`ImageProcessor`] are handed out and used
 //! anywhere, and so are two parts of the frozen weights for those who train in front of them or behind them:
 //! [`PromptTower`] and [`ImageReadout`]. Loading: [`BackboneSource`] names an embedded model, a Hugging Face directory or a hub repository; its
-//! files are read and hashed once, checked field by field and tensor by tensor, and only then is there a backbone.
+//! files are read and hashed, checked field by field and tensor by tensor, and only then is there a backbone.
 //!
 //! ```text
 //! image file ─ decode ─ resize ─ crop ─ bytes ─┐            ┌─ vision ─ features (n, dim)
@@ -37,6 +37,7 @@ mod text;
 mod tokenizer;
 mod vision;
 mod weights;
+mod weights_file;
 
 pub use backbone::{Backbone, ImageStates};
 pub use clipkeep_towers::Pause;

@@ -1,6 +1,7 @@
-//! Where a backbone comes from, and its files in memory.
+//! Where a backbone comes from, and its files.
 //!
-//! Owner: the loader. Invariant: the digest covers exactly the bytes that are parsed, because no file is read twice.
+//! Owner: the loader. Invariant: the digest covers exactly the bytes that are parsed: small files are read once, and weights do not
+//! change while they are read.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -9,15 +10,13 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use candle_core::Device;
-#[cfg(unix)]
-use memmap2::MmapMut;
-use rayon::prelude::*;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::error::BackboneError;
 use super::random::{self, Dimensions, Shape};
-use super::weights::{Weights, WeightsFile};
+use super::weights::Weights;
+use super::weights_file::WeightsFile;
 use super::{config, image_processor, tokenizer};
 use crate::domain::Digest;
 
@@ -91,14 +90,14 @@ fn is_repository(text: &str) -> bool {
             .is_some_and(|(owner, name)| is_name(owner) && is_name(name))
 }
 
-/// The bytes of a backbone's files.
+/// A backbone's files.
 pub(super) struct BackboneFiles {
     pub(super) config: Bytes,
     pub(super) tokenizer: Bytes,
     /// Which of the two files describes the preprocessing, and its bytes.
     pub(super) preprocessor: (&'static str, Bytes),
-    /// File name and bytes; one, or the shards in the order of their names.
-    pub(super) weights: Vec<(String, Bytes)>,
+    /// One, or the shards in the order of their names.
+    pub(super) weights: Vec<WeightsFile>,
 }
 
 impl BackboneFiles {
@@ -117,7 +116,7 @@ impl BackboneFiles {
             config: asset!("config.json"),
             tokenizer: asset!("tokenizer.json"),
             preprocessor: (image_processor::FILE, asset!("preprocessor_config.json")),
-            weights: vec![(WEIGHTS.to_owned(), asset!("model.safetensors"))],
+            weights: vec![WeightsFile::in_memory(WEIGHTS, asset!("model.safetensors"))],
         }
     }
 
@@ -131,7 +130,7 @@ impl BackboneFiles {
             config: random::config(dimensions).into(),
             tokenizer: Self::embedded().tokenizer,
             preprocessor: (image_processor::FILE, random::preprocessor().into()),
-            weights: vec![(WEIGHTS.to_owned(), weights.into())],
+            weights: vec![WeightsFile::in_memory(WEIGHTS, weights.into())],
         })
     }
 
@@ -158,8 +157,8 @@ impl BackboneFiles {
             None if directory.join(nested).exists() => (nested, required(nested, "")?),
             None => (image_processor::FILE, required(image_processor::FILE, "")?),
         };
-        let weights = match read(&directory.join(WEIGHTS))? {
-            Some(single) => vec![(WEIGHTS.to_owned(), single)],
+        let weights = match WeightsFile::open(directory, WEIGHTS)? {
+            Some(single) => vec![single],
             None => Self::read_shards(directory)?,
         };
         Ok(Self {
@@ -170,7 +169,7 @@ impl BackboneFiles {
         })
     }
 
-    fn read_shards(directory: &Path) -> Result<Vec<(String, Bytes)>, BackboneError> {
+    fn read_shards(directory: &Path) -> Result<Vec<WeightsFile>, BackboneError> {
         let missing = |file, hint| BackboneError::MissingFile {
             directory: directory.to_owned(),
             file,
@@ -189,34 +188,31 @@ impl BackboneFiles {
                 file: WEIGHTS_INDEX,
                 reason: format!("it lists {name}, which is not there"),
             };
-            let shard = read(&directory.join(&name))?.ok_or_else(absent)?;
-            Ok((name, shard))
+            WeightsFile::open(directory, &name)?.ok_or_else(absent)
         };
         shard_names(&index)?.into_iter().map(shard).collect()
     }
 
     /// All tensors, to be placed on `device`.
     pub(super) fn tensors(&self, device: &Device) -> Result<Weights<'_>, BackboneError> {
-        let files: Vec<_> = self
-            .weights
-            .iter()
-            .map(|(name, bytes)| WeightsFile {
-                name: name.clone(),
-                bytes,
-            })
-            .collect();
-        Weights::open(&files, device)
+        Weights::open(&self.weights, device)
     }
 
     /// SHA-256 over the SHA-256 of weights, config, tokenizer and preprocessor, in this order: a second for a large model.
-    pub(super) fn digest(&self) -> Digest {
-        let weights = self.weights.iter().map(|(_, bytes)| bytes);
+    pub(super) fn digest(&self) -> Result<Digest, BackboneError> {
+        let weights = self.weights.iter().map(WeightsFile::digest);
         let (_, preprocessor) = &self.preprocessor;
+        let others = [&self.config, &self.tokenizer, preprocessor].map(|bytes| Ok(Digest::of(bytes)));
         let mut digest = Sha256::new();
-        for bytes in weights.chain([&self.config, &self.tokenizer, preprocessor]) {
-            digest.update(Sha256::digest(bytes));
+        for part in weights.chain(others) {
+            digest.update(part?.0);
         }
-        Digest(digest.finalize().into())
+        Ok(Digest(digest.finalize().into()))
+    }
+
+    /// Checks that the weights are what they were when they were opened.
+    pub(super) fn check_unchanged(&self) -> Result<(), BackboneError> {
+        self.weights.iter().try_for_each(WeightsFile::check_unchanged)
     }
 }
 
@@ -248,35 +244,10 @@ pub(super) fn shard_names(index: &[u8]) -> Result<Vec<String>, BackboneError> {
     }
 }
 
-/// Bytes that one thread reads at a time.
-#[cfg(unix)]
-const CHUNK: usize = 8 << 20;
-
-/// A file's bytes, by several threads: what a kernel does to hand over a large file from its cache is work for one processor.
-/// They lie in huge pages where the system has some, since to hand out as many small ones takes a good part of a server's start.
-#[cfg(unix)]
-fn contents(path: &Path) -> std::io::Result<Bytes> {
-    use std::os::unix::fs::FileExt as _;
-
-    let file = std::fs::File::open(path)?;
-    let len = usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?;
-    let mut memory = MmapMut::map_anon(len.max(1))?;
-    #[cfg(target_os = "linux")]
-    let _ = memory.advise(memmap2::Advice::HugePage);
-    let chunks = memory[..len].par_chunks_mut(CHUNK).enumerate();
-    chunks.try_for_each(|(number, chunk)| file.read_exact_at(chunk, (number * CHUNK) as u64))?;
-    Ok(Bytes::from_owner(memory).slice(..len))
-}
-
-#[cfg(not(unix))]
-fn contents(path: &Path) -> std::io::Result<Bytes> {
-    std::fs::read(path).map(Bytes::from)
-}
-
 /// A file's bytes; `None` if there is no such file.
 fn read(path: &Path) -> Result<Option<Bytes>, BackboneError> {
-    match contents(path) {
-        Ok(bytes) => Ok(Some(bytes)),
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes.into())),
         Err(source) if source.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(BackboneError::Read {
             path: path.to_owned(),

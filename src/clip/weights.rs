@@ -1,23 +1,19 @@
-//! Tensors out of safetensors bytes, by their Hugging Face keys.
+//! Tensors out of safetensors files, by their Hugging Face keys.
 //!
 //! Owner: the loader. Invariants: every tensor handed out has the shape that was asked for and only finite values;
 //! nothing is silently initialised; every error names the tensor.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
+use safetensors::tensor::{Dtype, TensorInfo};
 
 use super::error::BackboneError;
-
-/// One safetensors file in memory.
-pub(super) struct WeightsFile<'a> {
-    pub(super) name: String,
-    pub(super) bytes: &'a [u8],
-}
+use super::weights_file::WeightsFile;
 
 /// All tensors of a checkpoint, in one file or several shards.
 pub(super) struct Weights<'a> {
@@ -30,19 +26,35 @@ pub(super) struct Weights<'a> {
     dtype: DType,
 }
 
-/// A tensor as it lies in the file.
+/// A tensor as it lies in its file.
 struct Stored<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
-    bytes: &'a [u8],
+    file: &'a WeightsFile,
+    /// Its bytes.
+    range: Range<usize>,
 }
 
 impl<'a> Weights<'a> {
     /// Reads the headers of `files`; tensors will be placed on `device` as f32.
-    pub(super) fn open(files: &[WeightsFile<'a>], device: &Device) -> Result<Self, BackboneError> {
+    pub(super) fn open(files: &'a [WeightsFile], device: &Device) -> Result<Self, BackboneError> {
         let mut tensors = BTreeMap::new();
         for file in files {
-            tensors.extend(read_header(file)?);
+            let (start, metadata) = file.header()?;
+            let stored = |(key, info): (String, &TensorInfo)| {
+                let (from, to) = info.data_offsets;
+                let (dtype, shape, range) = (info.dtype, info.shape.clone(), start + from..start + to);
+                (
+                    key,
+                    Stored {
+                        dtype,
+                        shape,
+                        file,
+                        range,
+                    },
+                )
+            };
+            tensors.extend(metadata.tensors().into_iter().map(stored));
         }
         Ok(Self {
             tensors,
@@ -51,6 +63,20 @@ impl<'a> Weights<'a> {
             device: device.clone(),
             dtype: DType::F32,
         })
+    }
+
+    /// Those of the image tower, and all others: each part can be taken from beside the other.
+    pub(super) fn apart(mut self) -> (Self, Self) {
+        let is_of_images =
+            |key: &str| key.starts_with("vision_model.") || key.starts_with("visual_projection.");
+        let images = Self {
+            tensors: self.tensors.extract_if(.., |key, _| is_of_images(key)).collect(),
+            replaced: self.replaced.extract_if(.., |key, _| is_of_images(key)).collect(),
+            taken: self.taken.extract_if(.., |key| is_of_images(key)).collect(),
+            device: self.device.clone(),
+            dtype: self.dtype,
+        };
+        (images, self)
     }
 
     /// Places the tensors that `load` takes in another type: bf16 on a GPU, f64 where gradients are compared with differences.
@@ -121,7 +147,7 @@ impl<'a> Weights<'a> {
         if let Some(values) = self.replaced.get(key) {
             return Ok(values.clone().into());
         }
-        let values = decode(stored.dtype, stored.bytes).ok_or_else(|| BackboneError::Dtype {
+        let values = stored.values()?.ok_or_else(|| BackboneError::Dtype {
             tensor: key.to_owned(),
             dtype: format!("{:?}", stored.dtype),
         })?;
@@ -140,104 +166,26 @@ fn are_finite(values: &[f32]) -> bool {
     values.iter().fold(true, |all, value| all & value.is_finite())
 }
 
-/// The tensors that a file's header lists, each with its bytes.
-fn read_header<'a>(file: &WeightsFile<'a>) -> Result<Vec<(String, Stored<'a>)>, BackboneError> {
-    let (start, metadata) = match SafeTensors::read_metadata(file.bytes) {
-        Ok((header, metadata)) => (LENGTH_BYTES + header, metadata),
-        Err(SafeTensorError::MetadataIncompleteBuffer) => return Err(truncated(file)),
-        Err(source) => return Err(header_error(file, source)),
-    };
-    let stored = |(key, info): (String, &TensorInfo)| {
-        let (from, to) = info.data_offsets;
-        let bytes = file
-            .bytes
-            .get(start + from..start + to)
-            .ok_or_else(|| truncated(file))?;
-        Ok((
-            key,
-            Stored {
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                bytes,
-            },
-        ))
-    };
-    metadata.tensors().into_iter().map(stored).collect()
-}
-
-/// A safetensors file opens with the length of its header, as eight bytes.
-const LENGTH_BYTES: usize = 8;
-
-/// Says which tensor a file that is too short (or too long) breaks off in. The header itself is whole: the
-/// safetensors crate checked it before it compared lengths.
-fn truncated(file: &WeightsFile<'_>) -> BackboneError {
-    let available = file.bytes.len();
-    let length = file
-        .bytes
-        .first_chunk::<LENGTH_BYTES>()
-        .map_or(0, |bytes| u64::from_le_bytes(*bytes) as usize);
-    let start = LENGTH_BYTES + length;
-    let metadata = file
-        .bytes
-        .get(LENGTH_BYTES..start)
-        .and_then(|header| serde_json::from_slice::<Metadata>(header).ok());
-    let ends = metadata.iter().flat_map(|metadata| {
-        metadata
-            .tensors()
-            .into_iter()
-            .map(|(key, info)| (start + info.data_offsets.1, key))
-            .collect::<Vec<_>>()
-    });
-    match ends.filter(|(end, _)| *end > available).min() {
-        Some((needed, tensor)) => BackboneError::Truncated {
-            file: file.name.clone(),
-            tensor,
-            needed: needed as u64,
-            available: available as u64,
-        },
-        // All tensors are there, so the file has bytes too many.
-        None => header_error(file, SafeTensorError::MetadataIncompleteBuffer),
-    }
-}
-
-fn header_error(file: &WeightsFile<'_>, source: SafeTensorError) -> BackboneError {
-    BackboneError::WeightsHeader {
-        file: file.name.clone(),
-        source,
-    }
-}
-
-/// Little-endian bytes as numbers; `None` if the type is none of the three that checkpoints use.
-fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Cow<'_, [f32]>> {
-    // Half floats are converted in bulk, where the half crate has instructions for it.
-    match dtype {
-        Dtype::F32 => match bytemuck::try_cast_slice(bytes) {
-            Ok(values) if cfg!(target_endian = "little") => Some(Cow::Borrowed(values)),
-            _ => {
-                let values = bytes.as_chunks().0.iter().copied();
-                Some(values.map(f32::from_le_bytes).collect())
+impl<'a> Stored<'a> {
+    /// `None` if the type is none of the three that checkpoints use.
+    fn values(&self) -> Result<Option<Cow<'a, [f32]>>, BackboneError> {
+        let halves = || self.file.numbers::<[u8; 2]>(self.range.clone());
+        // Half floats are converted in bulk, where the half crate has instructions for it.
+        Ok(Some(match self.dtype {
+            Dtype::F32 if cfg!(target_endian = "little") => self.file.numbers(self.range.clone())?,
+            Dtype::F32 => {
+                let values = self.file.numbers(self.range.clone())?;
+                values.iter().copied().map(f32::from_le_bytes).collect()
             }
-        },
-        Dtype::F16 => {
-            let halves: Vec<f16> = bytes
-                .as_chunks()
-                .0
-                .iter()
-                .copied()
-                .map(f16::from_le_bytes)
-                .collect();
-            Some(halves.to_f32_vec().into())
-        }
-        Dtype::BF16 => {
-            let halves: Vec<bf16> = bytes
-                .as_chunks()
-                .0
-                .iter()
-                .copied()
-                .map(bf16::from_le_bytes)
-                .collect();
-            Some(halves.to_f32_vec().into())
-        }
-        _ => None,
+            Dtype::F16 => {
+                let halves: Vec<f16> = halves()?.iter().copied().map(f16::from_le_bytes).collect();
+                halves.to_f32_vec().into()
+            }
+            Dtype::BF16 => {
+                let halves: Vec<bf16> = halves()?.iter().copied().map(bf16::from_le_bytes).collect();
+                halves.to_f32_vec().into()
+            }
+            _ => return Ok(None),
+        }))
     }
 }

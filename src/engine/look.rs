@@ -13,6 +13,20 @@ use crate::clip::ImageError;
 use crate::domain::{Digest, Reads};
 use crate::metrics;
 
+/// An image as it was sent.
+pub struct ImageFile {
+    /// JPEG, PNG, or another format that is decoded here.
+    pub bytes: Bytes,
+    /// Of the bytes, where somebody has hashed them already.
+    pub digest: Option<Digest>,
+}
+
+impl From<Bytes> for ImageFile {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, digest: None }
+    }
+}
+
 /// A decoded and resized image, and what is asked about it.
 pub struct Pixels {
     /// 3·s·s, channel first.
@@ -42,8 +56,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Image`]; where a head fails, [`EngineError::Backbone`].
-    pub async fn look(&self, bytes: Bytes, asked: &Asked) -> Result<Looked, EngineError> {
-        let find = self.finding(bytes, asked, Priority::Background);
+    pub async fn look(&self, file: ImageFile, asked: &Asked) -> Result<Looked, EngineError> {
+        let find = self.finding(file, asked, Priority::Background);
         let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
         let look = move || match find()? {
             Found::Pixels(pixels) => Ok(Looked::Fresh(pixels)),
@@ -62,7 +76,7 @@ impl Engine {
         images: Vec<Bytes>,
         asked: &Asked,
     ) -> Result<Vec<Result<Looked, EngineError>>, EngineError> {
-        let finding = |bytes| self.finding(bytes, asked, Priority::Interactive);
+        let finding = |bytes: Bytes| self.finding(bytes.into(), asked, Priority::Interactive);
         let works = images.into_iter().map(finding).collect();
         let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
         let answer = move |found: Vec<_>| shared.looked(found.into_iter().map(of_image).collect(), &asked);
@@ -73,25 +87,25 @@ impl Engine {
     /// Work for the decode pool, which tells how long it waited.
     fn finding(
         &self,
-        bytes: Bytes,
+        file: ImageFile,
         asked: &Asked,
         priority: Priority,
     ) -> impl FnOnce() -> Result<Found, EngineError> + use<> {
         let (shared, asked, sent) = (Arc::clone(&self.shared), asked.clone(), Instant::now());
         move || {
             metrics::decode_waited(priority.as_str(), sent.elapsed());
-            shared.find(&bytes, asked, priority)
+            shared.find(&file, asked, priority)
         }
     }
 }
 
 impl Shared {
-    fn find(&self, bytes: &[u8], asked: Asked, priority: Priority) -> Result<Found, EngineError> {
+    fn find(&self, file: &ImageFile, asked: Asked, priority: Priority) -> Result<Found, EngineError> {
         let cache = self
             .features
             .as_ref()
             .filter(|_| asked.reads() == Reads::Features);
-        let image = cache.map(|_| Digest::of(bytes));
+        let image = cache.map(|_| file.digest.unwrap_or_else(|| Digest::of(&file.bytes)));
         let known = cache
             .zip(image)
             .and_then(|(cache, image)| cache.look_up(&image, priority));
@@ -99,7 +113,7 @@ impl Shared {
             return Ok(Found::Features(features));
         }
         let started = Instant::now();
-        let pixels = self.processor.process(bytes, self.limits);
+        let pixels = self.processor.process(&file.bytes, self.limits);
         metrics::image_decoded(priority.as_str(), started.elapsed());
         Ok(Found::Pixels(Pixels {
             bytes: pixels?,

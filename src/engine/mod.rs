@@ -41,7 +41,7 @@ use device::{DeviceThread, computes};
 pub use error::EngineError;
 use features::FeatureCache;
 use heads::HeadCache;
-pub use look::{Looked, Pixels};
+pub use look::{ImageFile, Looked, Pixels};
 use queue::PushError;
 pub use texts::LONGEST_TEXT;
 pub use towers::read_out;

@@ -1,5 +1,7 @@
 //! A matrix with its bias, packed for the products it takes part in: once where it is frozen.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use crate::Activation;
@@ -75,26 +77,51 @@ impl<T: Operand> Matrix<T> {
     /// From weights `(outputs, inputs)`, row by row, as checkpoints have them, and a bias of `outputs` values, or none, in
     /// panels of `width` columns.
     pub(crate) fn pack(weights: &[f32], inputs: usize, bias: &[f32], width: usize) -> Self {
-        let outputs = (weights.len() / inputs).next_multiple_of(width);
-        let padded = inputs.next_multiple_of(width);
-        let mut packed = Self {
-            panels: Aligned::zeros(outputs * padded / T::VALUES),
-            inputs: padded,
-            panel_len: padded / T::VALUES * width,
-            scales: Aligned::zeros(0),
-            bias: Aligned::zeros(outputs),
-        };
+        let mut packed = Self::zeros(weights.len() / inputs, inputs, width);
         packed.repack(weights, inputs, bias, width);
         packed
     }
 
     /// As [`Self::pack`], of other values of the same shape.
     pub(crate) fn repack(&mut self, weights: &[f32], inputs: usize, bias: &[f32], width: usize) {
-        let pieces = self.panels.par_chunks_mut(self.panel_len);
+        let len = width * inputs;
+        self.fill(inputs, width, |panel| {
+            let rows = &weights[panel * len..weights.len().min((panel + 1) * len)];
+            rows.into()
+        });
+        self.bias[..bias.len()].copy_from_slice(bias);
+    }
+
+    /// As [`Self::pack`], of so many outputs, without a bias. `rows` are the weights of a panel's outputs: they are made, and packed, on
+    /// threads that are free.
+    pub(crate) fn of_panels<'a>(
+        outputs: usize,
+        inputs: usize,
+        width: usize,
+        rows: impl Fn(usize) -> Cow<'a, [f32]> + Sync,
+    ) -> Self {
+        let mut packed = Self::zeros(outputs, inputs, width);
+        packed.fill(inputs, width, rows);
+        packed
+    }
+
+    fn zeros(outputs: usize, inputs: usize, width: usize) -> Self {
+        let (outputs, padded) = (outputs.next_multiple_of(width), inputs.next_multiple_of(width));
+        Self {
+            panels: Aligned::zeros(outputs * padded / T::VALUES),
+            inputs: padded,
+            panel_len: padded / T::VALUES * width,
+            scales: Aligned::zeros(0),
+            bias: Aligned::zeros(outputs),
+        }
+    }
+
+    fn fill<'a>(&mut self, inputs: usize, width: usize, rows: impl Fn(usize) -> Cow<'a, [f32]> + Sync) {
+        let pieces = self.panels.par_chunks_mut(self.panel_len).enumerate();
         let scales: Vec<Vec<f32>> = pieces
-            .zip(weights.par_chunks(width * inputs))
-            .map(|(piece, rows)| {
-                let (rows, scales) = T::scaled(rows, inputs, width);
+            .map(|(panel, piece)| {
+                let rows = rows(panel);
+                let (rows, scales) = T::scaled(&rows, inputs, width);
                 // W inputs of all its columns, by turns: they stay in the first cache.
                 let mut column = vec![T::default(); width / T::VALUES];
                 for (part, piece) in piece.chunks_exact_mut(width * column.len()).enumerate() {
@@ -115,7 +142,6 @@ impl<T: Operand> Matrix<T> {
         } else {
             self.scales = Aligned::from(scales.as_slice());
         }
-        self.bias[..bias.len()].copy_from_slice(bias);
     }
 
     /// Multiplies rows of blocks of `left` into the same rows of others. Rows beyond stay as they are.

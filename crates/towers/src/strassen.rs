@@ -135,35 +135,29 @@ impl<P: Piecewise> Halves<P> {
         let outputs = weights.len() / inputs;
         let sides = [inputs, outputs];
         assert!(sides.iter().all(|side| side.is_multiple_of(2 * width)));
-        let mut right = vec![0.0; PRODUCTS * weights.len() / 4];
-        let pieces = right.par_chunks_mut(PRODUCTS * width * inputs / 2);
-        let pieces = pieces.zip(weights.par_chunks_exact(2 * width * inputs));
-        pieces.for_each(|(right, rows)| {
-            for (right, (one, other)) in right.chunks_exact_mut(width * inputs / 2).zip(RIGHT) {
-                // Weights lie output by output: B's columns are their rows.
-                let quarter = |(lower, right): Quarter| {
-                    let rows = rows[right * width * inputs..][..width * inputs].chunks_exact(width);
-                    rows.skip(lower).step_by(2)
-                };
-                let parts = right.chunks_exact_mut(width).zip(quarter(one));
-                match other {
-                    None => parts.for_each(|(right, one)| right.copy_from_slice(one)),
-                    Some((times, other)) => parts.zip(quarter(other)).for_each(|((right, one), other)| {
-                        let both = one.iter().zip(other);
-                        right
-                            .iter_mut()
-                            .zip(both)
-                            .for_each(|(right, (one, other))| *right = one + times * other);
-                    }),
-                }
+        let (rows, half) = (width * inputs, inputs / 2);
+        // For two panels of outputs, a panel each product.
+        let right = Matrix::of_panels(PRODUCTS * outputs / 2, half, width, |panel| {
+            let pair = &weights[panel / PRODUCTS * 2 * rows..][..2 * rows];
+            // Weights lie output by output: B's columns are their rows.
+            let quarter = |(lower, right): Quarter| {
+                let parts = pair[right * rows..][..rows].chunks_exact(width);
+                parts.skip(lower).step_by(2)
+            };
+            let (one, other) = RIGHT[panel % PRODUCTS];
+            let mut made = Vec::with_capacity(rows / 2);
+            match other {
+                None => quarter(one).for_each(|one| made.extend_from_slice(one)),
+                Some((times, other)) => quarter(one).zip(quarter(other)).for_each(|(one, other)| {
+                    let both = one.iter().zip(other);
+                    made.extend(both.map(|(one, other)| one + times * other));
+                }),
             }
+            made.into()
         });
         let mut padded = Aligned::zeros(outputs);
         padded[..bias.len()].copy_from_slice(bias);
-        Self {
-            right: Matrix::pack(&right, inputs / 2, &[], width),
-            bias: padded,
-        }
+        Self { right, bias: padded }
     }
 
     /// As [`Matrix::product`]. Where the number of rows is odd, the row behind the last one must be zeros in `left`.
