@@ -20,7 +20,7 @@ use crate::domain::{Digest, Reads};
 pub(super) enum Inputs {
     /// Bytes `(3, image_size, image_size)` each. The features of other images are `known` and come behind theirs.
     Images {
-        fresh: Vec<Vec<u8>>,
+        fresh: Vec<Arc<Vec<u8>>>,
         known: Vec<Arc<[f32]>>,
     },
     /// Tokens.
@@ -159,7 +159,7 @@ impl Encoded {
     ) -> Result<Self, EncodeError> {
         match inputs {
             Inputs::Images { fresh, known } => {
-                let images: Vec<&[u8]> = fresh.iter().map(Vec::as_slice).collect();
+                let images: Vec<&[u8]> = fresh.iter().map(|bytes| bytes.as_slice()).collect();
                 let are_tokens_read = asks.iter().any(|ask| ask.asked.reads() == Reads::Tokens);
                 let reads = if are_tokens_read {
                     Reads::Tokens

@@ -29,8 +29,8 @@ impl From<Bytes> for ImageFile {
 
 /// A decoded and resized image, and what is asked about it.
 pub struct Pixels {
-    /// 3·s·s, channel first.
-    pub(super) bytes: Vec<u8>,
+    /// 3·s·s, channel first; shared with others who sent the image.
+    pub(super) bytes: Arc<Vec<u8>>,
     /// Of the image's bytes, where its features are to be remembered: they are all that is read for the answer.
     pub(super) image: Option<Digest>,
     pub(super) asked: Asked,
@@ -112,14 +112,17 @@ impl Shared {
         if let Some(features) = known {
             return Ok(Found::Features(features));
         }
-        let started = Instant::now();
-        let pixels = self.processor.process(&file.bytes, self.limits);
-        metrics::image_decoded(priority.as_str(), started.elapsed());
-        Ok(Found::Pixels(Pixels {
-            bytes: pixels?,
-            image,
-            asked,
-        }))
+        let decode = || {
+            let started = Instant::now();
+            let pixels = self.processor.process(&file.bytes, self.limits);
+            metrics::image_decoded(priority.as_str(), started.elapsed());
+            pixels
+        };
+        let bytes = match image {
+            Some(image) => self.underway.pixels(image, decode)?,
+            None => Arc::new(decode()?),
+        };
+        Ok(Found::Pixels(Pixels { bytes, image, asked }))
     }
 
     /// With the answers about those that are known.
@@ -194,6 +197,23 @@ mod tests {
             .into_iter()
             .collect::<Result<_, _>>()
             .expect("all are images")
+    }
+
+    #[tokio::test]
+    async fn an_image_sent_twice_at_a_time_is_decoded_once() {
+        let engine = engine(1, Duration::ZERO).await;
+        let row = Asked::Row(Reads::Features);
+        let of_job = engine.look(files([10]).remove(0).into(), &row).await;
+        let mut looked = looked(&engine, files([10, 10, 250]), &row).await;
+        looked.push(of_job.expect("an image"));
+        let pixels = looked.iter().map(|of| match of {
+            Looked::Fresh(pixels) => &pixels.bytes,
+            Looked::Known(_) => panic!("nothing was encoded"),
+        });
+        let pixels: Vec<_> = pixels.collect();
+        let same = |other| Arc::ptr_eq(pixels[0], pixels[other]);
+        assert_eq!([1, 2, 3].map(same), [true, false, true]);
+        engine.stop();
     }
 
     #[tokio::test]

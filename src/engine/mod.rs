@@ -21,6 +21,7 @@ mod look;
 mod queue;
 mod texts;
 mod towers;
+mod underway;
 mod worker;
 
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub use look::{ImageFile, Looked, Pixels};
 use queue::PushError;
 pub use texts::LONGEST_TEXT;
 pub use towers::read_out;
+use underway::Underway;
 
 /// Who waits for a piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,6 +206,7 @@ struct Shared {
     texts: TextCache,
     heads: HeadCache,
     features: Option<Arc<FeatureCache>>,
+    underway: Underway,
     readout: Readout,
     prompt_tower: PromptTower,
 }
@@ -238,6 +241,7 @@ impl Engine {
             decode: DecodePool::start(config.decode_threads, config.decode_capacity)?,
             texts: TextCache::new(config.text_cache),
             heads: HeadCache::new(),
+            underway: Underway::new(),
             readout: towers::readout(backbone.image_readout()),
             prompt_tower: backbone.prompt_tower(),
             device: DeviceThread::start(
@@ -315,7 +319,7 @@ impl Engine {
         }
         let side = self.shared.info.image_size;
         let grey = Pixels {
-            bytes: vec![128; 3 * side * side],
+            bytes: Arc::new(vec![128; 3 * side * side]),
             image: None,
             asked: Asked::Row(Reads::Features),
         };

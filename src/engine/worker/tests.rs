@@ -22,7 +22,7 @@ pub(in crate::engine) type Reply = oneshot::Receiver<Result<Output, EngineError>
 pub(in crate::engine) fn work(len: usize, byte: u8) -> (Work, Reply) {
     let (reply, answer) = oneshot::channel();
     let pixels = Pixels {
-        bytes: vec![byte; len],
+        bytes: Arc::new(vec![byte; len]),
         image: None,
         asked: Asked::Row(Reads::Features),
     };
