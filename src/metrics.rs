@@ -145,7 +145,7 @@ pub fn queue_depth(priority: &'static str, depth: usize) {
     gauge!(QUEUE_DEPTH, "priority" => priority).set(depth as f64);
 }
 
-/// An image of some priority waited so long for a thread to decode it.
+/// An image of some priority waited so long for a thread to decode it, or for one that decodes the same image.
 pub fn decode_waited(priority: &'static str, time: Duration) {
     histogram!(DECODE_WAIT, "priority" => priority).record(time);
 }

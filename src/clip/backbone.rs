@@ -168,8 +168,9 @@ impl Backbone {
         };
         // Beside one another: each takes about a second for a large model.
         let (digest, parts) = rayon::join(|| files.digest(), load);
-        let (parts, digest) = (parts?, digest?);
+        // First of all: a file that is written to as it is read looks damaged, too.
         files.check_unchanged()?;
+        let (parts, digest) = (parts?, digest?);
         let Parts {
             images,
             texts: Texts { tower, packed },

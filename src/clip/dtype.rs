@@ -154,12 +154,10 @@ impl Dtype {
         dim: usize,
         features: impl Fn(&T) -> Vec<f32>,
     ) -> Result<Option<T>, E> {
-        let mut first = |found: Vec<Instructions>| found.into_iter().next().map(&mut load).transpose();
-        let suiting = |precision| Instructions::suiting(transformer, precision);
+        let best = |precision| Instructions::suiting(transformer, precision).into_iter().next();
         if let Some(given) = self.precision() {
-            return first(suiting(given));
+            return best(given).map(load).transpose();
         }
-        let exact = first(suiting(Precision::F32))?;
         // Behind what multiplies in halves stands the same with whole products, which is more exact.
         let fastest = |rounded| {
             let mut fast = made_for(transformer, rounded);
@@ -167,9 +165,10 @@ impl Dtype {
             fast
         };
         let fast: Vec<Instructions> = FAST.into_iter().flat_map(fastest).collect();
-        let Some(exact) = exact else {
-            return first(fast);
+        let Some(exact) = best(Precision::F32) else {
+            return fast.into_iter().next().map(load).transpose();
         };
+        let exact = load(exact)?;
         if fast.is_empty() {
             return Ok(Some(exact));
         }
@@ -180,12 +179,12 @@ impl Dtype {
                 return Ok(Some(rounded));
             }
         }
-        suiting(Precision::F32).into_iter().next().map(load).transpose()
+        best(Precision::F32).map(load).transpose()
     }
 }
 
-/// What a tower in f32 makes of something. The tower itself goes before another one is loaded: fresh memory is what a start waits for
-/// most, and what has just been given back comes sooner.
+/// What a tower in f32 makes of something. The tower itself goes before another one is loaded, so that no more memory is held than for
+/// one; where none is near enough, it is loaded again.
 struct Exact {
     tower: String,
     features: Vec<f32>,

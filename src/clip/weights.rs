@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
-use half::slice::HalfFloatSliceExt;
+use half::slice::{HalfBitsSliceExt as _, HalfFloatSliceExt as _};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorInfo};
 
@@ -20,7 +20,8 @@ pub(super) struct Weights<'a> {
     tensors: BTreeMap<String, Stored<'a>>,
     /// What is given instead of what is stored.
     replaced: BTreeMap<String, Vec<f32>>,
-    /// What was taken, and so found to be finite.
+    /// What was taken, and so found to be finite: it is the same when it is taken again, or the file has changed, which is found out
+    /// in the end.
     taken: BTreeSet<String>,
     device: Device,
     dtype: DType,
@@ -169,7 +170,14 @@ fn are_finite(values: &[f32]) -> bool {
 impl<'a> Stored<'a> {
     /// `None` if the type is none of the three that checkpoints use.
     fn values(&self) -> Result<Option<Cow<'a, [f32]>>, BackboneError> {
-        let halves = || self.file.numbers::<[u8; 2]>(self.range.clone());
+        let halves = || {
+            let mut halves = self.file.numbers::<u16>(self.range.clone())?;
+            if cfg!(target_endian = "big") {
+                let halves = halves.to_mut().iter_mut();
+                halves.for_each(|half| *half = u16::from_le(*half));
+            }
+            Ok::<_, BackboneError>(halves)
+        };
         // Half floats are converted in bulk, where the half crate has instructions for it.
         Ok(Some(match self.dtype {
             Dtype::F32 if cfg!(target_endian = "little") => self.file.numbers(self.range.clone())?,
@@ -177,14 +185,8 @@ impl<'a> Stored<'a> {
                 let values = self.file.numbers(self.range.clone())?;
                 values.iter().copied().map(f32::from_le_bytes).collect()
             }
-            Dtype::F16 => {
-                let halves: Vec<f16> = halves()?.iter().copied().map(f16::from_le_bytes).collect();
-                halves.to_f32_vec().into()
-            }
-            Dtype::BF16 => {
-                let halves: Vec<bf16> = halves()?.iter().copied().map(bf16::from_le_bytes).collect();
-                halves.to_f32_vec().into()
-            }
+            Dtype::F16 => halves()?.reinterpret_cast::<f16>().to_f32_vec().into(),
+            Dtype::BF16 => halves()?.reinterpret_cast::<bf16>().to_f32_vec().into(),
             _ => return Ok(None),
         }))
     }

@@ -1,8 +1,8 @@
 //! A safetensors file, in memory or on disk.
 //!
-//! Owner: the loader. From a disk tensors are read one by one, as they are taken, so that a start never holds the file and what is made
-//! of it at the same time. Invariant: the digest is of the bytes that tensors are read from. A file is opened once, and if it has
-//! changed by the time that all of it was read, that is an error.
+//! Owner: the loader. From a disk (of a Unix) tensors are read one by one, as they are taken, so that a start does not hold the file and
+//! what is made of it at the same time. Invariant: the digest is of the bytes that tensors are read from, as far as a file's length and
+//! the time of its last change tell. It is opened once, and if these are others when all of it was read, that is an error.
 
 use std::borrow::Cow;
 use std::io;
@@ -12,7 +12,7 @@ use std::path::Path;
 use bytemuck::Pod;
 use bytes::Bytes;
 use safetensors::SafeTensorError;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, SafeTensors};
 use sha2::{Digest as _, Sha256};
 
 use super::error::BackboneError;
@@ -20,7 +20,7 @@ use crate::domain::Digest;
 
 /// A file opens with the length of its header, as eight bytes.
 const LENGTH_BYTES: usize = 8;
-/// Longest header in bytes, as for the safetensors crate.
+/// Most bytes of a header, as for the safetensors crate.
 const LONGEST_HEADER: usize = 100_000_000;
 /// Bytes that are hashed at a time: they stay in the caches.
 const HASHED: usize = 1 << 20;
@@ -68,20 +68,19 @@ impl WeightsFile {
             file: self.name.clone(),
             source,
         };
-        if self.len < LENGTH_BYTES {
-            return Err(damaged(SafeTensorError::HeaderTooSmall));
+        let length = self.numbers::<u8>(0..LENGTH_BYTES.min(self.len))?;
+        let length = length
+            .first_chunk()
+            .map_or(0, |length| u64::from_le_bytes(*length));
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let start = LENGTH_BYTES + length.min(LONGEST_HEADER);
+        let head = self.numbers::<u8>(0..start.min(self.len))?;
+        match SafeTensors::read_metadata(&head) {
+            // The tensors are not in it.
+            Ok(_) | Err(SafeTensorError::MetadataIncompleteBuffer) => {}
+            Err(source) => return Err(damaged(source)),
         }
-        let length = self.numbers::<u64>(0..LENGTH_BYTES)?[0];
-        let length = usize::try_from(u64::from_le(length)).unwrap_or(usize::MAX);
-        if length > LONGEST_HEADER {
-            return Err(damaged(SafeTensorError::HeaderTooLarge));
-        }
-        let start = LENGTH_BYTES + length;
-        if start > self.len {
-            return Err(damaged(SafeTensorError::InvalidHeaderLength));
-        }
-        let header = self.numbers::<u8>(LENGTH_BYTES..start)?;
-        let metadata: Metadata = serde_json::from_slice(&header)
+        let metadata: Metadata = serde_json::from_slice(&head[LENGTH_BYTES..])
             .map_err(|source| damaged(SafeTensorError::InvalidHeaderDeserialization(source)))?;
         match self.len.checked_sub(start) {
             Some(found) if found == metadata.data_len() => Ok((start, metadata)),
@@ -226,9 +225,15 @@ mod on_disk {
 
 #[cfg(all(test, unix))]
 mod tests {
+    use std::fs::OpenOptions;
     use std::io::Write as _;
+    use std::time::SystemTime;
+
+    use candle_core::Device;
 
     use super::*;
+    use crate::clip::source::{BackboneFiles, WEIGHTS};
+    use crate::clip::{Backbone, Dtype};
 
     #[test]
     fn a_file_on_disk_gives_what_it_gives_in_memory() {
@@ -271,7 +276,7 @@ mod tests {
         assert_eq!(open.numbers::<u8>(0..2).expect("read")[..], [1, 1]);
         open.check_unchanged().expect("the same file, elsewhere");
 
-        let mut moved = std::fs::OpenOptions::new()
+        let mut moved = OpenOptions::new()
             .append(true)
             .open(directory.path().join("moved"))
             .expect("there");
@@ -285,5 +290,33 @@ mod tests {
         std::fs::write(directory.path().join("moved"), [1; 50]).expect("written");
         let error = open.numbers::<u8>(0..100).expect_err("it is shorter");
         assert!(matches!(error, BackboneError::Read { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn no_backbone_is_made_of_weights_that_change() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/backbone/data/half");
+        let built = |change: fn(&std::fs::File)| {
+            let directory = tempfile::tempdir().expect("a directory");
+            for file in data.read_dir().expect("a model") {
+                let file = file.expect("a file");
+                std::fs::copy(file.path(), directory.path().join(file.file_name())).expect("copied");
+            }
+            let files = BackboneFiles::read(directory.path()).expect("a model");
+            let weights = OpenOptions::new()
+                .write(true)
+                .open(directory.path().join(WEIGHTS));
+            change(&weights.expect("there"));
+            Backbone::build("half".to_owned(), &files, Device::Cpu, Dtype::F32).map(drop)
+        };
+        built(|_| ()).expect("as they were");
+        let changes: [fn(&std::fs::File); 2] = [
+            |weights| weights.set_modified(SystemTime::UNIX_EPOCH).expect("set"),
+            // Before that shows, a tensor is not there.
+            |weights| weights.set_len(1000).expect("cut"),
+        ];
+        for change in changes {
+            let error = built(change).expect_err("they changed");
+            assert!(matches!(error, BackboneError::Changed(_)), "{error:?}");
+        }
     }
 }

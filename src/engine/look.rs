@@ -84,7 +84,7 @@ impl Engine {
         looked.unwrap_or_else(|Panicked| Err(EngineError::Backbone("a head panicked".to_owned())))
     }
 
-    /// Work for the decode pool, which tells how long it waited.
+    /// Work for the decode pool.
     fn finding(
         &self,
         file: ImageFile,
@@ -92,15 +92,19 @@ impl Engine {
         priority: Priority,
     ) -> impl FnOnce() -> Result<Found, EngineError> + use<> {
         let (shared, asked, sent) = (Arc::clone(&self.shared), asked.clone(), Instant::now());
-        move || {
-            metrics::decode_waited(priority.as_str(), sent.elapsed());
-            shared.find(&file, asked, priority)
-        }
+        move || shared.find(&file, asked, (priority, sent))
     }
 }
 
 impl Shared {
-    fn find(&self, file: &ImageFile, asked: Asked, priority: Priority) -> Result<Found, EngineError> {
+    /// Looks an image up that was sent at a time, and tells how long it waited for a thread, or for others who decode it.
+    fn find(
+        &self,
+        file: &ImageFile,
+        asked: Asked,
+        (priority, sent): (Priority, Instant),
+    ) -> Result<Found, EngineError> {
+        let mut waited = sent.elapsed();
         let cache = self
             .features
             .as_ref()
@@ -110,18 +114,26 @@ impl Shared {
             .zip(image)
             .and_then(|(cache, image)| cache.look_up(&image, priority));
         if let Some(features) = known {
+            metrics::decode_waited(priority.as_str(), waited);
             return Ok(Found::Features(features));
         }
-        let decode = || {
+        let mut took = None;
+        let mut decode = || {
             let started = Instant::now();
             let pixels = self.processor.process(&file.bytes, self.limits);
-            metrics::image_decoded(priority.as_str(), started.elapsed());
+            took = Some(started.elapsed());
             pixels
         };
         let bytes = match image {
-            Some(image) => self.underway.pixels(image, decode)?,
-            None => Arc::new(decode()?),
+            Some(image) => self.underway.pixels(image, decode),
+            None => decode().map(Arc::new),
         };
+        match took {
+            Some(took) => metrics::image_decoded(priority.as_str(), took),
+            None => waited = sent.elapsed(),
+        }
+        metrics::decode_waited(priority.as_str(), waited);
+        let bytes = bytes?;
         Ok(Found::Pixels(Pixels { bytes, image, asked }))
     }
 
@@ -213,6 +225,25 @@ mod tests {
         let pixels: Vec<_> = pixels.collect();
         let same = |other| Arc::ptr_eq(pixels[0], pixels[other]);
         assert_eq!([1, 2, 3].map(same), [true, false, true]);
+        engine.stop();
+    }
+
+    #[tokio::test]
+    async fn a_digest_that_is_given_is_the_one_that_is_looked_up() {
+        let engine = engine(1, Duration::ZERO).await;
+        let (row, file) = (Asked::Row(Reads::Features), files([10]).remove(0));
+        let of_file = looked(&engine, vec![file.clone()], &row).await;
+        values(&engine, of_file).await;
+        let look = |digest| {
+            let bytes = files([250]).remove(0);
+            let other = ImageFile { bytes, digest };
+            engine.look(other, &row)
+        };
+        assert!(matches!(look(None).await, Ok(Looked::Fresh(_))));
+        assert!(matches!(
+            look(Some(Digest::of(&file))).await,
+            Ok(Looked::Known(_))
+        ));
         engine.stop();
     }
 

@@ -1,7 +1,8 @@
 //! Images on their way to the device: who sends one that others have sent just before shares their pixels, or waits until it is
-//! decoded for them.
+//! decoded for all of them. Where it cannot be, each of them finds out.
 //!
-//! Invariant: pixels belong to those who wait for an answer; here nothing keeps them.
+//! Invariants: pixels belong to those who wait for an answer, and nothing here keeps them; what decodes never waits for other work of
+//! its pool, as it might be given the same image then.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -13,12 +14,25 @@ use crate::domain::Digest;
 /// Images that are found again; of more of them at a time, some are decoded twice.
 const IMAGES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
-/// Held by who decodes the image.
-type Slot = Arc<Mutex<Weak<Vec<u8>>>>;
-
 /// The images decoded most recently, or being decoded.
 pub(super) struct Underway {
     slots: Mutex<LruCache<Digest, Slot>>,
+}
+
+/// Held by who decodes the image.
+type Slot = Arc<Mutex<State>>;
+
+enum State {
+    /// Pixels, if somebody has them. The vector is one of its own: a slot keeps no more of it than its length.
+    Decoded(Weak<Vec<u8>>),
+    /// It is being decoded; whoever sees this waited for somebody who failed.
+    Tried,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Decoded(Weak::new())
+    }
 }
 
 impl Underway {
@@ -31,7 +45,7 @@ impl Underway {
     /// An image's pixels: those that somebody has, or what `decode` gives.
     ///
     /// # Errors
-    /// Those of `decode`. They are the caller's alone.
+    /// Those of `decode`.
     pub(super) fn pixels<E>(
         &self,
         image: Digest,
@@ -41,13 +55,22 @@ impl Underway {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(slots.get_or_insert(image, Slot::default))
         };
-        // A decoder that panicked has left nothing.
-        let mut held = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pixels) = held.upgrade() {
-            return Ok(pixels);
+        let mut state = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            State::Decoded(pixels) => {
+                if let Some(pixels) = pixels.upgrade() {
+                    return Ok(pixels);
+                }
+            }
+            // One after another, those who sent it would keep all threads waiting.
+            State::Tried => {
+                drop(state);
+                return decode().map(Arc::new);
+            }
         }
+        *state = State::Tried;
         let pixels = Arc::new(decode()?);
-        *held = Arc::downgrade(&pixels);
+        *state = State::Decoded(Arc::downgrade(&pixels));
         Ok(pixels)
     }
 }
@@ -55,6 +78,7 @@ impl Underway {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicU8, Ordering};
 
     use super::*;
@@ -81,17 +105,23 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_is_tried_again() {
+    fn whoever_waited_for_one_that_failed_tries_beside_the_others() {
         let (underway, image) = (Underway::new(), Digest::of(b"image"));
-        assert_eq!(underway.pixels(image, || Err("no image")), Err("no image"));
         let panicked = std::thread::scope(|scope| {
             let panics = || underway.pixels(image, || -> Result<_, ()> { panic!("a decoder") });
             scope.spawn(panics).join().is_err()
         });
         assert!(panicked);
-        assert_eq!(
-            underway.pixels(image, || Ok::<_, ()>(vec![1])),
-            Ok(Arc::new(vec![1]))
-        );
+        // None of them is done before all have begun.
+        let together = Barrier::new(3);
+        let fail = || {
+            together.wait();
+            Err("no image")
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| assert_eq!(underway.pixels(image, fail), Err("no image")));
+            }
+        });
     }
 }

@@ -122,7 +122,16 @@ fn a_damaged_header_names_the_file() {
     let mut scrambled = whole.clone();
     scrambled[20] = 0;
     let longer = [whole.as_slice(), b"more"].concat();
-    for bytes in [
+    let tensor = |shape: &str, offsets: &str| {
+        let header = format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#);
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 8]].concat()
+    };
+    let contradicting = [
+        tensor("[2]", "[4,12]"),
+        tensor("[3]", "[0,8]"),
+        tensor("[4611686018427387904,4]", "[0,8]"),
+    ];
+    for bytes in contradicting.iter().map(Vec::as_slice).chain([
         &b""[..],
         &whole[..5],
         &whole[..100],
@@ -130,7 +139,7 @@ fn a_damaged_header_names_the_file() {
         b"<!DOCTYPE html>",
         &scrambled,
         &longer,
-    ] {
+    ]) {
         std::fs::write(&path, bytes).unwrap();
         let error = failure(copy.path());
         assert!(

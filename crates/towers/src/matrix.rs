@@ -86,22 +86,21 @@ impl<T: Operand> Matrix<T> {
     pub(crate) fn repack(&mut self, weights: &[f32], inputs: usize, bias: &[f32], width: usize) {
         let len = width * inputs;
         self.fill(inputs, width, |panel| {
-            let rows = &weights[panel * len..weights.len().min((panel + 1) * len)];
-            rows.into()
+            weights[panel * len..weights.len().min((panel + 1) * len)].into()
         });
         self.bias[..bias.len()].copy_from_slice(bias);
     }
 
-    /// As [`Self::pack`], of so many outputs, without a bias. `rows` are the weights of a panel's outputs: they are made, and packed, on
-    /// threads that are free.
+    /// As [`Self::pack`], of so many outputs, without a bias. `of_panel` gives the weights of a panel's outputs, row by row, on threads that
+    /// are free.
     pub(crate) fn of_panels<'a>(
         outputs: usize,
         inputs: usize,
         width: usize,
-        rows: impl Fn(usize) -> Cow<'a, [f32]> + Sync,
+        of_panel: impl Fn(usize) -> Cow<'a, [f32]> + Sync,
     ) -> Self {
         let mut packed = Self::zeros(outputs, inputs, width);
-        packed.fill(inputs, width, rows);
+        packed.fill(inputs, width, of_panel);
         packed
     }
 
@@ -116,12 +115,12 @@ impl<T: Operand> Matrix<T> {
         }
     }
 
-    fn fill<'a>(&mut self, inputs: usize, width: usize, rows: impl Fn(usize) -> Cow<'a, [f32]> + Sync) {
+    fn fill<'a>(&mut self, inputs: usize, width: usize, of_panel: impl Fn(usize) -> Cow<'a, [f32]> + Sync) {
         let pieces = self.panels.par_chunks_mut(self.panel_len).enumerate();
         let scales: Vec<Vec<f32>> = pieces
             .map(|(panel, piece)| {
-                let rows = rows(panel);
-                let (rows, scales) = T::scaled(&rows, inputs, width);
+                let weights = of_panel(panel);
+                let (rows, scales) = T::scaled(&weights, inputs, width);
                 // W inputs of all its columns, by turns: they stay in the first cache.
                 let mut column = vec![T::default(); width / T::VALUES];
                 for (part, piece) in piece.chunks_exact_mut(width * column.len()).enumerate() {

@@ -135,22 +135,23 @@ impl<P: Piecewise> Halves<P> {
         let outputs = weights.len() / inputs;
         let sides = [inputs, outputs];
         assert!(sides.iter().all(|side| side.is_multiple_of(2 * width)));
-        let (rows, half) = (width * inputs, inputs / 2);
+        // Weights of a panel of outputs.
+        let len = width * inputs;
         // For two panels of outputs, a panel each product.
-        let right = Matrix::of_panels(PRODUCTS * outputs / 2, half, width, |panel| {
-            let pair = &weights[panel / PRODUCTS * 2 * rows..][..2 * rows];
+        let right = Matrix::of_panels(PRODUCTS * outputs / 2, inputs / 2, width, |panel| {
+            let both = &weights[panel / PRODUCTS * 2 * len..][..2 * len];
             // Weights lie output by output: B's columns are their rows.
             let quarter = |(lower, right): Quarter| {
-                let parts = pair[right * rows..][..rows].chunks_exact(width);
+                let parts = both[right * len..][..len].chunks_exact(width);
                 parts.skip(lower).step_by(2)
             };
             let (one, other) = RIGHT[panel % PRODUCTS];
-            let mut made = Vec::with_capacity(rows / 2);
+            let mut made = Vec::with_capacity(len / 2);
             match other {
                 None => quarter(one).for_each(|one| made.extend_from_slice(one)),
                 Some((times, other)) => quarter(one).zip(quarter(other)).for_each(|(one, other)| {
-                    let both = one.iter().zip(other);
-                    made.extend(both.map(|(one, other)| one + times * other));
+                    let pairs = one.iter().zip(other);
+                    made.extend(pairs.map(|(one, other)| one + times * other));
                 }),
             }
             made.into()
