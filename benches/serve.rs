@@ -52,7 +52,7 @@ fn queue(criterion: &mut Criterion) {
     let picture = picture(0);
     let mut group = criterion.benchmark_group("queue");
     for batch in [1, 32] {
-        let look = || engine.look(picture.clone().into(), &Asked::Row(Reads::Features));
+        let look = || engine.look(picture.clone(), &Asked::Row(Reads::Features));
         let pixels = || -> Vec<Looked> { (0..batch).map(|_| runtime.block_on(look()).unwrap()).collect() };
         group.throughput(Throughput::Elements(batch));
         group.bench_function(BenchmarkId::from_parameter(batch), |bench| {

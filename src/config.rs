@@ -115,7 +115,8 @@ pub struct EngineArgs {
     #[arg(long, env = "CLIPKEEP_TEXT_CACHE", default_value_t = 4096)]
     pub text_cache: usize,
     /// Most MiB of image features that are remembered, by the digest of the image: one that is sent again is not decoded or
-    /// encoded again, and one that several send at a time is decoded once. 0 remembers none, and tells no image from another.
+    /// encoded again, and one that several send at a time is decoded once. With 0 none is remembered, and each is
+    /// decoded and encoded for itself.
     #[arg(long, env = "CLIPKEEP_FEATURE_CACHE_MIB", default_value_t = 64)]
     pub feature_cache_mib: usize,
     /// Inactive versions that are kept in memory.

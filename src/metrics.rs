@@ -66,7 +66,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!(
         DECODE_WAIT,
         Unit::Seconds,
-        "Time an image waited for a thread to decode it, by who waits for it"
+        "Time an image waited for a thread to decode it, or for one that decodes the same image, by who waits for it"
     );
     describe_histogram!(
         DECODE,

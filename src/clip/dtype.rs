@@ -101,16 +101,22 @@ impl Dtype {
                 let size = shape.image_size;
                 let images = noise(IMAGES * 3 * size.pow(2));
                 let images = Tensor::from_vec(images, (IMAGES, 3, size, size), &Device::Cpu)?;
-                let exact = Exact::of(exact()?, shape.dim, |tower| features(tower, &images))?;
+                let exact = exact()?;
+                let wanted = Exact::new(&exact, features(&exact, &images)?, shape.dim);
+                drop(exact);
                 let rounded = load(fast)?;
-                match features(&rounded, &images) {
-                    Ok(found) if exact.is_near(&rounded, &found) => Ok(rounded),
-                    Ok(_) => load(DType::F32),
+                let is_near = match features(&rounded, &images) {
+                    Ok(found) => wanted.is_near(&rounded, &found),
                     Err(error) => {
                         tracing::warn!(%error, %rounded, "a tower fails: it computes in f32");
-                        load(DType::F32)
+                        false
                     }
+                };
+                if is_near {
+                    return Ok(rounded);
                 }
+                drop(rounded);
+                load(DType::F32)
             }
         }
     }
@@ -154,9 +160,9 @@ impl Dtype {
         dim: usize,
         features: impl Fn(&T) -> Vec<f32>,
     ) -> Result<Option<T>, E> {
-        let best = |precision| Instructions::suiting(transformer, precision).into_iter().next();
+        let first = |precision| Instructions::suiting(transformer, precision).into_iter().next();
         if let Some(given) = self.precision() {
-            return best(given).map(load).transpose();
+            return first(given).map(load).transpose();
         }
         // Behind what multiplies in halves stands the same with whole products, which is more exact.
         let fastest = |rounded| {
@@ -165,26 +171,27 @@ impl Dtype {
             fast
         };
         let fast: Vec<Instructions> = FAST.into_iter().flat_map(fastest).collect();
-        let Some(exact) = best(Precision::F32) else {
+        let Some(exact) = first(Precision::F32) else {
             return fast.into_iter().next().map(load).transpose();
         };
         let exact = load(exact)?;
         if fast.is_empty() {
             return Ok(Some(exact));
         }
-        let exact = Exact::of(exact, dim, |tower| Ok::<_, E>(features(tower)))?;
+        let wanted = Exact::new(&exact, features(&exact), dim);
+        drop(exact);
         for instructions in fast {
             let rounded = load(instructions)?;
-            if exact.is_near(&rounded, &features(&rounded)) {
+            if wanted.is_near(&rounded, &features(&rounded)) {
                 return Ok(Some(rounded));
             }
         }
-        best(Precision::F32).map(load).transpose()
+        first(Precision::F32).map(load).transpose()
     }
 }
 
-/// What a tower in f32 makes of something. The tower itself goes before another one is loaded, so that no more memory is held than for
-/// one; where none is near enough, it is loaded again.
+/// What a tower in f32 makes of something. The tower itself goes before another one is loaded, so that no two are held; where none is near
+/// enough, it is loaded again.
 struct Exact {
     tower: String,
     features: Vec<f32>,
@@ -192,17 +199,10 @@ struct Exact {
 }
 
 impl Exact {
-    /// Its `features` are rows of `dim`.
-    fn of<T: fmt::Display, E>(
-        tower: T,
-        dim: usize,
-        features: impl FnOnce(&T) -> Result<Vec<f32>, E>,
-    ) -> Result<Self, E> {
-        Ok(Self {
-            tower: tower.to_string(),
-            features: features(&tower)?,
-            dim,
-        })
+    /// Of a tower whose `features` are rows of `dim`.
+    fn new(tower: &impl fmt::Display, features: Vec<f32>, dim: usize) -> Self {
+        let tower = tower.to_string();
+        Self { tower, features, dim }
     }
 
     /// Whether a tower that rounds is to be preferred: what it `found` of the same is near enough.
@@ -313,8 +313,8 @@ mod tests {
             let [exact, rounded] = towers.map(|(dtype, size)| image_tower(dtype, size));
             let pixels = noise(3 * 32 * 32);
             let features = |tower: &ImageTower| tower.forward(&pixels, None);
-            let exact = Exact::of(exact, 24, |tower| Ok::<_, ()>(features(tower))).expect("features");
-            exact.is_near(&rounded, &features(&rounded))
+            let wanted = Exact::new(&exact, features(&exact), 24);
+            wanted.is_near(&rounded, &features(&rounded))
         };
         assert!(choice(0.1));
         assert!(!choice(0.3), "another tower altogether");

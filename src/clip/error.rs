@@ -36,7 +36,7 @@ pub enum BackboneError {
         /// Why.
         source: io::Error,
     },
-    /// A weights file is another one than when it was opened.
+    /// A weights file was written to while it was read.
     #[error("{} changed while it was read", .0.display())]
     Changed(PathBuf),
     /// Whole numbers were asked for on a device that is no processor.

@@ -147,7 +147,6 @@ impl BackboneFiles {
                 hint,
             }),
         };
-        // The small files first: what is wrong with them shows before a large one is read.
         let config = required(config::FILE, "")?;
         let tokenizer = required(tokenizer::FILE, "; save it with transformers' CLIPTokenizerFast")?;
         // Where both are, the first is the whole and the other often has no word on images.

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::features::FeatureCache;
 use super::queue::Batch;
+use super::underway::Decoded;
 use super::{Asked, EngineError, Input, Output, Pixels, Work};
 use crate::clip::{Backbone, EncodeError, Pause};
 use crate::domain::{Digest, Reads};
@@ -20,7 +21,7 @@ use crate::domain::{Digest, Reads};
 pub(super) enum Inputs {
     /// Bytes `(3, image_size, image_size)` each. The features of other images are `known` and come behind theirs.
     Images {
-        fresh: Vec<Arc<Vec<u8>>>,
+        fresh: Vec<Arc<Decoded>>,
         known: Vec<Arc<[f32]>>,
     },
     /// Tokens.
@@ -79,14 +80,18 @@ pub(super) fn by_kind(
                 let row = added(&mut texts, tokens);
                 of_texts.push(ask(Asked::Row(Reads::Features), row, None));
             }
-            Input::Image(Pixels { bytes, image, asked }) => {
+            Input::Image(Pixels {
+                decoded,
+                image,
+                asked,
+            }) => {
                 if let Some(features) = image.and_then(|image| features?.get(&image, priority)) {
                     let row = added(&mut known, features);
                     of_known.push(ask(asked, row, None));
                 } else {
                     let row = match image {
-                        Some(image) => *rows.entry(image).or_insert_with(|| added(&mut fresh, bytes)),
-                        None => added(&mut fresh, bytes),
+                        Some(image) => *rows.entry(image).or_insert_with(|| added(&mut fresh, decoded)),
+                        None => added(&mut fresh, decoded),
                     };
                     of_fresh.push(ask(asked, row, image));
                 }
@@ -159,7 +164,7 @@ impl Encoded {
     ) -> Result<Self, EncodeError> {
         match inputs {
             Inputs::Images { fresh, known } => {
-                let images: Vec<&[u8]> = fresh.iter().map(|bytes| bytes.as_slice()).collect();
+                let images: Vec<&[u8]> = fresh.iter().map(|image| image.pixels()).collect();
                 let are_tokens_read = asks.iter().any(|ask| ask.asked.reads() == Reads::Tokens);
                 let reads = if are_tokens_read {
                     Reads::Tokens

@@ -8,29 +8,16 @@ use candle_core::Tensor;
 
 use super::decode::Panicked;
 use super::error::because;
+use super::underway::Decoded;
 use super::{Asked, Engine, EngineError, Output, Priority, Shared, Timing};
 use crate::clip::ImageError;
 use crate::domain::{Digest, Reads};
 use crate::metrics;
 
-/// An image as it was sent.
-pub struct ImageFile {
-    /// JPEG, PNG, or another format that is decoded here.
-    pub bytes: Bytes,
-    /// Of the bytes, where somebody has hashed them already.
-    pub digest: Option<Digest>,
-}
-
-impl From<Bytes> for ImageFile {
-    fn from(bytes: Bytes) -> Self {
-        Self { bytes, digest: None }
-    }
-}
-
 /// A decoded and resized image, and what is asked about it.
 pub struct Pixels {
-    /// 3·s·s, channel first; shared with others who sent the image.
-    pub(super) bytes: Arc<Vec<u8>>,
+    /// Shared with others who sent the image.
+    pub(super) decoded: Arc<Decoded>,
     /// Of the image's bytes, where its features are to be remembered: they are all that is read for the answer.
     pub(super) image: Option<Digest>,
     pub(super) asked: Asked,
@@ -56,8 +43,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Image`]; where a head fails, [`EngineError::Backbone`].
-    pub async fn look(&self, file: ImageFile, asked: &Asked) -> Result<Looked, EngineError> {
-        let find = self.finding(file, asked, Priority::Background);
+    pub async fn look(&self, bytes: Bytes, asked: &Asked) -> Result<Looked, EngineError> {
+        let find = self.finding(bytes, asked, Priority::Background);
         let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
         let look = move || match find()? {
             Found::Pixels(pixels) => Ok(Looked::Fresh(pixels)),
@@ -76,7 +63,7 @@ impl Engine {
         images: Vec<Bytes>,
         asked: &Asked,
     ) -> Result<Vec<Result<Looked, EngineError>>, EngineError> {
-        let finding = |bytes: Bytes| self.finding(bytes.into(), asked, Priority::Interactive);
+        let finding = |bytes| self.finding(bytes, asked, Priority::Interactive);
         let works = images.into_iter().map(finding).collect();
         let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
         let answer = move |found: Vec<_>| shared.looked(found.into_iter().map(of_image).collect(), &asked);
@@ -87,54 +74,59 @@ impl Engine {
     /// Work for the decode pool.
     fn finding(
         &self,
-        file: ImageFile,
+        bytes: Bytes,
         asked: &Asked,
         priority: Priority,
     ) -> impl FnOnce() -> Result<Found, EngineError> + use<> {
         let (shared, asked, sent) = (Arc::clone(&self.shared), asked.clone(), Instant::now());
-        move || shared.find(&file, asked, (priority, sent))
+        move || shared.find(&bytes, asked, (priority, sent))
     }
 }
 
 impl Shared {
-    /// Looks an image up that was sent at a time, and tells how long it waited for a thread, or for others who decode it.
+    /// Looks up an image that was sent at a time, and tells how long it waited for a thread to hash it and to decode it, or for another
+    /// one that decodes it.
     fn find(
         &self,
-        file: &ImageFile,
+        bytes: &[u8],
         asked: Asked,
         (priority, sent): (Priority, Instant),
     ) -> Result<Found, EngineError> {
-        let mut waited = sent.elapsed();
+        let waited = || metrics::decode_waited(priority.as_str(), sent.elapsed());
         let cache = self
             .features
             .as_ref()
             .filter(|_| asked.reads() == Reads::Features);
-        let image = cache.map(|_| file.digest.unwrap_or_else(|| Digest::of(&file.bytes)));
+        let image = cache.map(|_| Digest::of(bytes));
         let known = cache
             .zip(image)
             .and_then(|(cache, image)| cache.look_up(&image, priority));
         if let Some(features) = known {
-            metrics::decode_waited(priority.as_str(), waited);
+            waited();
             return Ok(Found::Features(features));
         }
-        let mut took = None;
+        let mut is_shared = true;
         let mut decode = || {
+            is_shared = false;
+            waited();
             let started = Instant::now();
-            let pixels = self.processor.process(&file.bytes, self.limits);
-            took = Some(started.elapsed());
+            let pixels = self.processor.process(bytes, self.limits);
+            metrics::image_decoded(priority.as_str(), started.elapsed());
             pixels
         };
-        let bytes = match image {
-            Some(image) => self.underway.pixels(image, decode),
-            None => decode().map(Arc::new),
+        let decoded = match image {
+            Some(image) => self.underway.decoded(image, decode),
+            None => decode().map(Decoded::new),
         };
-        match took {
-            Some(took) => metrics::image_decoded(priority.as_str(), took),
-            None => waited = sent.elapsed(),
+        if is_shared {
+            waited();
         }
-        metrics::decode_waited(priority.as_str(), waited);
-        let bytes = bytes?;
-        Ok(Found::Pixels(Pixels { bytes, image, asked }))
+        let decoded = decoded?;
+        Ok(Found::Pixels(Pixels {
+            decoded,
+            image,
+            asked,
+        }))
     }
 
     /// With the answers about those that are known.
@@ -215,35 +207,16 @@ mod tests {
     async fn an_image_sent_twice_at_a_time_is_decoded_once() {
         let engine = engine(1, Duration::ZERO).await;
         let row = Asked::Row(Reads::Features);
-        let of_job = engine.look(files([10]).remove(0).into(), &row).await;
+        let of_job = engine.look(files([10]).remove(0), &row).await;
         let mut looked = looked(&engine, files([10, 10, 250]), &row).await;
         looked.push(of_job.expect("an image"));
         let pixels = looked.iter().map(|of| match of {
-            Looked::Fresh(pixels) => &pixels.bytes,
+            Looked::Fresh(pixels) => &pixels.decoded,
             Looked::Known(_) => panic!("nothing was encoded"),
         });
         let pixels: Vec<_> = pixels.collect();
         let same = |other| Arc::ptr_eq(pixels[0], pixels[other]);
         assert_eq!([1, 2, 3].map(same), [true, false, true]);
-        engine.stop();
-    }
-
-    #[tokio::test]
-    async fn a_digest_that_is_given_is_the_one_that_is_looked_up() {
-        let engine = engine(1, Duration::ZERO).await;
-        let (row, file) = (Asked::Row(Reads::Features), files([10]).remove(0));
-        let of_file = looked(&engine, vec![file.clone()], &row).await;
-        values(&engine, of_file).await;
-        let look = |digest| {
-            let bytes = files([250]).remove(0);
-            let other = ImageFile { bytes, digest };
-            engine.look(other, &row)
-        };
-        assert!(matches!(look(None).await, Ok(Looked::Fresh(_))));
-        assert!(matches!(
-            look(Some(Digest::of(&file))).await,
-            Ok(Looked::Known(_))
-        ));
         engine.stop();
     }
 

@@ -42,11 +42,11 @@ use device::{DeviceThread, computes};
 pub use error::EngineError;
 use features::FeatureCache;
 use heads::HeadCache;
-pub use look::{ImageFile, Looked, Pixels};
+pub use look::{Looked, Pixels};
 use queue::PushError;
 pub use texts::LONGEST_TEXT;
 pub use towers::read_out;
-use underway::Underway;
+use underway::{Decoded, Underway};
 
 /// Who waits for a piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -319,7 +319,7 @@ impl Engine {
         }
         let side = self.shared.info.image_size;
         let grey = Pixels {
-            bytes: Arc::new(vec![128; 3 * side * side]),
+            decoded: Decoded::new(vec![128; 3 * side * side]),
             image: None,
             asked: Asked::Row(Reads::Features),
         };

@@ -34,7 +34,7 @@ pub(super) fn pictures(engine: &Engine, asked: &Asked) -> Vec<Looked> {
     let picture = |seed: usize| {
         let wave = |n: usize| (128.0 + 127.0 * ((n * seed) as f32).sin()) as u8;
         Looked::Fresh(Pixels {
-            bytes: Arc::new((0..3 * side * side).map(wave).collect()),
+            decoded: Decoded::new((0..3 * side * side).map(wave).collect()),
             image: None,
             asked: asked.clone(),
         })

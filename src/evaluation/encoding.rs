@@ -7,7 +7,6 @@
 //! As in a job, an image that cannot be used is left out and named; the rest is evaluated. Files in memory are bounded by
 //! the images under decoding, pixels by two chunks; what stays is a row an image.
 
-use bytes::Bytes;
 use candle_core::{Device, Tensor};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use half::f16;
@@ -92,7 +91,7 @@ pub async fn encode(
             let read = pictures.read(picture);
             async move {
                 let (name, bytes) = read?;
-                let image = match engine.look(Bytes::from(bytes).into(), asked).await {
+                let image = match engine.look(bytes.into(), asked).await {
                     Ok(image) => Ok(image),
                     Err(EngineError::Image(error)) => Err(causes(&error)),
                     Err(error) => return Err(EncodingError::Engine(error)),

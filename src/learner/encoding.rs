@@ -9,7 +9,7 @@ use super::learn::Learn;
 use super::stop::{Stop, causes, held};
 use super::{Learner, LearnerConfig};
 use crate::domain::{Features, Phase, Reads};
-use crate::engine::{Asked, EngineError, ImageFile, Looked, Priority};
+use crate::engine::{Asked, EngineError, Looked, Priority};
 use crate::store::PendingExample;
 
 /// Images that are encoded together, and where the next ones begin.
@@ -80,11 +80,7 @@ impl Learn<'_> {
         };
         let end = last.position + 1;
         let decode = |example: PendingExample| async move {
-            let file = ImageFile {
-                bytes: example.image.into(),
-                digest: Some(example.digest),
-            };
-            let image = match engine.look(file, asked).await {
+            let image = match engine.look(example.image.into(), asked).await {
                 Ok(image) => Ok(image),
                 Err(EngineError::Image(error)) => Err(causes(&error)),
                 Err(error) => return Err(error),

@@ -91,16 +91,15 @@ impl<T: Operand> Matrix<T> {
         self.bias[..bias.len()].copy_from_slice(bias);
     }
 
-    /// As [`Self::pack`], of so many outputs, without a bias. `of_panel` gives the weights of a panel's outputs, row by row, on threads that
-    /// are free.
-    pub(crate) fn of_panels<'a>(
+    /// As [`Self::pack`], of so many outputs, without a bias. `of_panel` gives the weights of a panel's outputs, row by row.
+    pub(crate) fn of_panels(
         outputs: usize,
         inputs: usize,
         width: usize,
-        of_panel: impl Fn(usize) -> Cow<'a, [f32]> + Sync,
+        of_panel: impl Fn(usize) -> Vec<f32> + Sync,
     ) -> Self {
         let mut packed = Self::zeros(outputs, inputs, width);
-        packed.fill(inputs, width, of_panel);
+        packed.fill(inputs, width, |panel| of_panel(panel).into());
         packed
     }
 

@@ -154,7 +154,7 @@ impl<P: Piecewise> Halves<P> {
                     made.extend(pairs.map(|(one, other)| one + times * other));
                 }),
             }
-            made.into()
+            made
         });
         let mut padded = Aligned::zeros(outputs);
         padded[..bias.len()].copy_from_slice(bias);

@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 
 use super::super::batching::Policy;
 use super::super::device::computes;
+use super::super::underway::Decoded;
 use super::super::{Asked, Input, Pixels, Work};
 use super::*;
 use crate::adapter::Head;
@@ -22,7 +23,7 @@ pub(in crate::engine) type Reply = oneshot::Receiver<Result<Output, EngineError>
 pub(in crate::engine) fn work(len: usize, byte: u8) -> (Work, Reply) {
     let (reply, answer) = oneshot::channel();
     let pixels = Pixels {
-        bytes: Arc::new(vec![byte; len]),
+        decoded: Decoded::new(vec![byte; len]),
         image: None,
         asked: Asked::Row(Reads::Features),
     };

@@ -15,10 +15,7 @@ pub(super) struct Stages(BTreeMap<String, (f64, f64)>);
 
 /// The histograms whose means are told, each with the stage it is of.
 const HISTOGRAMS: [(&str, &str); 5] = [
-    (
-        "clipkeep_decode_wait_seconds",
-        "wait for a decoding thread, an image",
-    ),
+    ("clipkeep_decode_wait_seconds", "wait for decoding, an image"),
     ("clipkeep_decode_seconds", "decode, an image"),
     ("clipkeep_queue_wait_seconds", "queue, an image"),
     ("clipkeep_encode_seconds", "encode, a batch"),
