@@ -1,9 +1,11 @@
 """How soon a clipkeep server with a ViT-B/32 on disk is ready, and how much memory it holds while it answers.
 
     python3 bench/footprint.py PHOTOS
+    python3 bench/footprint.py PHOTOS --cold --requests 0
 
 PHOTOS is a directory of JPEG files. Makes a checkpoint with made-up weights by make_clip.py, in serving.py's virtual environment,
-and starts a server on it five times, each with a data directory of its own, while the file is in memory: seconds from its start to a
+and starts a server on it five times, each with a data directory of its own, while the file is in memory, or with --cold after the
+system was told to forget it: seconds from its start to a
 200 from /readyz, resident memory then, and its peak until then. To the last of them 64 clients send images that are all new, in
 slices of so many seconds, until 10,000 are answered; after each slice resident memory (VmRSS) is read. The limit it is held against
 is 1.3 times the checkpoint's file and 300 MB. A MB is 10^6 bytes. The server remembers features of images, 2 KB each, until they fill
@@ -20,12 +22,22 @@ from statistics import median
 import environment
 import programs
 
+WEIGHTS = "model.safetensors"
 CLIENTS = 64
 PER_WEIGHTS, BESIDE_WEIGHTS = 1.3, 300e6
 
 
+def forget(file):
+    """Has the system read a file from the disk again, as far as it listens."""
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def start(given, clip, data):
     data.mkdir()
+    if given.cold:
+        forget(clip / WEIGHTS)
     options = ["--threads", given.threads, "--dtype", given.dtype, "--feature-cache-mib", given.feature_cache_mib]
     return programs.Clipkeep(given.clipkeep, clip, data, *options)
 
@@ -75,6 +87,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", choices=["auto", "f32", "bf16", "int16", "int8"], default="auto", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="starts (default: %(default)s)")
+    parser.add_argument("--cold", action="store_true", help="read the weights from the disk")
     parser.add_argument("--feature-cache-mib", type=int, default=64, help="of the server (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=10_000, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20, help="of a slice (default: %(default)s)")
@@ -84,7 +97,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         clip = Path(folder) / "clip"
         programs.make_clip(python, clip)
-        weights = (clip / "model.safetensors").stat().st_size
+        weights = (clip / WEIGHTS).stat().st_size
         limit = PER_WEIGHTS * weights + BESIDE_WEIGHTS
         found = series(given, starts(given, clip, Path(folder), stack), limit)
     most, (images, last) = max(resident for _, resident in found), found[-1]

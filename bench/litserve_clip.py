@@ -22,7 +22,7 @@ class Classify(litserve.LitAPI):
         self.given, self.dtype = given, DTYPES[given.dtype]
 
     def setup(self, device):
-        torch.set_num_threads(self.given.threads)
+        torch.set_num_threads(1 if self.given.worker_per_thread else self.given.threads)
         torch.manual_seed(0)
         model = CLIPVisionModelWithProjection.from_pretrained(self.given.clip, attn_implementation="sdpa")
         self.model = model.eval().to(device, self.dtype)
@@ -71,12 +71,15 @@ def main():
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--worker-per-thread", action="store_true", help="a process for each, with a model of its own")
     parser.add_argument("--labels", type=int, default=10)
     parser.add_argument("--compile", action="store_true", help="by torch.compile, which needs a compiler for C++")
     given = parser.parse_args()
     api = Classify(given, max_batch_size=given.batch, batch_timeout=0.005)
     accelerator, _, number = given.device.partition(":")
-    server = litserve.LitServer(api, accelerator=accelerator, devices=[int(number)] if number else "auto")
+    devices = [int(number)] if number else "auto"
+    workers = given.threads if given.worker_per_thread else 1
+    server = litserve.LitServer(api, accelerator=accelerator, devices=devices, workers_per_device=workers)
     server.run(port=given.port, host="127.0.0.1", log_level="warning", generate_client_file=False)
 
 

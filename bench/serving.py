@@ -3,10 +3,10 @@ same threads and clients, runs that take turns.
 
     python3 bench/serving.py PHOTOS --dtype bf16
     OMP_WAIT_POLICY=PASSIVE python3 bench/serving.py PHOTOS --dtype bf16 --clients 64
-    python3 bench/serving.py PHOTOS --dtype bf16 --device cuda:0 --clients 1 64 256 --litserve-batch 64
+    python3 bench/serving.py PHOTOS --dtype bf16 --device cuda:0 --clients 1 64 256 --litserve-batch 64 --peers litserve infinity
 
-PHOTOS is a directory of JPEG files. LitServe runs PyTorch as it is and compiled by it, which takes a compiler for C++ and a minute or two
-before that one is ready (--peers leaves some out). clipkeep and LitServe take a form and answer with probabilities, infinity takes JSON and
+PHOTOS is a directory of JPEG files. LitServe runs PyTorch as it is, compiled by it, and compiled in as many processes as there are threads, each
+with a model of its own: that takes a compiler for C++ and a minute or two before those are ready (--peers leaves some out). clipkeep and LitServe take a form and answer with probabilities, infinity takes JSON and
 answers with an embedding. Installs the others from PyPI into target/ the first time, unless this Python has them. Prints medians over
 the rounds, and ours over the best of the others.
 
@@ -86,10 +86,12 @@ def infinity(given, clip, folder, python):
 
 
 COMPILED = partial(litserve, name="litserve, compiled", options=["--compile"])
+WORKERS = partial(litserve, name="litserve, workers", options=["--compile", "--worker-per-thread"])
 # How each is started, the environment that it takes, and its package there.
 PEERS = {
     "litserve": (litserve, environment.SERVING, "litserve"),
     "litserve-compiled": (COMPILED, environment.SERVING, "litserve"),
+    "litserve-workers": (WORKERS, environment.SERVING, "litserve"),
     "infinity": (infinity, environment.INFINITY, "infinity_emb"),
 }
 

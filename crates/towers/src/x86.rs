@@ -161,8 +161,9 @@ struct Part<'a> {
 /// `M` rows against it.
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn micro<const M: usize>(part: Part<'_>, output: &mut [[f32; COLUMNS]]) {
-    // SAFETY (of all three): both sides are as large, and any bits are a value of either.
+    // SAFETY: both sides are as large, and any bits are a value of either.
     let sums_of = |row: [f32; COLUMNS]| unsafe { transmute::<[f32; COLUMNS], [__m512; 2]>(row) };
+    // SAFETY: as above.
     let pairs_of = |row: [Pair; COLUMNS]| unsafe { transmute::<[Pair; COLUMNS], [__m512bh; 2]>(row) };
     let mut next = spread(part.next, part.panel.len() / PAIRS);
     let mut sums = [[0.0; COLUMNS]; M].map(sums_of);
