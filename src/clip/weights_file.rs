@@ -5,6 +5,7 @@
 //! the time of its last change tell. It is opened once, and if these are others when all of it was read, that is an error.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -83,12 +84,10 @@ impl WeightsFile {
         let header = self.numbers::<u8>(LENGTH_BYTES..start)?;
         let metadata: Metadata = serde_json::from_slice(&header)
             .map_err(|source| damaged(SafeTensorError::InvalidHeaderDeserialization(source)))?;
-        match self.len.checked_sub(start) {
-            Some(found) if found == metadata.data_len() => Ok((start, metadata)),
-            Some(found) if found > metadata.data_len() => {
-                Err(damaged(SafeTensorError::MetadataIncompleteBuffer))
-            }
-            _ => Err(self.truncated(start, &metadata)),
+        match (self.len - start).cmp(&metadata.data_len()) {
+            Ordering::Less => Err(self.truncated(start, &metadata)),
+            Ordering::Equal => Ok((start, metadata)),
+            Ordering::Greater => Err(damaged(SafeTensorError::MetadataIncompleteBuffer)),
         }
     }
 
