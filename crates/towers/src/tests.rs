@@ -1,4 +1,4 @@
-//! Kernels, gradients and sums against plain ones in f64, and towers against one another.
+//! Kernels, gradients, sums and whole towers against plain ones in f64, and towers against one another.
 
 mod attention;
 #[cfg(feature = "cuda")]
@@ -9,6 +9,7 @@ mod strassen;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod tiles;
 mod towers;
+mod whole;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -1,19 +1,22 @@
-//! What a forward allocates once its memory is there: the features that it returns, and which images are whose.
+//! What a forward allocates once its memory is there: the features that it returns, and which inputs are whose.
 
 use std::borrow::Cow;
 
-use clipkeep_towers::{Activation, ImageShape, ImageTower, Instructions, Precision, Transformer};
+use clipkeep_towers::{
+    Activation, ImageShape, ImageTower, Instructions, Precision, TextShape, TextTower, Transformer,
+};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
+/// As wide as one whose products are made of halves where that is faster.
 const TRANSFORMER: Transformer = Transformer {
-    width: 256,
-    mlp_width: 512,
+    width: 512,
+    mlp_width: 1024,
     layers: 2,
-    heads: 4,
+    heads: 8,
     activation: Activation::QuickGelu,
     layer_norm_epsilon: 1e-5,
 };
@@ -23,6 +26,12 @@ const SHAPE: ImageShape = ImageShape {
     patch_size: 16,
     transformer: TRANSFORMER,
     dim: 64,
+};
+
+const TEXTS: TextShape = TextShape {
+    context_length: 20,
+    transformer: TRANSFORMER,
+    dim: SHAPE.dim,
 };
 
 /// Bytes a forward besides features: far fewer than the activations of one image.
@@ -40,6 +49,37 @@ fn weights() -> impl FnMut(&str, &[usize]) -> Result<Cow<'static, [f32]>, ()> {
     }
 }
 
+/// Bytes that are mapped: matrices and activations are no allocations. On Linux alone.
+fn mapped() -> u64 {
+    const PAGE: u64 = 4096;
+    let sizes = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = sizes
+        .split(' ')
+        .next()
+        .and_then(|pages| pages.parse::<u64>().ok());
+    pages.map_or(0, |pages| pages * PAGE)
+}
+
+/// What forwards take, once the first ones have taken what they need: allocated bytes and allocations of each, and mapped bytes of
+/// all of them together.
+fn taken(forward: impl Fn() -> Vec<f32>) -> (u64, u64, u64) {
+    for _ in 0..FORWARDS {
+        forward();
+    }
+    let before = (dhat::HeapStats::get(), mapped());
+    for _ in 0..FORWARDS {
+        forward();
+    }
+    let after = (dhat::HeapStats::get(), mapped());
+    let bytes = after.0.total_bytes - before.0.total_bytes;
+    let blocks = after.0.total_blocks - before.0.total_blocks;
+    (
+        bytes / FORWARDS,
+        blocks / FORWARDS,
+        after.1.saturating_sub(before.1),
+    )
+}
+
 #[test]
 fn forwards_use_their_memory_again() {
     let _profiler = dhat::Profiler::builder()
@@ -47,28 +87,29 @@ fn forwards_use_their_memory_again() {
         .trim_backtraces(Some(4))
         .build();
     assert!(SHAPE.tokens() * TRANSFORMER.width * size_of::<f32>() > 4 * BESIDES as usize);
+    let check = |name: &str, rows: usize, forward: &dyn Fn() -> Vec<f32>| {
+        let (bytes, allocations, mapped) = taken(forward);
+        let features = (rows * SHAPE.dim * size_of::<f32>()) as u64;
+        assert!(
+            bytes <= features + BESIDES && allocations <= ALLOCATIONS && mapped == 0,
+            "{name}, {rows} at a time: {bytes} bytes in {allocations} allocations a forward, and {mapped} mapped by all"
+        );
+    };
     for precision in [Precision::F32, Precision::Bf16, Precision::Int16, Precision::Int8] {
         for instructions in Instructions::made_for(&TRANSFORMER, precision) {
             let name = instructions.to_string();
             let tower = ImageTower::load(SHAPE, instructions, &mut weights()).expect("weights");
             for images in [1, 9] {
                 let bytes = vec![200; images * SHAPE.bytes()];
-                let forward = || tower.forward(&bytes, None);
-                for _ in 0..FORWARDS {
-                    forward();
-                }
-                let before = dhat::HeapStats::get();
-                for _ in 0..FORWARDS {
-                    forward();
-                }
-                let after = dhat::HeapStats::get();
-                let bytes = (after.total_bytes - before.total_bytes) / FORWARDS;
-                let allocations = (after.total_blocks - before.total_blocks) / FORWARDS;
-                let features = (images * SHAPE.dim * size_of::<f32>()) as u64;
-                assert!(
-                    bytes <= features + BESIDES && allocations <= ALLOCATIONS,
-                    "{name}, {images} images: {bytes} bytes in {allocations} allocations a forward"
-                );
+                check(&name, images, &|| tower.forward(&bytes, None));
+            }
+        }
+        for instructions in Instructions::made_for_texts(&TRANSFORMER, precision) {
+            let name = instructions.to_string();
+            let tower = TextTower::load(TEXTS, instructions, &mut weights()).expect("weights");
+            for lengths in [&[9][..], &[3, TEXTS.context_length, 7]] {
+                let embeddings = vec![0.5; lengths.iter().sum::<usize>() * TRANSFORMER.width];
+                check(&name, lengths.len(), &|| tower.forward(&embeddings, lengths));
             }
         }
     }

@@ -320,7 +320,7 @@ fn are_within_steps(
 }
 
 /// The error function, by its series and, where that cancels, by its limit.
-fn erf(x: f64) -> f64 {
+pub(super) fn erf(x: f64) -> f64 {
     if x.abs() > 5.0 {
         return x.signum();
     }

@@ -49,11 +49,13 @@ const LEAST: [(Precision, f64); 3] = [
     (Precision::Int8, 0.996),
 ];
 
-/// Weights without a pattern, of a size that keeps products from growing; those of patches are for bytes.
+/// Weights without a pattern, of a size that keeps products from growing; those of patches are for bytes. A name's are always the
+/// same.
 pub(super) fn weights<E>() -> impl FnMut(&str, &[usize]) -> Result<Cow<'static, [f32]>, E> {
-    let mut seed = 0;
-    move |_, shape| {
-        seed += 1;
+    |name, shape| {
+        let seed = name.bytes().fold(0_usize, |seed, byte| {
+            seed.wrapping_mul(31).wrapping_add(byte.into())
+        });
         let len: usize = shape.iter().product();
         let spread = match shape.len() {
             0 | 1 => 1.0,
