@@ -107,6 +107,13 @@ impl DecodePool {
         receiver.await.map_err(|_| EngineError::Stopped)
     }
 
+    /// Goes on with work that nobody new waits for, on any thread.
+    pub(super) fn go_on(&self, work: impl FnOnce() + Send + 'static) {
+        self.pool.spawn(move || {
+            let _ = caught(work);
+        });
+    }
+
     fn interactive(&self, count: usize) -> Result<OwnedSemaphorePermit, EngineError> {
         let count = count.min(self.capacity) as u32;
         Arc::clone(&self.places)

@@ -5,11 +5,14 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use candle_core::Tensor;
+use tokio::sync::oneshot;
 
 use super::decode::Panicked;
 use super::error::because;
+use super::scoring::{Rows, Scored};
 use super::underway::Decoded;
 use super::{Asked, Engine, EngineError, Output, Priority, Shared, Timing};
+use crate::adapter::Head;
 use crate::clip::ImageError;
 use crate::domain::{Digest, Reads};
 use crate::metrics;
@@ -37,6 +40,13 @@ enum Found {
     Pixels(Pixels),
 }
 
+/// Images that were looked at, of which those that are known are answered: they are, or will be as soon as a head is done with others.
+struct Begun {
+    found: Vec<Result<Found, EngineError>>,
+    /// One a known image, if there are any.
+    answers: Option<oneshot::Receiver<Scored>>,
+}
+
 impl Engine {
     /// Looks at an image of a job, on the CPU pool, once there is a thread for it: answers what is asked where its features are
     /// remembered, and else decodes and resizes it.
@@ -46,11 +56,10 @@ impl Engine {
     pub async fn look(&self, bytes: Bytes, asked: &Asked) -> Result<Looked, EngineError> {
         let find = self.finding(bytes, asked, Priority::Background);
         let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
-        let look = move || match find()? {
-            Found::Pixels(pixels) => Ok(Looked::Fresh(pixels)),
-            Found::Features(row) => Ok(Looked::Known(shared.answers(&[row], &asked)?.remove(0))),
-        };
-        of_image(self.shared.decode.run(Priority::Background, look).await?)
+        let look = move || shared.begun(vec![find()], &asked);
+        let begun = self.shared.decode.run(Priority::Background, look).await?;
+        let begun = begun.map_err(|Panicked| EngineError::Image(ImageError::Panicked))?;
+        begun.looked().await?.remove(0)
     }
 
     /// Looks at all images of an interactive request, and answers those that are known, all of them together. One result an image,
@@ -66,9 +75,9 @@ impl Engine {
         let finding = |bytes| self.finding(bytes, asked, Priority::Interactive);
         let works = images.into_iter().map(finding).collect();
         let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
-        let answer = move |found: Vec<_>| shared.looked(found.into_iter().map(of_image).collect(), &asked);
-        let looked = self.shared.decode.run_all(works, answer).await?;
-        looked.unwrap_or_else(|Panicked| Err(EngineError::Backbone("a head panicked".to_owned())))
+        let begin = move |found: Vec<_>| shared.begun(found.into_iter().map(of_image).collect(), &asked);
+        let begun = self.shared.decode.run_all(works, begin).await?;
+        begun.map_err(|Panicked| a_head_panicked())?.looked().await
     }
 
     /// Work for the decode pool.
@@ -129,45 +138,65 @@ impl Shared {
         }))
     }
 
-    /// With the answers about those that are known.
-    fn looked(
-        &self,
-        found: Vec<Result<Found, EngineError>>,
-        asked: &Asked,
-    ) -> Result<Vec<Result<Looked, EngineError>>, EngineError> {
+    /// Has those that are known answered.
+    fn begun(self: &Arc<Self>, found: Vec<Result<Found, EngineError>>, asked: &Asked) -> Begun {
         let features = |found: &Result<Found, EngineError>| match found {
             Ok(Found::Features(row)) => Some(Arc::clone(row)),
             _ => None,
         };
-        let known: Vec<_> = found.iter().filter_map(features).collect();
-        let mut answers = self.answers(&known, asked)?.into_iter();
-        let looked = found.into_iter().filter_map(|found| match found {
+        let known: Rows = found.iter().filter_map(features).collect();
+        let answers = (!known.is_empty()).then(|| self.answers(known, asked));
+        Begun { found, answers }
+    }
+
+    /// What is asked about rows of features, one answer a row: perhaps by a thread that answers others, too.
+    fn answers(self: &Arc<Self>, rows: Rows, asked: &Asked) -> oneshot::Receiver<Scored> {
+        let Asked::Probabilities(head) = asked else {
+            let (reply, answers) = oneshot::channel();
+            let answer = |row: &Arc<[f32]>| Output::finite(row.to_vec(), Timing::default());
+            let _ = reply.send(rows.iter().map(answer).collect());
+            return answers;
+        };
+        let (answers, is_first) = self.scoring.ask(head, rows);
+        if is_first {
+            self.take_turn(head);
+        }
+        answers
+    }
+
+    /// Scores those who wait for a head; who comes meanwhile has the next turn, on any thread of the pool.
+    fn take_turn(self: &Arc<Self>, head: &Arc<Head>) {
+        let others_wait = self.scoring.turn(head, |rows| {
+            let features = Tensor::from_vec(rows.concat(), (rows.len(), self.info.dim), &self.target);
+            let scored = features.and_then(|features| head.probabilities(&features));
+            scored.map_err(|error| because(&error))
+        });
+        if others_wait {
+            let (shared, head) = (Arc::clone(self), Arc::clone(head));
+            self.decode.go_on(move || shared.take_turn(&head));
+        }
+    }
+}
+
+impl Begun {
+    /// With the answers about those that are known.
+    async fn looked(self) -> Result<Vec<Result<Looked, EngineError>>, EngineError> {
+        let answers = match self.answers {
+            Some(answers) => answers.await.map_err(|_| a_head_panicked())??,
+            None => Vec::new(),
+        };
+        let mut answers = answers.into_iter();
+        let looked = self.found.into_iter().filter_map(|found| match found {
             Ok(Found::Features(_)) => answers.next().map(|answer| Ok(Looked::Known(answer))),
             Ok(Found::Pixels(pixels)) => Some(Ok(Looked::Fresh(pixels))),
             Err(error) => Some(Err(error)),
         });
         Ok(looked.collect())
     }
+}
 
-    /// What is asked about rows of features, one answer a row.
-    fn answers(&self, rows: &[Arc<[f32]>], asked: &Asked) -> Result<Vec<Output>, EngineError> {
-        let started = Instant::now();
-        let values = match asked {
-            _ if rows.is_empty() => Vec::new(),
-            Asked::Row(_) | Asked::Rows => rows.iter().map(|row| row.to_vec()).collect(),
-            Asked::Probabilities(head) => {
-                Tensor::from_vec(rows.concat(), (rows.len(), self.info.dim), &self.target)
-                    .and_then(|rows| head.probabilities(&rows))
-                    .map_err(|error| EngineError::Backbone(because(&error)))?
-            }
-        };
-        let timing = Timing {
-            head: started.elapsed(),
-            ..Timing::default()
-        };
-        let answers = values.into_iter().map(|values| Output::finite(values, timing));
-        answers.collect()
-    }
+fn a_head_panicked() -> EngineError {
+    EngineError::Backbone("a head panicked".to_owned())
 }
 
 /// What became of work on an image.

@@ -19,6 +19,7 @@ mod features;
 mod heads;
 mod look;
 mod queue;
+mod scoring;
 mod texts;
 mod towers;
 mod underway;
@@ -44,8 +45,9 @@ use features::FeatureCache;
 use heads::HeadCache;
 pub use look::{Looked, Pixels};
 use queue::PushError;
+use scoring::Scoring;
 pub use texts::LONGEST_TEXT;
-pub use towers::read_out;
+pub use towers::{read_out, readout};
 use underway::{Decoded, Underway};
 
 /// Who waits for a piece of work.
@@ -207,6 +209,7 @@ struct Shared {
     heads: HeadCache,
     features: Option<Arc<FeatureCache>>,
     underway: Underway,
+    scoring: Scoring,
     readout: Readout,
     prompt_tower: PromptTower,
 }
@@ -242,7 +245,8 @@ impl Engine {
             texts: TextCache::new(config.text_cache),
             heads: HeadCache::new(),
             underway: Underway::new(),
-            readout: towers::readout(backbone.image_readout()),
+            scoring: Scoring::default(),
+            readout: readout(backbone.image_readout()),
             prompt_tower: backbone.prompt_tower(),
             device: DeviceThread::start(
                 backbone,

@@ -88,7 +88,7 @@ pub fn read_out(readout: &Readout, tokens: &Tensor) -> Result<Tensor> {
 }
 
 /// The adapter's words for what the tower gives.
-pub(super) fn readout(of: ImageReadout) -> Readout {
+pub fn readout(of: ImageReadout) -> Readout {
     Readout {
         tokens: of.tokens,
         heads: of.heads,

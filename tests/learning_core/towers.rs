@@ -3,9 +3,9 @@
 use candle_core::{Device, Tensor};
 use clipkeep::adapter::embedding::normalise;
 use clipkeep::adapter::{Base, FitInput, Fitted, Prompts, Readout, Towers, fit};
-use clipkeep::clip::{Backbone, BackboneSource, Dtype, ImageReadout, PromptTower};
+use clipkeep::clip::{Backbone, BackboneSource, Dtype, PromptTower};
 use clipkeep::domain::{Initialisation, ModelConfig, Reads, Strategy, VersionNumber};
-use clipkeep::engine::read_out;
+use clipkeep::engine::{read_out, readout};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -34,24 +34,8 @@ impl Towered {
             Dtype::F32,
         ));
         let backbone = loaded.expect("the embedded backbone");
-        let ImageReadout {
-            tokens,
-            heads,
-            norm_weight,
-            norm_bias,
-            norm_epsilon,
-            projection,
-        } = backbone.image_readout();
-        let width = norm_weight.elem_count();
-        let readout = Readout {
-            tokens,
-            heads,
-            norm_weight,
-            norm_bias,
-            norm_epsilon: f64::from(norm_epsilon),
-            projection,
-        };
-        let tokens = around_centres(tokens * width);
+        let readout = readout(backbone.image_readout());
+        let tokens = around_centres(readout.tokens * readout.norm_weight.elem_count());
         Self {
             features: read_out(&readout, &tokens).expect("features"),
             tokens,
