@@ -43,12 +43,12 @@ def steps(given):
     """Their limits are 14 minutes in all: the last of them may take its time to end in."""
     of_device = ["--device", given.device, "--clipkeep", given.clipkeep]
     script = lambda name, *options: [sys.executable, programs.HERE / name, *options]
-    encode = script("encode.py", "--dtype", "bf16", *of_device, "--rounds", 3, "--seconds", 0.5)
+    encode = script("encode.py", "--dtype", "bf16", *of_device, "--rounds", 5, "--seconds", 0.3)
     encode += ["--batches", *BATCHES, "--engines", *given.engines]
     resident = {"vit-b-32": 105, "vit-b-16": 105, "vit-l-14": 170}
     # They find what PyTorch compiled for the others.
     from_host = {"vit-b-32": 55, "vit-b-16": 55, "vit-l-14": 80}
-    serving = script("serving.py", given.photos, "--dtype", "bf16", *of_device, "--rounds", 2, "--seconds", 3)
+    serving = script("serving.py", given.photos, "--dtype", "bf16", *of_device, "--rounds", 5, "--seconds", 1.2)
     serving += ["--clients", 1, 64, "--litserve-batch", 64, "--peers", *given.peers]
     return [
         *([Step("towers' tests", 30, [given.towers_test, "cuda", "--nocapture"])] if given.towers_test else []),
@@ -56,7 +56,7 @@ def steps(given):
         *(Step(f"{shape}, from the host", limit, [*encode, "--shapes", shape]) for shape, limit in from_host.items()),
         Step("attention", 30, script("attention.py")),
         Step("serving", 130, serving),
-        Step("learning", 80, script("learning.py", given.photos, *of_device, "--rounds", 3)),
+        Step("learning", 80, script("learning.py", given.photos, *of_device)),
     ]
 
 

@@ -1,5 +1,5 @@
 //! How long learning takes on top of 900 classes: a task of 100 classes with four examples each, and one of 10 classes with
-//! a thousand.
+//! a thousand. And before the embedded backbone's text tower or behind its image tower: a pass over 10 classes with 20 on top of 10.
 //!
 //! `just bench --bench fit`. Made-up features of CLIP ViT-B/32's shape: the time does not depend on the values. What a
 //! version takes in the store is printed beside each.
@@ -10,9 +10,12 @@ use std::ops::ControlFlow;
 use candle_core::{Device, Tensor};
 use clipkeep::adapter::embedding::normalise;
 use clipkeep::adapter::{
-    Base, FitInput, FitProgress, Fitted, Head, Snapshot, Statistics, Towers, fit, statistics,
+    Base, FitInput, FitProgress, Fitted, Head, Prompts, Readout, Snapshot, Statistics, Towers, fit,
+    statistics,
 };
-use clipkeep::domain::{Class, ClassId, ModelConfig, Strategy, VersionNumber};
+use clipkeep::clip::{Backbone, BackboneSource, Dtype, PromptTower};
+use clipkeep::domain::{Class, ClassId, ModelConfig, Reads, Strategy, VersionNumber};
+use clipkeep::engine::{read_out, readout};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -32,13 +35,16 @@ const STRATEGIES: [Strategy; 4] = [
     Strategy::Gda,
 ];
 
+/// Rows without a pattern.
+fn noise(seed: u64, shape: (usize, usize)) -> Tensor {
+    let rng = ChaCha8Rng::seed_from_u64(seed);
+    let values = StandardNormal.sample_iter(rng).take(shape.0 * shape.1);
+    Tensor::from_vec(values.collect::<Vec<f32>>(), shape, &Device::Cpu).expect("rows")
+}
+
 /// Unit rows.
 fn rows(seed: u64, count: usize) -> Tensor {
-    let rng = ChaCha8Rng::seed_from_u64(seed);
-    let values: Vec<f32> = StandardNormal.sample_iter(rng).take(count * DIM).collect();
-    Tensor::from_vec(values, (count, DIM), &Device::Cpu)
-        .and_then(|rows| normalise(&rows))
-        .expect("unit rows")
+    normalise(&noise(seed, (count, DIM))).expect("unit rows")
 }
 
 fn carry_on(_: FitProgress) -> ControlFlow<()> {
@@ -122,6 +128,93 @@ fn learning(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What trains at the towers, and classes with rows that it reads.
+struct AtTowers {
+    text: PromptTower,
+    readout: Readout,
+    tokens: Tensor,
+    features: Tensor,
+    scale: f64,
+}
+
+impl AtTowers {
+    const CLASSES: usize = 10;
+    const PER_CLASS: usize = 20;
+
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        let backbone = Backbone::load(&BackboneSource::Embedded, &Device::Cpu, Dtype::Auto);
+        let backbone = runtime.block_on(backbone).expect("a backbone");
+        let readout = readout(backbone.image_readout());
+        let width = readout.tokens * readout.norm_weight.elem_count();
+        let tokens = noise(4, (2 * Self::CLASSES * Self::PER_CLASS, width));
+        Self {
+            text: backbone.prompt_tower(),
+            features: read_out(&readout, &tokens).expect("features"),
+            scale: backbone.logit_scale().into(),
+            readout,
+            tokens,
+        }
+    }
+
+    /// Learns the first classes, or the others on top of them.
+    fn learned(&self, config: &ModelConfig, base: Option<&Fitted>) -> Fitted {
+        let known = base.map_or(0, |base| base.head.columns());
+        let classes = known + Self::CLASSES;
+        let words: Vec<String> = (0..classes)
+            .map(|class| format!("thing number {class}"))
+            .collect();
+        let prompts = self.text.prompts(&words, &config.templates[0]).expect("words");
+        let anchors = Prompts::template(&prompts)
+            .and_then(|context| normalise(&Prompts::encode(&prompts, &context, 0..classes)?))
+            .expect("anchors");
+        let (first, count) = (known * Self::PER_CLASS, Self::CLASSES * Self::PER_CLASS);
+        let labels: Vec<u32> = (first..first + count)
+            .map(|row| (row / Self::PER_CLASS) as u32)
+            .collect();
+        let rows = match config.strategy.reads() {
+            Reads::Features => &self.features,
+            Reads::Tokens => &self.tokens,
+        };
+        let input = FitInput {
+            base: base.map(|base| Base {
+                version: VersionNumber(1),
+                head: &base.head,
+                statistics: &base.statistics,
+            }),
+            anchors: &anchors,
+            features: &rows.narrow(0, first, count).expect("rows"),
+            labels: &labels,
+            scale: self.scale,
+            towers: Towers {
+                readout: Some(&self.readout),
+                prompts: Some(&prompts),
+            },
+            config,
+        };
+        fit(&input, &mut carry_on).expect("fitted")
+    }
+}
+
+fn learning_at_the_towers(criterion: &mut Criterion) {
+    let towers = AtTowers::new();
+    let mut group = criterion.benchmark_group("a pass at the towers");
+    for strategy in [Strategy::SelfAttention, Strategy::Prompt] {
+        let config = ModelConfig {
+            epochs: 1,
+            min_steps: 1,
+            ..ModelConfig::of(strategy)
+        };
+        let before = towers.learned(&config, None);
+        group.bench_function(format!("{strategy:?}"), |bencher| {
+            bencher.iter(|| black_box(&towers).learned(&config, Some(&before)));
+        });
+    }
+    group.finish();
+}
+
 fn scoring(criterion: &mut Criterion) {
     let config = ModelConfig::default();
     let fitted = Lesson::new(&config, None, (1000, 4)).learned();
@@ -134,6 +227,6 @@ fn scoring(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10);
-    targets = learning, scoring
+    targets = learning, learning_at_the_towers, scoring
 }
 criterion_main!(benches);
