@@ -11,6 +11,7 @@ of probability: of the pictures whose class changed at most, and of all of them 
 import argparse
 import base64
 import json
+import sys
 import tempfile
 import urllib.parse
 import zipfile
@@ -51,7 +52,10 @@ def read(archive):
     """Its pictures, and the labels of their folders."""
     with zipfile.ZipFile(archive) as opened:
         names = [name for name in opened.namelist() if not name.endswith("/")]
-        return [opened.read(name) for name in names], sorted({name.split("/")[0] for name in names})
+        pictures, labels = [opened.read(name) for name in names], sorted({name.split("/")[0] for name in names})
+    if any("," in label for label in labels):
+        sys.exit("labels are sent with commas between them, and one of these has its own")
+    return pictures, labels
 
 
 def least_cosine(some, others):

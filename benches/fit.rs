@@ -13,7 +13,7 @@ use clipkeep::adapter::{
     Base, FitInput, FitProgress, Fitted, Head, Prompts, Readout, Snapshot, Statistics, Towers, fit,
     statistics,
 };
-use clipkeep::clip::{Backbone, BackboneSource, Dtype, PromptTower};
+use clipkeep::clip::{Backbone, BackboneSource, ClassPrompts, Dtype, PromptTower};
 use clipkeep::domain::{Class, ClassId, ModelConfig, Reads, Strategy, VersionNumber};
 use clipkeep::engine::{read_out, readout};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
@@ -159,17 +159,23 @@ impl AtTowers {
         }
     }
 
-    /// Learns the first classes, or the others on top of them.
-    fn learned(&self, config: &ModelConfig, base: Option<&Fitted>) -> Fitted {
-        let known = base.map_or(0, |base| base.head.columns());
-        let classes = known + Self::CLASSES;
-        let words: Vec<String> = (0..classes)
-            .map(|class| format!("thing number {class}"))
-            .collect();
+    /// The first so many classes, behind the text tower and by their words.
+    fn named(&self, count: usize, config: &ModelConfig) -> (ClassPrompts, Tensor) {
+        let words: Vec<String> = (0..count).map(|class| format!("thing number {class}")).collect();
         let prompts = self.text.prompts(&words, &config.templates[0]).expect("words");
         let anchors = Prompts::template(&prompts)
-            .and_then(|context| normalise(&Prompts::encode(&prompts, &context, 0..classes)?))
-            .expect("anchors");
+            .and_then(|context| normalise(&Prompts::encode(&prompts, &context, 0..count)?));
+        (prompts, anchors.expect("anchors"))
+    }
+
+    /// Learns those of some classes that are not known yet.
+    fn learned(
+        &self,
+        config: &ModelConfig,
+        (prompts, anchors): &(ClassPrompts, Tensor),
+        base: Option<&Fitted>,
+    ) -> Fitted {
+        let known = base.map_or(0, |base| base.head.columns());
         let (first, count) = (known * Self::PER_CLASS, Self::CLASSES * Self::PER_CLASS);
         let labels: Vec<u32> = (first..first + count)
             .map(|row| (row / Self::PER_CLASS) as u32)
@@ -184,13 +190,13 @@ impl AtTowers {
                 head: &base.head,
                 statistics: &base.statistics,
             }),
-            anchors: &anchors,
+            anchors,
             features: &rows.narrow(0, first, count).expect("rows"),
             labels: &labels,
             scale: self.scale,
             towers: Towers {
                 readout: Some(&self.readout),
-                prompts: Some(&prompts),
+                prompts: Some(prompts),
             },
             config,
         };
@@ -207,9 +213,10 @@ fn learning_at_the_towers(criterion: &mut Criterion) {
             min_steps: 1,
             ..ModelConfig::of(strategy)
         };
-        let before = towers.learned(&config, None);
+        let [first, all] = [1, 2].map(|tasks| towers.named(tasks * AtTowers::CLASSES, &config));
+        let before = towers.learned(&config, &first, None);
         group.bench_function(format!("{strategy:?}"), |bencher| {
-            bencher.iter(|| black_box(&towers).learned(&config, Some(&before)));
+            bencher.iter(|| black_box(&towers).learned(&config, &all, Some(&before)));
         });
     }
     group.finish();

@@ -10,7 +10,6 @@ mod pictures;
 use std::fs::File;
 use std::hint::black_box;
 use std::io::{Seek as _, Write as _};
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +26,7 @@ use image::ImageFormat;
 use jiff::Timestamp;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 use zip::ZipWriter;
@@ -88,8 +88,9 @@ fn unpacking(criterion: &mut Criterion) {
     });
 }
 
-/// A store, and one who works on its jobs.
+/// A store of its own, and one who works on its jobs.
 struct Bench {
+    _folder: TempDir,
     runtime: Runtime,
     store: Store,
     owner: Owner,
@@ -97,11 +98,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(folder: &Path) -> Self {
-        let runtime = Runtime::new().unwrap();
-        let location = Location::file(&folder.join("bench.db")).unwrap();
+    fn new() -> Self {
+        let (folder, runtime) = (tempfile::tempdir().unwrap(), Runtime::new().unwrap());
+        let location = Location::file(&folder.path().join("bench.db")).unwrap();
         let store = runtime.block_on(Store::connect(location, 4)).unwrap();
         Self {
+            _folder: folder,
             runtime,
             store,
             owner: Owner::new(Uuid::now_v7()),
@@ -157,19 +159,21 @@ impl Bench {
         self.runtime.block_on(begin(task))
     }
 
-    /// Reads a chunk of images, and puts features in their place.
-    async fn save(&self, job: Job) {
-        let pending = self.store.pending_images(job.id, 0, CHUNK, u64::MAX);
+    /// Reads so many images, and puts features in their place.
+    async fn save(&self, job: &Job, count: u32) {
+        let pending = self.store.pending_images(job.id, 0, count, u64::MAX);
         let features = Features::from_f32(&[0.5; DIM]).unwrap();
         let of = pending.await.unwrap().into_iter();
         let of: Vec<_> = of.map(|example| (example.position, features.clone())).collect();
-        assert_eq!(of.len(), CHUNK as usize);
+        assert_eq!(of.len(), count as usize);
         let saved = self.store.save_features(job.id, &self.owner, &of);
         assert_eq!(saved.await.unwrap(), Lease::Held);
     }
 
-    /// The transaction that ends a job.
-    async fn publish(&self, job: Job, snapshot: Content) {
+    /// What a job publishes whose images are encoded.
+    fn publication<'a>(&'a self, snapshot: &Content, statistics: &'a [u8]) -> Publication<'a> {
+        let job = self.begun();
+        self.runtime.block_on(self.save(&job, IMAGES as u32));
         let tally = Tally {
             correct: 9,
             total: 10,
@@ -180,12 +184,12 @@ impl Bench {
             digest: Digest::of(&number.to_le_bytes()),
             features: Features::from_f32(&[0.5; DIM]).unwrap(),
         });
-        let publication = Publication {
+        Publication {
             job: job.id,
             owner: &self.owner,
             base: None,
-            snapshot,
-            statistics: &vec![7; 1 << 20],
+            snapshot: snapshot.clone(),
+            statistics,
             config: ModelConfig::default(),
             report: serde_json::Value::Null,
             held_out: held_out.collect(),
@@ -199,35 +203,35 @@ impl Bench {
             }],
             actor: "bench".to_owned(),
             now: Timestamp::now(),
-        };
-        self.store.publish(publication).await.unwrap();
+        }
     }
 }
 
 /// What a job asks of the store.
 fn storing(criterion: &mut Criterion) {
-    let folder = tempfile::tempdir().unwrap();
-    let bench = Bench::new(folder.path());
     let mut group = criterion.benchmark_group("store");
-    group.throughput(Throughput::Elements(IMAGES as u64));
-    group.bench_function("take in a task's images", |criterion| {
-        let enqueue = |task| bench.runtime.block_on(bench.enqueue(task));
-        criterion.iter_batched(|| bench.task(), enqueue, BatchSize::PerIteration);
-    });
+    {
+        let bench = Bench::new();
+        group.throughput(Throughput::Elements(IMAGES as u64));
+        group.bench_function("take in a task's images", |criterion| {
+            let enqueue = |task| bench.runtime.block_on(bench.enqueue(task));
+            criterion.iter_batched(|| bench.task(), enqueue, BatchSize::PerIteration);
+        });
+    }
+    let bench = Bench::new();
     group.throughput(Throughput::Elements(CHUNK.into()));
     group.bench_function("a chunk's features for its images", |criterion| {
-        let save = |job| bench.runtime.block_on(bench.save(job));
+        let save = |job| bench.runtime.block_on(bench.save(&job, CHUNK));
         criterion.iter_batched(|| bench.begun(), save, BatchSize::PerIteration);
     });
-    let snapshot = Content::of(snapshot(1000).encode().unwrap());
+    let (snapshot, statistics) = (Content::of(snapshot(1000).encode().unwrap()), vec![7; 1 << 20]);
     group.throughput(Throughput::Elements(1));
     group.bench_function("publish a version", |criterion| {
-        let publish = |(job, snapshot)| bench.runtime.block_on(bench.publish(job, snapshot));
-        let begun = || (bench.begun(), snapshot.clone());
-        criterion.iter_batched(begun, publish, BatchSize::PerIteration);
+        let publish = |of| bench.runtime.block_on(bench.store.publish(of)).unwrap();
+        let publication = || bench.publication(&snapshot, &statistics);
+        criterion.iter_batched(publication, publish, BatchSize::PerIteration);
     });
     group.finish();
-    bench.runtime.block_on(bench.store.close());
 }
 
 fn classes(count: usize) -> Vec<Class> {

@@ -164,7 +164,7 @@ impl Shared {
         answers
     }
 
-    /// Scores those who wait for a head; who comes meanwhile has the next turn, on any thread of the pool.
+    /// Scores those who wait for a head; who comes meanwhile has the next turn.
     fn take_turn(self: &Arc<Self>, head: &Arc<Head>) {
         let others_wait = self.scoring.turn(head, |rows| {
             let features = Tensor::from_vec(rows.concat(), (rows.len(), self.info.dim), &self.target);
@@ -206,6 +206,7 @@ fn of_image<T>(done: Result<Result<T, EngineError>, Panicked>) -> Result<T, Engi
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::time::Duration;
 
     use super::super::tests::{engine, head, values};
@@ -246,6 +247,32 @@ mod tests {
         let pixels: Vec<_> = pixels.collect();
         let same = |other| Arc::ptr_eq(pixels[0], pixels[other]);
         assert_eq!([1, 2, 3].map(same), [true, false, true]);
+        engine.stop();
+    }
+
+    #[tokio::test]
+    async fn who_asks_a_head_that_is_busy_has_its_next_turn() {
+        let engine = engine(1, Duration::ZERO).await;
+        let (row, head) = (Asked::Row(Reads::Features), head(&engine));
+        let known = looked(&engine, files([10]), &row).await;
+        values(&engine, known).await;
+        let asked = Asked::Probabilities(Arc::clone(&head));
+        let wanted = looked(&engine, files([10]), &asked).await;
+        let wanted = values(&engine, wanted).await;
+
+        // Somebody is at it, with more rows than a product has besides.
+        let rows = vec![Arc::from(vec![1.0; engine.info().dim]); 65];
+        let (first, is_first) = engine.shared.scoring.ask(&head, rows);
+        assert!(is_first);
+        let mut waiting = pin!(looked(&engine, files([10]), &asked));
+        let early = tokio::time::timeout(Duration::from_millis(200), waiting.as_mut()).await;
+        assert!(early.is_err(), "it waits for its turn");
+        let (shared, of_first) = (Arc::clone(&engine.shared), Arc::clone(&head));
+        engine.shared.decode.go_on(move || shared.take_turn(&of_first));
+        let answered = tokio::time::timeout(Duration::from_secs(10), waiting).await;
+        let answered = answered.expect("the turn after that one is its own");
+        assert_eq!(values(&engine, answered).await, wanted);
+        assert_eq!(first.await.expect("an answer").expect("scored").len(), 65);
         engine.stop();
     }
 

@@ -2,7 +2,8 @@
 //! product of the head and their rows. So a large head, which is read from memory for every product, is read once for many.
 //!
 //! Invariants: whoever asks is answered, or sees that nothing will come; a product has no more than [`ROWS`] rows, unless one request
-//! alone does; a turn is one product, so that a thread which took it up while it waited for others is soon back at theirs.
+//! alone does; a turn is one product, so that a thread which took it up while it waited for others is back at theirs after it. How
+//! many wait is bounded by how many may ask at a time.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -144,8 +145,11 @@ fn score(asked: Vec<Asking>, probabilities: impl Fn(&[Arc<[f32]>]) -> Result<Vec
     for Asking { rows, reply } in asked {
         let scored = match &mut scores {
             Ok(scores) => {
-                let of_rows = scores.take(rows.len());
-                of_rows.map(|values| Output::finite(values, timing)).collect()
+                // All of its own, whatever becomes of one of them: what is left are others'.
+                let own: Vec<_> = scores.take(rows.len()).collect();
+                own.into_iter()
+                    .map(|values| Output::finite(values, timing))
+                    .collect()
             }
             Err(reason) => Err(EngineError::Backbone(reason.clone())),
         };
@@ -192,13 +196,14 @@ mod tests {
     #[test]
     fn all_who_wait_for_a_head_are_scored_by_one_product() {
         let (scoring, [head, other]) = (Scoring::default(), [a_head(), a_head()]);
-        let asked = [rows(2, 1.0), rows(1, f32::NAN), rows(1, 2.0)].map(|rows| scoring.ask(&head, rows));
+        let wrong = [rows(1, f32::NAN), rows(1, 5.0)].concat();
+        let asked = [rows(2, 1.0), wrong, rows(1, 2.0)].map(|rows| scoring.ask(&head, rows));
         let (of_other, is_first) = scoring.ask(&other, rows(1, 9.0));
         assert!(is_first, "another head waits for nobody");
         let (answers, firsts): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
         assert_eq!(firsts, [true, false, false]);
         while scoring.turn(&head, |rows| {
-            assert_eq!(rows.len(), 4);
+            assert_eq!(rows.len(), 5);
             Ok(rows.iter().map(|row| row.to_vec()).collect())
         }) {}
         let mut found = answers.into_iter().map(scored);

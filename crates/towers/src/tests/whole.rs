@@ -250,17 +250,20 @@ proptest! {
         let pixels = bytes(seed, images * shape.bytes());
         let (features, tokens): (Rows, Vec<Rows>) = pixels.chunks(shape.bytes()).map(|bytes| image(&shape, bytes)).unzip();
         for (precision, most) in APART {
-            for instructions in Instructions::suiting(&shape.transformer, precision) {
+            let all = Instructions::suiting(&shape.transformer, precision);
+            prop_assert!(!all.is_empty(), "portable ones suit it");
+            for instructions in all {
                 let tower = ImageTower::load::<()>(shape, instructions, &mut weights()).expect("weights");
                 let mut states = Vec::new();
                 let found = tower.forward(&pixels, Some(&mut states));
+                prop_assert_eq!(found.len(), images * shape.dim);
+                prop_assert_eq!(states.len(), images * shape.tokens() * shape.transformer.width);
                 let rows = found.chunks(shape.dim).zip(&features);
                 let wanted = tokens.iter().flatten();
                 for (found, wanted) in rows.chain(states.chunks(shape.transformer.width).zip(wanted)) {
                     let apart = apart(found, wanted);
                     prop_assert!(apart <= most, "{tower}: {apart}");
                 }
-                prop_assert_eq!(states.len(), images * shape.tokens() * shape.transformer.width);
             }
         }
     }
@@ -276,7 +279,9 @@ proptest! {
             rest = after;
         }
         for (precision, most) in APART {
-            for instructions in Instructions::suiting(&shape.transformer, precision) {
+            let all = Instructions::suiting(&shape.transformer, precision);
+            prop_assert!(!all.is_empty(), "portable ones suit it");
+            for instructions in all {
                 let tower = TextTower::load::<()>(shape, instructions, &mut weights()).expect("weights");
                 let found = tower.forward(&embeddings, &lengths);
                 prop_assert_eq!(found.len(), wanted.len() * shape.dim);
