@@ -243,7 +243,7 @@ fn text_shapes() -> impl Strategy<Value = (TextShape, Vec<usize>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn image_towers_of_any_shape_are_plain_ones(shape in image_shapes(), images in 1_usize..5, seed in 0_usize..1000) {
