@@ -90,11 +90,12 @@ fn unpacking(criterion: &mut Criterion) {
 
 /// A store of its own, and one who works on its jobs.
 struct Bench {
-    _folder: TempDir,
     runtime: Runtime,
     store: Store,
     owner: Owner,
     images: Vec<Bytes>,
+    /// Holds the store, and goes after it.
+    _folder: TempDir,
 }
 
 impl Bench {
@@ -103,11 +104,11 @@ impl Bench {
         let location = Location::file(&folder.path().join("bench.db")).unwrap();
         let store = runtime.block_on(Store::connect(location, 4)).unwrap();
         Self {
-            _folder: folder,
             runtime,
             store,
             owner: Owner::new(Uuid::now_v7()),
             images: images(),
+            _folder: folder,
         }
     }
 

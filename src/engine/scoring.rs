@@ -176,14 +176,18 @@ mod tests {
         vec![Arc::from([value]); count]
     }
 
-    /// Takes turns at a head that gives what it is given, until nobody waits: how many rows each of its products has.
+    /// What a head gives that gives what it is given.
+    fn given(rows: &[Arc<[f32]>]) -> Vec<Vec<f32>> {
+        rows.iter().map(|row| row.to_vec()).collect()
+    }
+
+    /// Takes turns at a head until nobody waits: how many rows each of its products has.
     fn products(scoring: &Scoring, head: &Arc<Head>) -> Vec<usize> {
         let products = Mutex::new(Vec::new());
-        let given = |rows: &[Arc<[f32]>]| {
+        while scoring.turn(head, |rows| {
             products.lock().expect("no panic").push(rows.len());
-            Ok(rows.iter().map(|row| row.to_vec()).collect())
-        };
-        while scoring.turn(head, given) {}
+            Ok(given(rows))
+        }) {}
         assert!(scoring.underway().is_empty());
         products.into_inner().expect("no panic")
     }
@@ -202,10 +206,10 @@ mod tests {
         assert!(is_first, "another head waits for nobody");
         let (answers, firsts): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
         assert_eq!(firsts, [true, false, false]);
-        while scoring.turn(&head, |rows| {
+        assert!(!scoring.turn(&head, |rows| {
             assert_eq!(rows.len(), 5);
-            Ok(rows.iter().map(|row| row.to_vec()).collect())
-        }) {}
+            Ok(given(rows))
+        }));
         let mut found = answers.into_iter().map(scored);
         assert_eq!(found.next().expect("an answer").expect("scored"), [1.0, 1.0]);
         let wrong = found.next().expect("an answer");
@@ -221,11 +225,11 @@ mod tests {
         let (first, is_first) = scoring.ask(&head, rows(1, 1.0));
         assert!(is_first);
         let next = Mutex::new(None);
-        let goes_on = scoring.turn(&head, |rows_asked| {
+        let goes_on = scoring.turn(&head, |asked| {
             let (answer, is_first) = scoring.ask(&head, rows(2, 3.0));
             assert!(!is_first, "somebody is at it");
             *next.lock().expect("no panic") = Some(answer);
-            Ok(rows_asked.iter().map(|row| row.to_vec()).collect())
+            Ok(given(asked))
         });
         assert!(goes_on);
         assert_eq!(scored(first).expect("scored"), [1.0]);

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::kernels::erf;
 use super::towers::weights;
 use super::{bytes, noise};
+use crate::attention::Sight;
 use crate::{
     Activation, ImageShape, ImageTower, Instructions, MIDDLE, Precision, TextShape, TextTower, Transformer,
 };
@@ -19,13 +20,6 @@ const APART: [(Precision, f64); 4] = [
     (Precision::Int16, 4e-3),
     (Precision::Int8, 0.08),
 ];
-
-/// What precedes a token's attention.
-#[derive(Clone, Copy, PartialEq)]
-enum Sight {
-    All,
-    Causal,
-}
 
 /// A tensor's values.
 fn taken(name: &str, shape: &[usize]) -> Vec<f64> {
@@ -69,10 +63,9 @@ fn layer_norm(rows: &Rows, prefix: &str, epsilon: f32) -> Rows {
 fn attention([queries, keys, values]: &[Rows; 3], heads: usize, sight: Sight) -> Rows {
     let width = queries[0].len() / heads;
     let attended = |(token, query): (usize, &Vec<f64>)| {
-        let seen = if sight == Sight::Causal {
-            token + 1
-        } else {
-            keys.len()
+        let seen = match sight {
+            Sight::All => keys.len(),
+            Sight::Causal => token + 1,
         };
         let of_head = |head: usize| {
             let part = head * width..(head + 1) * width;
