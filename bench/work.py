@@ -1,9 +1,10 @@
-"""What answers cost against how much is asked for: images in a batch, clients, classes of a model, models in a batch.
+"""What answers cost against how much is asked for: images in a batch, clients, classes of a model, models in a batch, labels that
+no request had before.
 
     python3 bench/work.py PHOTOS
     python3 bench/work.py PHOTOS --only classes models
 
-PHOTOS is a directory of JPEG files. Batches and clients are measured on a ViT-B/32 with made-up weights; classes and models on
+PHOTOS is a directory of JPEG files. Batches, clients and labels are measured on a ViT-B/32 with made-up weights; classes and models on
 the made-up CLIP of jobs.py, ViT-B/32's feature width behind narrow towers, so that heads are not hidden behind the encoding. Models
 are asked by turns by twice as many clients as there are images in a batch, and a batch waits until it is full, so that
 each holds images of all of them: the mean size of the server's batches meanwhile is told. Prints Markdown, medians over the
@@ -13,10 +14,13 @@ rounds, in which all points of a table take turns. Needs Python 3.11 on Linux an
 import argparse
 import contextlib
 import io
+import itertools
 import math
 import os
 import random
 import tempfile
+import time
+import urllib.parse
 import zipfile
 from pathlib import Path
 
@@ -28,6 +32,7 @@ BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 CLIENTS = [1, 4, 16, 64, 256]
 CLASSES = [10, 1_000, 20_000]
 MODELS = [1, 10, 50, 200]
+LABELS = [1, 10, 100]
 # For models: one image of each.
 FULL_BATCH = max(MODELS)
 MANY_CLIENTS = 2 * FULL_BATCH
@@ -137,8 +142,27 @@ def models(given, folder):
             print(f"| {count} | {line} |")
 
 
+def labels(given, folder):
+    """Requests about one known image, so that labels are what takes time."""
+    with serving(given, folder, LARGE) as server:
+        model = server.create("labels").removeprefix(server.url)
+        [photograph, *_] = programs.photographs(given.photos)
+        image, numbers = photograph.read_bytes(), itertools.count()
+
+        def classify(count):
+            some = ",".join(f"label {number}" for number in itertools.islice(numbers, count))
+            before = time.perf_counter()
+            server.call("POST", f"{model}?labels={urllib.parse.quote(some)}", image, "image/jpeg")
+            return 1e3 * (time.perf_counter() - before)
+
+        classify(1)
+        print("| labels never seen before | milliseconds |\n|---|---|")
+        for count, of in points(given, LABELS, lambda count: {"ms": classify(count)}):
+            print(f"| {count} | {of['ms']:.0f} |")
+
+
 def main():
-    parts = {part.__name__: part for part in [batches, clients, classes, models]}
+    parts = {part.__name__: part for part in [batches, clients, classes, models, labels]}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos")
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))

@@ -6,8 +6,6 @@
 //! than one alone, so there is to be one. The environment of a running process is not safe to change, so the program starts
 //! itself over with the variables set, once, before anything else has begun.
 
-use std::num::NonZeroUsize;
-
 use crate::config::BackboneArgs;
 
 /// Where candle and rayon look.
@@ -15,20 +13,17 @@ const VARIABLE: &str = "RAYON_NUM_THREADS";
 /// Where candle looks for the threads of steps between products.
 const STEPS_VARIABLE: &str = "CANDLE_NUM_THREADS";
 
-/// Goes on in a program whose environment holds the number of threads: that of the command line, or else what the
-/// environment holds already, or else one for each core. Returns where it does so already, or cannot be made to: then all
-/// works as well, only slower.
+/// Goes on in a program whose environment holds the number of threads, the same that the towers have. Returns where it does
+/// so already, or cannot be made to: then all works as well, only slower.
 #[cfg(unix)]
 pub(super) fn settle(backbone: &BackboneArgs) {
     use std::os::unix::process::CommandExt as _;
 
-    let held = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
-    let held = held.filter(|held: &NonZeroUsize| backbone.threads.is_none_or(|wanted| wanted == *held));
+    let threads = backbone.threads().to_string();
     let steps = std::env::var_os(STEPS_VARIABLE);
-    if held.is_some() && steps.is_some() {
+    if std::env::var(VARIABLE).is_ok_and(|held| held == threads) && steps.is_some() {
         return;
     }
-    let threads = held.map_or_else(|| backbone.threads(), NonZeroUsize::get);
     let Ok(program) = std::env::current_exe() else {
         return;
     };
@@ -39,7 +34,7 @@ pub(super) fn settle(backbone: &BackboneArgs) {
     let error = std::process::Command::new(program)
         .arg0(name)
         .args(arguments)
-        .env(VARIABLE, threads.to_string())
+        .env(VARIABLE, threads)
         .env(STEPS_VARIABLE, steps.unwrap_or_else(|| "1".into()))
         .exec();
     eprintln!(

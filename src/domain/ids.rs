@@ -1,7 +1,8 @@
-//! Names and identifiers, parsed once at the edge.
+//! Names and identifiers, parsed once at the edge. A copy of a name shares its text.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -50,7 +51,7 @@ fn checked(
     limit: usize,
     allowed: impl Fn(char) -> bool,
     may_start: impl Fn(char) -> bool,
-) -> Result<String, NameError> {
+) -> Result<Arc<str>, NameError> {
     let text = text.trim();
     if text.is_empty() {
         return Err(NameError::Empty { what });
@@ -61,7 +62,7 @@ fn checked(
     match text.chars().find(|&c| !allowed(c)) {
         Some(character) => Err(NameError::Character { what, character }),
         None if !text.starts_with(may_start) => Err(NameError::Start { what }),
-        None => Ok(text.to_owned()),
+        None => Ok(text.into()),
     }
 }
 
@@ -72,9 +73,9 @@ macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal, $limit:literal, $allowed:expr, $may_start:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-        #[serde(try_from = "String", into = "String")]
+        #[serde(try_from = "String")]
         #[schema(value_type = String)]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The name as text.
@@ -101,7 +102,7 @@ macro_rules! name {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.as_str().to_owned()
             }
         }
 

@@ -114,7 +114,7 @@ pub enum Asked {
     Row(Reads),
     /// Both rows that the backbone makes of it, by one forward and end to end: features, then tokens.
     Rows,
-    /// The probabilities that a head gives its classes. Its row stays on the device.
+    /// The probabilities that a head gives its classes.
     Probabilities(Arc<Head>),
 }
 

@@ -102,8 +102,13 @@ impl Queue {
             Priority::Interactive => &mut lanes.interactive,
             Priority::Background => &mut lanes.background,
         };
-        if !lane.is_empty() && lane.len() + work.len() > self.capacity {
-            return Err(PushError::Full);
+        let is_full = |lane: &VecDeque<Work>| !lane.is_empty() && lane.len() + work.len() > self.capacity;
+        if is_full(lane) {
+            // What nobody waits for any more takes no room.
+            lane.retain(Work::is_awaited);
+            if is_full(lane) {
+                return Err(PushError::Full);
+            }
         }
         lane.extend(work);
         drop(lanes);
@@ -258,6 +263,17 @@ mod tests {
         assert_eq!(queue.push(second, Priority::Interactive), Err(PushError::Full));
         let (other, _replies) = work(4);
         assert_eq!(queue.push(other, Priority::Background), Ok(()));
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_takes_no_room() {
+        let queue = queue();
+        let (first, replies) = work(9);
+        queue.push(first, Priority::Interactive).expect("room");
+        drop(replies);
+        let (second, _replies) = work(1);
+        assert_eq!(queue.push(second, Priority::Interactive), Ok(()));
+        assert_eq!(queue.depth(), (1, 0));
     }
 
     #[test]
