@@ -62,7 +62,7 @@ bench-learning photos *arguments:
 bench-footprint photos *arguments:
     python3 bench/footprint.py {{ photos }} {{ arguments }}
 
-# What answers cost against batch, clients, classes and models.
+# What answers cost against batch, clients, classes, models and labels never seen before.
 bench-work photos *arguments:
     python3 bench/work.py {{ photos }} {{ arguments }}
 

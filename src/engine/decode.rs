@@ -1,8 +1,8 @@
 //! The CPU pool that decodes and resizes.
 //!
 //! Its threads take work in the order it came. So that a classification need not wait behind the pictures of a job,
-//! background work enters only while it leaves a thread free, where there is more than one. Invariant: a panic in a decoder costs its own image,
-//! never a thread or the process.
+//! background work enters only while it leaves a thread free, where there is more than one. Invariant: a panic in a
+//! decoder costs its own image, never a thread or the process.
 
 use std::iter::repeat_n;
 use std::panic::{AssertUnwindSafe, catch_unwind};

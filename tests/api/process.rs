@@ -25,7 +25,8 @@ impl Process {
             .arg(&data_dir)
             .args(["--database-url", database.url()])
             .args(flags)
-            .env_remove("RAYON_NUM_THREADS")
+            // Whatever it holds, the program sets it anew.
+            .env("RAYON_NUM_THREADS", "7")
             .stdout(Stdio::piped())
             .stderr(File::create(&log).expect("a log file"))
             .spawn()

@@ -44,12 +44,11 @@ impl Preprocess {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let backbone = app::load_backbone(&self.backbone).await?;
         let processor = backbone.image_processor();
-        let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
         let limits = self.backbone.offline_engine().limits;
         for file in self.files {
             let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
             let times = timing::times(self.seconds, 0, || {
-                let processed = one_thread.install(|| processor.process(&bytes, limits));
+                let processed = processor.process(&bytes, limits);
                 processed.map(drop).with_context(|| file.display().to_string())
             })?;
             let measured = Measured {
