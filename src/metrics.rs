@@ -21,6 +21,7 @@ const DECODE: &str = "clipkeep_decode_seconds";
 const FEATURE_CACHE: &str = "clipkeep_feature_cache_requests_total";
 const ENCODE: &str = "clipkeep_encode_seconds";
 const HEAD: &str = "clipkeep_head_seconds";
+const KNOWN_HEAD: &str = "clipkeep_known_head_seconds";
 const BATCH: &str = "clipkeep_batch_size";
 const JOBS: &str = "clipkeep_jobs_total";
 const JOB_DURATION: &str = "clipkeep_job_duration_seconds";
@@ -86,6 +87,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         HEAD,
         Unit::Seconds,
         "Time of one batch in its heads, by who waits for it"
+    );
+    describe_histogram!(
+        KNOWN_HEAD,
+        Unit::Seconds,
+        "Time of a head for images whose features are remembered, of as many as wait for it at a time"
     );
     describe_histogram!(BATCH, "Images or texts in a batch, by who waits for it");
     describe_counter!(JOBS, "Jobs that ended, by outcome");
@@ -165,6 +171,11 @@ pub fn batch_encoded(priority: &'static str, size: usize, encode: Duration, head
     histogram!(BATCH, "priority" => priority).record(size as f64);
     histogram!(ENCODE, "priority" => priority).record(encode);
     histogram!(HEAD, "priority" => priority).record(head);
+}
+
+/// A head scored images whose features are remembered, all who waited for it.
+pub fn known_scored(took: Duration) {
+    histogram!(KNOWN_HEAD).record(took);
 }
 
 /// A job came to its end.

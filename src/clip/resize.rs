@@ -277,13 +277,22 @@ struct Tap {
     weights: Vec<i32>,
 }
 
+/// How far into a target `Nearest` adds up as Pillow does: farther than an image of Pillow's, which holds all of its pixels, goes in
+/// practice, and not so far that it takes long.
+const ADDED_UP: usize = 1 << 24;
+
 /// The taps of a range of target pixels, made as they are asked for: all of a very long side's would need more memory
 /// than its pixels.
 fn taps(filter: Filter, source: usize, target: usize, range: Range<usize>) -> impl Iterator<Item = Tap> {
     let scale = source as f64 / target as f64;
     // Pillow adds up the scale pixel by pixel, and where that falls on an edge its rounding errors decide.
-    let mut nearest = std::iter::successors(Some(0.5 * scale), move |center| Some(center + scale))
-        .skip(if filter == Filter::Nearest { range.start } else { 0 });
+    let added_up = match filter {
+        Filter::Nearest if range.start < ADDED_UP => range.start,
+        _ => 0,
+    };
+    let from = (range.start - added_up) as f64 + 0.5;
+    let mut nearest =
+        std::iter::successors(Some(from * scale), move |center| Some(center + scale)).skip(added_up);
     range.map(move |index| match filter {
         Filter::Nearest => {
             let center = nearest.next().unwrap_or_default();

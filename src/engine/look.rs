@@ -1,7 +1,7 @@
 //! From bytes to pixels, or, where the image was seen lately, at once to the answer.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use candle_core::Tensor;
@@ -47,6 +47,14 @@ struct Begun {
     answers: Option<oneshot::Receiver<Scored>>,
 }
 
+/// What became of a request's images.
+pub struct LookedAll {
+    /// One result an image, in order.
+    pub images: Vec<Result<Looked, EngineError>>,
+    /// From the request for it until the last one was found or decoded, before any was answered.
+    pub decode: Duration,
+}
+
 impl Engine {
     /// Looks at an image of a job, on the CPU pool, once there is a thread for it: answers what is asked where its features are
     /// remembered, and else decodes and resizes it.
@@ -62,22 +70,26 @@ impl Engine {
         begun.looked().await?.remove(0)
     }
 
-    /// Looks at all images of an interactive request, and answers those that are known, all of them together. One result an image,
-    /// in order.
+    /// Looks at all images of an interactive request, and answers those that are known, all of them together.
     ///
     /// # Errors
     /// [`EngineError::Overloaded`] when the pool has no room for all of them and is not idle.
-    pub async fn look_at_all(
-        &self,
-        images: Vec<Bytes>,
-        asked: &Asked,
-    ) -> Result<Vec<Result<Looked, EngineError>>, EngineError> {
+    pub async fn look_at_all(&self, images: Vec<Bytes>, asked: &Asked) -> Result<LookedAll, EngineError> {
+        let started = Instant::now();
         let finding = |bytes| self.finding(bytes, asked, Priority::Interactive);
         let works = images.into_iter().map(finding).collect();
         let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
-        let begin = move |found: Vec<_>| shared.begun(found.into_iter().map(of_image).collect(), &asked);
+        let begin = move |found: Vec<_>| {
+            let decode = started.elapsed();
+            (
+                decode,
+                shared.begun(found.into_iter().map(of_image).collect(), &asked),
+            )
+        };
         let begun = self.shared.decode.run_all(works, begin).await?;
-        begun.map_err(|Panicked| a_head_panicked())?.looked().await
+        let (decode, begun) = begun.map_err(|Panicked| a_head_panicked())?;
+        let images = begun.looked().await?;
+        Ok(LookedAll { images, decode })
     }
 
     /// Work for the decode pool.
@@ -207,7 +219,6 @@ fn of_image<T>(done: Result<Result<T, EngineError>, Panicked>) -> Result<T, Engi
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
-    use std::time::Duration;
 
     use super::super::tests::{engine, head, values};
     use super::*;
@@ -228,6 +239,7 @@ mod tests {
     async fn looked(engine: &Engine, files: Vec<Bytes>, asked: &Asked) -> Vec<Looked> {
         let looked = engine.look_at_all(files, asked).await.expect("an idle pool");
         looked
+            .images
             .into_iter()
             .collect::<Result<_, _>>()
             .expect("all are images")

@@ -43,7 +43,7 @@ use device::{DeviceThread, computes};
 pub use error::EngineError;
 use features::FeatureCache;
 use heads::HeadCache;
-pub use look::{Looked, Pixels};
+pub use look::{Looked, LookedAll, Pixels};
 use queue::PushError;
 use scoring::Scoring;
 pub use texts::LONGEST_TEXT;

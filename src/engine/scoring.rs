@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{EngineError, Output, Timing};
 use crate::adapter::Head;
+use crate::metrics;
 
 /// Rows of a product, whose probabilities are in memory until they are answered with.
 const ROWS: usize = 64;
@@ -141,6 +142,7 @@ fn score(asked: Vec<Asking>, probabilities: impl Fn(&[Arc<[f32]>]) -> Result<Vec
         head: started.elapsed(),
         ..Timing::default()
     };
+    metrics::known_scored(timing.head);
     let mut scores = scores.map(Vec::into_iter);
     for Asking { rows, reply } in asked {
         let scored = match &mut scores {

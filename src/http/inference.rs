@@ -1,13 +1,13 @@
 //! From a request's images to the engine's answers: what classifying and embedding share.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::http::HeaderName;
 use axum::response::AppendHeaders;
 
 use super::images::Images;
 use super::problem::Problem;
-use crate::engine::{Asked, Engine, EngineError, Output, Priority};
+use crate::engine::{Asked, Engine, EngineError, LookedAll, Output, Priority};
 
 /// What became of a request's images.
 pub(super) struct Encoded {
@@ -52,7 +52,6 @@ impl StageTimes {
 /// When no image can be used: the first one's problem, with all of them listed unless there was only one. When the
 /// server is overloaded, for the request as a whole.
 pub(super) async fn encode(engine: &Engine, images: Images, asked: Asked) -> Result<Encoded, Problem> {
-    let started = Instant::now();
     let mut received = Vec::with_capacity(images.items.len());
     let mut failures: Vec<Option<Problem>> = Vec::with_capacity(images.items.len());
     for item in images.items {
@@ -64,9 +63,12 @@ pub(super) async fn encode(engine: &Engine, images: Images, asked: Asked) -> Res
             Err(problem) => failures.push(Some(problem)),
         }
     }
-    let looked = engine.look_at_all(received, &asked).await?;
+    let LookedAll {
+        images: looked,
+        decode,
+    } = engine.look_at_all(received, &asked).await?;
     let mut times = StageTimes {
-        decode: started.elapsed(),
+        decode,
         ..StageTimes::default()
     };
 

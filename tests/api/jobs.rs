@@ -182,14 +182,15 @@ async fn an_image_that_a_job_has_encoded_is_known_to_those_who_come_after() {
     let database = Database::sqlite();
     let server = Process::start(&database, &[]);
     let pictures = folders(&FLORA, 0..4);
-    let hits = async |priority: &str| {
+    let counted = async |series: &str| {
         let metrics = Answer::to(server.request(Method::GET, "/metrics")).await.text;
-        let counted =
-            format!("clipkeep_feature_cache_requests_total{{priority=\"{priority}\",outcome=\"hit\"}} ");
-        let count = metrics
-            .lines()
-            .find_map(|line| line.strip_prefix(counted.as_str()));
+        let mut lines = metrics.lines().filter_map(|line| line.rsplit_once(' '));
+        let count = lines.find_map(|(found, count)| (found == series).then_some(count));
         count.map_or(0, |count| count.parse::<usize>().expect("a count"))
+    };
+    let hits = async |priority: &str| {
+        let labels = format!("priority=\"{priority}\",outcome=\"hit\"");
+        counted(&format!("clipkeep_feature_cache_requests_total{{{labels}}}")).await
     };
     let taught = server.teach("default", "flora", zip(&pictures)).await;
     assert_eq!(
@@ -199,6 +200,7 @@ async fn an_image_that_a_job_has_encoded_is_known_to_those_who_come_after() {
     let (_, image) = pictures[0].clone();
     let first = server.classify("/v1/models/default/classify", image).await;
     assert_eq!(hits("interactive").await, 1);
+    assert_eq!(counted("clipkeep_known_head_seconds_count").await, 1);
 
     Answer::to(server.post("/v1/models").json(&json!({"name": "other"})))
         .await

@@ -59,7 +59,7 @@ fn the_embedded_backbone_knows_the_classes_it_was_trained_on() {
 }
 
 #[test]
-fn what_is_rounded_gives_the_same_answers() {
+fn what_is_rounded_answers_nearly_always_the_same() {
     let Some(archive) = shared("data/cifar100/base-test.zip") else {
         return;
     };

@@ -141,19 +141,11 @@ impl<T: Operand> Packed<T> {
         let of = &shape.transformer;
         let (width, patch, tokens) = (of.width, shape.patch_size, shape.tokens());
         let (panel, inputs) = (kernel.columns(), 3 * patch * patch);
-        let embeddings = "vision_model.embeddings";
         let patches = take(
-            &format!("{embeddings}.patch_embedding.weight"),
+            "vision_model.embeddings.patch_embedding.weight",
             &[width, 3, patch, patch],
         )?;
-        let class = take(&format!("{embeddings}.class_embedding"), &[width])?;
-        let positions = take(
-            &format!("{embeddings}.position_embedding.weight"),
-            &[tokens, width],
-        )?;
-        let mut positions = positions.into_owned();
-        let first = positions.iter_mut().zip(class.iter());
-        first.for_each(|(position, class)| *position += class);
+        let positions = shape.positions(take)?;
         let projection = take("visual_projection.weight", &[shape.dim, width])?;
         let chunk = TOKENS.div_ceil(tokens);
         let threads = rayon::current_num_threads();

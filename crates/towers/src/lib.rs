@@ -132,6 +132,19 @@ impl ImageShape {
     pub fn tokens(&self) -> usize {
         self.grid().pow(2) + 1
     }
+
+    /// What is added to each token's place, `(tokens, width)`: its position's embedding, and to the first the class token's, which is
+    /// all that this place has.
+    fn positions<E>(&self, take: &mut Take<'_, E>) -> Result<Vec<f32>, E> {
+        let (embeddings, width) = ("vision_model.embeddings", self.transformer.width);
+        let class = take(&format!("{embeddings}.class_embedding"), &[width])?;
+        let name = format!("{embeddings}.position_embedding.weight");
+        let mut positions = take(&name, &[self.tokens(), width])?.into_owned();
+        for (position, class) in positions.iter_mut().zip(class.iter()) {
+            *position += class;
+        }
+        Ok(positions)
+    }
 }
 
 /// What image towers count bytes from: they multiply a byte less this, which is exact in bfloat16 as it is in f32. So what they
@@ -242,11 +255,6 @@ impl ImageTower {
             "images of another size"
         );
         in_pool(|| self.packed.forward(images, states, pause))
-    }
-
-    /// The dimensions.
-    pub fn shape(&self) -> &ImageShape {
-        &self.shape
     }
 }
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::vectors::{Column, Vectors};
-use super::{Filter, PRECISION, Scaling, Size, Window, resize};
+use super::{Filter, PRECISION, Scaling, Size, Window, resize, taps};
 
 fn scaling(from: Size, to: Size, filter: Filter) -> Scaling {
     Scaling { from, to, filter }
@@ -211,6 +211,16 @@ fn catmull_rom(x: f64) -> f64 {
     } else {
         0.0
     }
+}
+
+/// A column of 50,000,000 pixels that is to be 224 wide: only rows of its middle are looked at.
+#[test]
+fn the_middle_of_a_very_long_target_is_where_it_should_be() {
+    let (source, target) = (50_000_000, 224 * 50_000_000);
+    let middle = target / 2 - 112..target / 2 + 112;
+    let starts = taps(Filter::Nearest, source, target, middle).map(|tap| tap.start);
+    let [left, right] = [24_999_999, 25_000_000].map(|start| [start; 112]);
+    assert_eq!(starts.collect::<Vec<_>>(), [left, right].concat());
 }
 
 fn whole(size: Size) -> Window {

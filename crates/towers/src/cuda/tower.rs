@@ -92,26 +92,23 @@ impl Tower {
         take: &mut Take<'_, E>,
     ) -> Result<Self, E> {
         let of = shape.transformer;
-        let (width, patch, tokens) = (of.width, shape.patch_size, shape.tokens());
+        let (width, patch) = (of.width, shape.patch_size);
         let mut weights = Weights {
             stream,
             epsilon: of.layer_norm_epsilon,
             take,
         };
-        let embeddings = "vision_model.embeddings";
-        let name = format!("{embeddings}.patch_embedding.weight");
-        let patches = (weights.take)(&name, &[width, 3, patch, patch])?;
+        let patches = (weights.take)(
+            "vision_model.embeddings.patch_embedding.weight",
+            &[width, 3, patch, patch],
+        )?;
         let zeros = vec![0.0; inputs(&shape) - 3 * patch * patch];
         let patches = patches.chunks_exact(3 * patch * patch);
         let patches: Vec<f32> = patches
             .flat_map(|patch| patch.iter().chain(&zeros))
             .copied()
             .collect();
-        let class = (weights.take)(&format!("{embeddings}.class_embedding"), &[width])?;
-        let name = format!("{embeddings}.position_embedding.weight");
-        let mut positions = (weights.take)(&name, &[tokens, width])?.into_owned();
-        let first = positions.iter_mut().zip(class.iter());
-        first.for_each(|(position, class)| *position += class);
+        let positions = shape.positions(weights.take)?;
         let layers = (0..of.layers).map(|layer| {
             let prefix = format!("vision_model.encoder.layers.{layer}");
             let attention = ["q_proj", "k_proj", "v_proj"].map(|name| format!("{prefix}.self_attn.{name}"));

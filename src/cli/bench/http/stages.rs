@@ -13,16 +13,24 @@ use tokio::time::{Instant, sleep};
 #[derive(Debug, Default)]
 pub(super) struct Stages(BTreeMap<String, (f64, f64)>);
 
-/// The histograms whose means are told, each with the stage it is of.
-const HISTOGRAMS: [(&str, &str); 5] = [
-    ("clipkeep_decode_wait_seconds", "wait for decoding, an image"),
-    ("clipkeep_decode_seconds", "decode, an image"),
-    ("clipkeep_queue_wait_seconds", "queue, an image"),
-    ("clipkeep_encode_seconds", "encode, a batch"),
-    ("clipkeep_head_seconds", "heads, a batch"),
+/// The histograms whose means are told, with their labels, each with the stage it is of.
+const HISTOGRAMS: [(&str, &str, &str); 6] = [
+    (
+        "clipkeep_decode_wait_seconds",
+        INTERACTIVE,
+        "wait for decoding, an image",
+    ),
+    ("clipkeep_decode_seconds", INTERACTIVE, "decode, an image"),
+    ("clipkeep_queue_wait_seconds", INTERACTIVE, "queue, an image"),
+    ("clipkeep_encode_seconds", INTERACTIVE, "encode, a batch"),
+    ("clipkeep_head_seconds", INTERACTIVE, "heads, a batch"),
+    (
+        "clipkeep_known_head_seconds",
+        "",
+        "heads of known images, a product",
+    ),
 ];
 
-/// Their label.
 const INTERACTIVE: &str = r#"{priority="interactive"}"#;
 
 impl Stages {
@@ -45,9 +53,9 @@ impl Stages {
             let mut values = lines.filter(|(found, _)| *found == name);
             values.next().and_then(|(_, value)| value.parse::<f64>().ok())
         };
-        let of = |(name, stage): &(&str, &str)| {
-            let sum = value(&format!("{name}_sum{INTERACTIVE}"))?;
-            let count = value(&format!("{name}_count{INTERACTIVE}"))?;
+        let of = |(name, labels, stage): &(&str, &str, &str)| {
+            let sum = value(&format!("{name}_sum{labels}"))?;
+            let count = value(&format!("{name}_count{labels}"))?;
             Some(((*stage).to_owned(), (sum, count)))
         };
         Self(HISTOGRAMS.iter().filter_map(of).collect())
