@@ -21,6 +21,7 @@ const DECODE: &str = "clipkeep_decode_seconds";
 const FEATURE_CACHE: &str = "clipkeep_feature_cache_requests_total";
 const ENCODE: &str = "clipkeep_encode_seconds";
 const HEAD: &str = "clipkeep_head_seconds";
+const KNOWN_WAIT: &str = "clipkeep_known_head_wait_seconds";
 const KNOWN_HEAD: &str = "clipkeep_known_head_seconds";
 const BATCH: &str = "clipkeep_batch_size";
 const JOBS: &str = "clipkeep_jobs_total";
@@ -32,8 +33,8 @@ const FORGETTING: &str = "clipkeep_forgetting_ratio";
 /// How often what histograms were told is summed up.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-const SECONDS: [f64; 14] = [
-    0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+const SECONDS: [f64; 16] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 const JOB_SECONDS: [f64; 9] = [0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0];
 const IMAGES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
@@ -89,9 +90,14 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "Time of one batch in its heads, by who waits for it"
     );
     describe_histogram!(
+        KNOWN_WAIT,
+        Unit::Seconds,
+        "Time a request's images that were remembered when they were looked up waited for a head that was at others"
+    );
+    describe_histogram!(
         KNOWN_HEAD,
         Unit::Seconds,
-        "Time of a head for images whose features are remembered, of as many as wait for it at a time"
+        "Time of a head for images that were remembered when they were looked up, of all that waited for it"
     );
     describe_histogram!(BATCH, "Images or texts in a batch, by who waits for it");
     describe_counter!(JOBS, "Jobs that ended, by outcome");
@@ -171,6 +177,11 @@ pub fn batch_encoded(priority: &'static str, size: usize, encode: Duration, head
     histogram!(BATCH, "priority" => priority).record(size as f64);
     histogram!(ENCODE, "priority" => priority).record(encode);
     histogram!(HEAD, "priority" => priority).record(head);
+}
+
+/// A request's images whose features are remembered waited so long for their head.
+pub fn known_waited(time: Duration) {
+    histogram!(KNOWN_WAIT).record(time);
 }
 
 /// A head scored images whose features are remembered, all who waited for it.

@@ -3,8 +3,8 @@
 //! Owner: the image processor. Source: Pillow's `libImaging/Resample.c` (coefficients in double precision, rounded to
 //! 22 fractional bits; a horizontal pass into 8 bits, then a vertical one) and, for `Nearest`, the affine transform of
 //! `libImaging/Geometry.c`. Invariants: memory is bounded by the window and by the longer side of the picture; time
-//! by the window and the source pixels under it, not by the size of the whole target: a picture of 1×20000 pixels may
-//! well be enlarged to 224×4480000, and one of 1×50000000 squeezed into 224×224.
+//! by the window and the source pixels under it, and by 2²⁴ sums for `Nearest` at most, not by the size of the whole
+//! target: a picture of 1×20000 pixels may well be enlarged to 224×4480000, and one of 1×50000000 squeezed into 224×224.
 
 use std::collections::VecDeque;
 use std::ops::Range;

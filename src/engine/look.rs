@@ -47,11 +47,11 @@ struct Begun {
     answers: Option<oneshot::Receiver<Scored>>,
 }
 
-/// What became of a request's images.
+/// Images of a request that were looked at.
 pub struct LookedAll {
     /// One result an image, in order.
     pub images: Vec<Result<Looked, EngineError>>,
-    /// From the request for it until the last one was found or decoded, before any was answered.
+    /// From the call until the last one was found or decoded, before any was answered.
     pub decode: Duration,
 }
 
@@ -81,10 +81,8 @@ impl Engine {
         let (shared, asked) = (Arc::clone(&self.shared), asked.clone());
         let begin = move |found: Vec<_>| {
             let decode = started.elapsed();
-            (
-                decode,
-                shared.begun(found.into_iter().map(of_image).collect(), &asked),
-            )
+            let begun = shared.begun(found.into_iter().map(of_image).collect(), &asked);
+            (decode, begun)
         };
         let begun = self.shared.decode.run_all(works, begin).await?;
         let (decode, begun) = begun.map_err(|Panicked| a_head_panicked())?;
@@ -237,12 +235,14 @@ mod tests {
     }
 
     async fn looked(engine: &Engine, files: Vec<Bytes>, asked: &Asked) -> Vec<Looked> {
-        let looked = engine.look_at_all(files, asked).await.expect("an idle pool");
-        looked
-            .images
-            .into_iter()
-            .collect::<Result<_, _>>()
-            .expect("all are images")
+        timed(engine, files, asked).await.0
+    }
+
+    /// And how long decoding took.
+    async fn timed(engine: &Engine, files: Vec<Bytes>, asked: &Asked) -> (Vec<Looked>, Duration) {
+        let LookedAll { images, decode } = engine.look_at_all(files, asked).await.expect("an idle pool");
+        let images = images.into_iter().collect::<Result<_, _>>();
+        (images.expect("all are images"), decode)
     }
 
     #[tokio::test]
@@ -276,13 +276,22 @@ mod tests {
         let rows = vec![Arc::from(vec![1.0; engine.info().dim]); 65];
         let (first, is_first) = engine.shared.scoring.ask(&head, rows);
         assert!(is_first);
-        let mut waiting = pin!(looked(&engine, files([10]), &asked));
+        let started = Instant::now();
+        let mut waiting = pin!(timed(&engine, files([10]), &asked));
         let early = tokio::time::timeout(Duration::from_millis(200), waiting.as_mut()).await;
         assert!(early.is_err(), "it waits for its turn");
         let (shared, of_first) = (Arc::clone(&engine.shared), Arc::clone(&head));
         engine.shared.decode.go_on(move || shared.take_turn(&of_first));
         let answered = tokio::time::timeout(Duration::from_secs(10), waiting).await;
-        let answered = answered.expect("the turn after that one is its own");
+        let (answered, decode) = answered.expect("the turn after that one is its own");
+        let Looked::Known(Output { timing, .. }) = &answered[0] else {
+            panic!("it was seen");
+        };
+        let stages = decode + timing.queue + timing.head;
+        assert!(
+            timing.queue > Duration::ZERO && stages <= started.elapsed(),
+            "{stages:?}"
+        );
         assert_eq!(values(&engine, answered).await, wanted);
         assert_eq!(first.await.expect("an answer").expect("scored").len(), 65);
         engine.stop();

@@ -163,7 +163,7 @@ impl Output {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timing {
     /// From the queue's entrance to the end of the forward, without the forward: before the batch's turn, while the device was at
-    /// the batch before, and in pauses.
+    /// the batch before, and in pauses. Of an image that is known, until its head was done with others.
     pub queue: Duration,
     /// The backbone's forward of the whole batch.
     pub encode: Duration,

@@ -36,6 +36,7 @@ pub(super) struct Scoring {
 /// A request's known images.
 struct Asking {
     rows: Rows,
+    asked: Instant,
     reply: oneshot::Sender<Scored>,
 }
 
@@ -44,7 +45,8 @@ impl Scoring {
     /// is at that head.
     pub(super) fn ask(&self, head: &Arc<Head>, rows: Rows) -> (oneshot::Receiver<Scored>, bool) {
         let (reply, answer) = oneshot::channel();
-        let asking = Asking { rows, reply };
+        let asked = Instant::now();
+        let asking = Asking { rows, asked, reply };
         let mut underway = self.underway();
         let is_first = match underway.entry(address(head)) {
             Entry::Occupied(mut waiting) => {
@@ -138,13 +140,18 @@ fn score(asked: Vec<Asking>, probabilities: impl Fn(&[Arc<[f32]>]) -> Result<Vec
         .flat_map(|asking| asking.rows.iter().cloned())
         .collect();
     let scores = probabilities(&rows);
-    let timing = Timing {
-        head: started.elapsed(),
-        ..Timing::default()
-    };
-    metrics::known_scored(timing.head);
+    let head = started.elapsed();
+    if scores.is_ok() {
+        metrics::known_scored(head);
+    }
     let mut scores = scores.map(Vec::into_iter);
-    for Asking { rows, reply } in asked {
+    for Asking { rows, asked, reply } in asked {
+        let timing = Timing {
+            queue: started.saturating_duration_since(asked),
+            head,
+            ..Timing::default()
+        };
+        metrics::known_waited(timing.queue);
         let scored = match &mut scores {
             Ok(scores) => {
                 // All of its own, whatever becomes of one of them: what is left are others'.

@@ -9,12 +9,13 @@ use reqwest::{Client, Url};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-/// The sums and counts of a server's histograms, by stage: of what somebody waits for, and not a job.
+/// The sums and counts of a server's histograms, by stage: of what somebody waits for, and not a job, which asks no head about images
+/// that are known.
 #[derive(Debug, Default)]
 pub(super) struct Stages(BTreeMap<String, (f64, f64)>);
 
 /// The histograms whose means are told, with their labels, each with the stage it is of.
-const HISTOGRAMS: [(&str, &str, &str); 6] = [
+const HISTOGRAMS: [(&str, &str, &str); 7] = [
     (
         "clipkeep_decode_wait_seconds",
         INTERACTIVE,
@@ -24,6 +25,11 @@ const HISTOGRAMS: [(&str, &str, &str); 6] = [
     ("clipkeep_queue_wait_seconds", INTERACTIVE, "queue, an image"),
     ("clipkeep_encode_seconds", INTERACTIVE, "encode, a batch"),
     ("clipkeep_head_seconds", INTERACTIVE, "heads, a batch"),
+    (
+        "clipkeep_known_head_wait_seconds",
+        "",
+        "wait for the head of known images, a request",
+    ),
     (
         "clipkeep_known_head_seconds",
         "",
@@ -126,13 +132,15 @@ mod tests {
         let text = |sum: f64, count: u32| {
             format!(
                 "# TYPE clipkeep_decode_seconds histogram\nclipkeep_decode_seconds_sum{{priority=\"background\"}} 9\n\
-                 clipkeep_decode_seconds_sum{INTERACTIVE} {sum}\nclipkeep_decode_seconds_count{INTERACTIVE} {count}\n"
+                 clipkeep_decode_seconds_sum{INTERACTIVE} {sum}\nclipkeep_decode_seconds_count{INTERACTIVE} {count}\n\
+                 clipkeep_known_head_seconds_sum {sum}\nclipkeep_known_head_seconds_count {count}\n"
             )
         };
         let (before, after) = (Stages::parse(&text(1.0, 10)), Stages::parse(&text(1.5, 20)));
         let means = after.since(&before);
-        assert_eq!(means.keys().collect::<Vec<_>>(), ["decode, an image"]);
-        assert!((means["decode, an image"] - 50.0).abs() < 1e-9);
+        let stages = ["decode, an image", "heads of known images, a product"];
+        assert_eq!(means.keys().collect::<Vec<_>>(), stages);
+        assert!(means.values().all(|mean| (mean - 50.0).abs() < 1e-9), "{means:?}");
         assert!(before.since(&before).is_empty(), "nothing came in between");
     }
 }
